@@ -1,0 +1,1 @@
+"""Engines place processes (start, watch, stop); they never carry requests."""

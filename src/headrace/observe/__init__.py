@@ -1,0 +1,1 @@
+"""What lets people see: counters, histograms, logs."""

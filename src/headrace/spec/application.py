@@ -1,0 +1,60 @@
+"""What a driver hands to the controller: an application as data. No user object is in it, only bytes that make one."""
+
+from __future__ import annotations
+
+import msgspec
+
+from headrace.spec.options import DeploymentOptions
+
+
+class ImportedCode(msgspec.Struct, frozen=True, tag="import"):
+    """Code that a replica imports: `module`, then the dotted `qualname` in it (a Deployment there is unwrapped)."""
+
+    module: str
+    qualname: str
+
+
+class PickledCode(msgspec.Struct, frozen=True, tag="pickle"):
+    """Code that no replica could import (`__main__`, a notebook, a closure): cloudpickle bytes of the callable."""
+
+    data: bytes
+
+
+Code = ImportedCode | PickledCode
+
+
+class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One deployment of one revision.
+
+    `arguments` is the cloudpickle of `(args, kwargs)` of the constructor, in which each bound deployment stands as a
+    persistent id `("deployment", name)` and becomes a handle in the replica. `digest` is over code, arguments and
+    resources: equal digests may share replicas. `max_ongoing_requests` is resolved (never None). `uses` names the
+    deployments that the arguments refer to: callees start before and stop after their callers.
+    """
+
+    name: str
+    code: Code
+    arguments: bytes
+    options: DeploymentOptions
+    digest: str
+    max_ongoing_requests: int
+    uses: tuple[str, ...] = ()
+    is_function: bool = False
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica process needs of the place where the application was built."""
+
+    sys_path: tuple[str, ...] = ()
+    cwd: str = ""
+    variables: dict[str, str] = {}
+
+
+class ApplicationSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One application as it should be. `route_prefix` None means no HTTP. `ingress` names the deployment at the door."""
+
+    name: str
+    route_prefix: str | None
+    ingress: str
+    deployments: tuple[DeploymentSpec, ...]
+    environment: Environment = Environment()

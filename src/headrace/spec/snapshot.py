@@ -1,0 +1,99 @@
+"""The versioned snapshot that the controller publishes and every router lives by; its differences; pure functions.
+
+A deployment entry is keyed by `app/name@digest`: revisions whose digest of a deployment is the same name the same key,
+and so share its replicas.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ReplicaEntry(msgspec.Struct, frozen=True, array_like=True):
+    """A replica that takes calls at `address` (`unix:PATH` or `tcp:HOST:PORT`). `id` is `deployment#n`, unique per app."""
+
+    id: str
+    address: str
+
+
+class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What a router needs to know of one deployment. Only replicas that take calls are listed.
+
+    `failed` is the reason why no replica will come ("" while one may still come): calls fail at once instead of queueing.
+    """
+
+    key: str
+    app: str
+    name: str
+    max_ongoing_requests: int
+    max_queued_requests: int
+    repeatable: bool = True
+    failed: str = ""
+    replicas: tuple[ReplicaEntry, ...] = ()
+
+
+class RevisionEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One revision that lives: its share of new traffic (`weight` >= 0) and deployment name -> entry key."""
+
+    number: int
+    weight: float
+    deployments: dict[str, str]
+
+
+class ApplicationEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One application: `ingress` is the deployment at the door; `route_prefix` None means no HTTP.
+
+    `failed` is why the application has no revision to take traffic ("" while one may come).
+    """
+
+    name: str
+    route_prefix: str | None
+    ingress: str
+    revisions: tuple[RevisionEntry, ...] = ()
+    failed: str = ""
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """All that routers route by, at one version. Versions only grow, also over restarts of the controller."""
+
+    version: int = 0
+    instance: str = "default"
+    applications: dict[str, ApplicationEntry] = {}
+    deployments: dict[str, DeploymentEntry] = {}
+
+
+class SnapshotDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """What changed between two versions. An entry that changed is sent whole."""
+
+    from_version: int
+    to_version: int
+    applications: dict[str, ApplicationEntry] = {}
+    removed_applications: tuple[str, ...] = ()
+    deployments: dict[str, DeploymentEntry] = {}
+    removed_deployments: tuple[str, ...] = ()
+
+
+def diff(old: Snapshot, new: Snapshot) -> SnapshotDelta:
+    """The delta that `apply` turns `old` into `new` with."""
+    return SnapshotDelta(
+        from_version=old.version,
+        to_version=new.version,
+        applications={k: v for k, v in new.applications.items() if old.applications.get(k) != v},
+        removed_applications=tuple(k for k in old.applications if k not in new.applications),
+        deployments={k: v for k, v in new.deployments.items() if old.deployments.get(k) != v},
+        removed_deployments=tuple(k for k in old.deployments if k not in new.deployments),
+    )
+
+
+def apply(old: Snapshot, delta: SnapshotDelta) -> Snapshot:
+    """`old` with `delta` applied. Raises ValueError when the delta is not from `old`'s version."""
+    if delta.from_version != old.version:
+        raise ValueError(f"a delta from version {delta.from_version} cannot be applied to version {old.version}")
+    applications = {k: v for k, v in old.applications.items() if k not in delta.removed_applications}
+    deployments = {k: v for k, v in old.deployments.items() if k not in delta.removed_deployments}
+    return Snapshot(
+        version=delta.to_version,
+        instance=old.instance,
+        applications=applications | delta.applications,
+        deployments=deployments | delta.deployments,
+    )

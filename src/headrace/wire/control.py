@@ -1,0 +1,237 @@
+"""The control protocol: what the controller, the ingress, workers and drivers say to each other, off the request path.
+
+In: bytes of the private control socket. Out: the structs below. Each message is `u32 length | msgpack`, a tagged union.
+Who says what:
+  anyone      -> controller: Hello first, then Subscribe (to be sent snapshots), SnapshotAck
+  controller  -> anyone subscribed: SnapshotMessage once, then DeltaMessage for each change
+  worker      -> controller: ReplicaReport whenever its replica's state changes, and after each (re)connect
+  ingress     -> controller: IngressReport likewise
+  controller  -> worker: HostReplica, DrainReplica, ReconfigureReplica; a worker is stopped through the engine
+  driver, CLI -> controller: Request (answered by one Response of the same id)
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from headrace.spec.application import ApplicationSpec, DeploymentSpec, Environment
+from headrace.spec.config import HTTPOptions
+from headrace.spec.errors import ProtocolError
+from headrace.spec.snapshot import Snapshot, SnapshotDelta
+from headrace.spec.status import ReplicaState, ServeStatus
+
+CONTROL_VERSION = 1
+MAX_CONTROL_BYTES = 512 * 1024 * 1024  # a pickled model may be a constructor argument
+LENGTH = struct.Struct("<I")
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The first message each way. `role` is `controller`, `ingress`, `worker`, `driver` or `cli`; `id` is unique."""
+
+    role: str
+    id: str
+    pid: int
+    version: int = CONTROL_VERSION
+
+
+class Subscribe(msgspec.Struct, frozen=True, tag=True):
+    """Send me snapshots. `have` is the version that the sender holds already (0 for none)."""
+
+    have: int = 0
+
+
+class SnapshotMessage(msgspec.Struct, frozen=True, tag=True):
+    snapshot: Snapshot
+
+
+class DeltaMessage(msgspec.Struct, frozen=True, tag=True):
+    delta: SnapshotDelta
+
+
+class SnapshotAck(msgspec.Struct, frozen=True, tag=True):
+    """The sender routes by this version from now on."""
+
+    version: int
+
+
+class HostReplica(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Host this replica: load its code, construct it, listen on `address`, and report."""
+
+    replica_id: str
+    app: str
+    key: str
+    revision: int
+    spec: DeploymentSpec
+    environment: Environment
+    address: str
+
+
+class DrainReplica(msgspec.Struct, frozen=True, tag=True):
+    """Take no new calls, finish those in work, then report STOPPED and exit; after `deadline_s` exit regardless."""
+
+    replica_id: str
+    deadline_s: float
+
+
+class ReconfigureReplica(msgspec.Struct, frozen=True, tag=True):
+    """Options of the replica changed in place: call `reconfigure` if `user_config` changed, then report."""
+
+    replica_id: str
+    spec: DeploymentSpec
+
+
+class ReplicaReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The state of a replica as its worker knows it. `error` carries the traceback of a failed start."""
+
+    replica_id: str
+    app: str
+    key: str
+    revision: int
+    state: ReplicaState
+    address: str
+    pid: int
+    ongoing: int = 0
+    error: str = ""
+
+
+class IngressReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """An ingress listens on host:port (`draining` once it has stopped to accept)."""
+
+    ingress_id: str
+    pid: int
+    host: str
+    port: int
+    draining: bool = False
+
+
+class Deploy(msgspec.Struct, frozen=True, tag=True):
+    """Make the application so. Answered when it runs (Deployed) or has failed (an error); `wait` False answers at once."""
+
+    spec: ApplicationSpec
+    wait: bool = True
+
+
+class Delete(msgspec.Struct, frozen=True, tag=True):
+    """Delete the application; answered when its last replica is gone."""
+
+    app: str
+
+
+class GetStatus(msgspec.Struct, frozen=True, tag=True):
+    """Answered by a ServeStatus."""
+
+
+class GetSnapshot(msgspec.Struct, frozen=True, tag=True):
+    """Answered by the current Snapshot."""
+
+
+class StartHTTP(msgspec.Struct, frozen=True, tag=True):
+    """Have this many ingress processes with these options. Answered when they listen."""
+
+    options: HTTPOptions
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Drain and stop all, the keeper last. Answered at once; the keeper's exit is the end."""
+
+
+Operation = Deploy | Delete | GetStatus | GetSnapshot | StartHTTP | Shutdown
+
+
+class Request(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    operation: Operation
+
+
+class Deployed(msgspec.Struct, frozen=True, tag=True):
+    """The application runs at this revision; routers that know `version` of the snapshot know it."""
+
+    app: str
+    revision: int
+    version: int
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """It is done, and there is nothing to tell."""
+
+
+class Status(msgspec.Struct, frozen=True, tag=True):
+    status: ServeStatus
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The operation failed: `error` names a class of `headrace.spec.errors`, `message` is its message."""
+
+    error: str
+    message: str
+
+
+Answer = Deployed | Done | Status | SnapshotMessage | Failed
+
+
+class Response(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    answer: Answer
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """What is going on with the operation of this id, for a person to read."""
+
+    id: int
+    line: str
+
+
+Message = (
+    Hello
+    | Subscribe
+    | SnapshotMessage
+    | DeltaMessage
+    | SnapshotAck
+    | HostReplica
+    | DrainReplica
+    | ReconfigureReplica
+    | ReplicaReport
+    | IngressReport
+    | Request
+    | Response
+    | Progress
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """The message with its length before it."""
+    body = _encoder.encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+class MessageBuffer:
+    """Bytes in, whole messages out. Raises ProtocolError for what is too long or no message."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that `data` completes, in order."""
+        rest = self._rest
+        rest += data
+        messages: list[Message] = []
+        at = 0
+        while len(rest) - at >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(rest, at)
+            if length > MAX_CONTROL_BYTES:
+                raise ProtocolError(f"a control message of {length} bytes is over the limit of {MAX_CONTROL_BYTES}")
+            if len(rest) - at - LENGTH.size < length:
+                break
+            start = at + LENGTH.size
+            try:
+                messages.append(_decoder.decode(bytes(rest[start : start + length])))
+            except msgspec.MsgspecError as error:
+                raise ProtocolError(f"not a control message: {error}") from error
+            at = start + length
+        del rest[:at]
+        return messages

@@ -1,0 +1,93 @@
+"""The data plane's frames: header, kinds, flags, and the metadata of a call. Bytes in and out; no socket here.
+
+A frame is `u32 length | u32 stream | u16 meta | u16 load | u8 kind | u8 flags`, little endian, then `length` bytes of
+which the first `meta` are metadata (msgpack) and the rest payload. `stream` numbers the call on its connection, chosen
+by the caller, never reused; 0 is the connection itself. Replies carry the replica's `load`, its calls in work.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+HEADER = struct.Struct("<IIHHBB")
+HEADER_BYTES = HEADER.size
+MAX_FRAME_BYTES = 64 * 1024
+MAX_PAYLOAD_BYTES = MAX_FRAME_BYTES - HEADER_BYTES
+MAX_META_BYTES = 48 * 1024
+WINDOW_BYTES = 256 * 1024  # what a stream may send before it needs credit
+U32 = struct.Struct("<I")
+WAITING_COUNTS = struct.Struct("<II")
+
+HELLO, CALL, DATA, REPLY, ERROR, CANCEL, CREDIT, REJECT = 1, 2, 3, 4, 5, 6, 7, 8
+WAITING, WITHDRAW, OFFER, DECLINE, ITEM, ARENA, RELEASE, GOAWAY = 9, 10, 11, 12, 13, 14, 15, 16
+
+# Flags of CALL, DATA and REPLY.
+MORE = 1  # DATA frames follow on this stream
+HTTP = 2  # CALL: meta has an HTTP head; REPLY: payload is an HTTP body, meta its msgpack ResponseHead (empty: 200 JSON)
+LEASED = 4  # CALL: uses the slot that was offered
+STREAM = 8  # CALL: the result is wanted as items
+OFFERED = 16  # REPLY, ERROR: the slot that this reply frees is offered to the same caller
+ARENAS = 32  # payload refers to blocks of arenas
+
+
+class CallMeta(msgspec.Struct, array_like=True, gc=False):
+    """What every call carries. `remaining_s` is how long its answer still matters (-1: no deadline), never a clock time.
+
+    `http` is the msgpack of an HttpHead (nil when the call is no HTTP request), decoded only when asked for.
+    """
+
+    request_id: str
+    app: str
+    revision: int
+    snapshot: int
+    key: str
+    method: str
+    remaining_s: float = -1.0
+    attempt: int = 1
+    sticky: str | None = None
+    model_id: str | None = None
+    trace: str | None = None
+    http: msgspec.Raw = msgspec.Raw(b"\xc0")
+
+
+class HttpHead(msgspec.Struct, array_like=True, gc=False):
+    """The head of an HTTP request as the client sent it: `target` is the raw path with its query; names in lower case."""
+
+    method: str
+    target: bytes
+    root_path: str
+    headers: list[tuple[bytes, bytes]]
+    http_version: str
+    scheme: str
+    client: tuple[str, int] | None
+    server: tuple[str, int] | None
+
+
+class ResponseHead(msgspec.Struct, array_like=True, gc=False):
+    """The head of an HTTP response, without framing headers (length, encoding, connection): those are the ingress's."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+
+
+class ErrorInfo(msgspec.Struct, array_like=True, gc=False):
+    """An error on its way to the caller. `pickled` is the exception itself (empty where it could not be pickled)."""
+
+    type_name: str
+    message: str
+    traceback_text: str
+    status: int
+    pickled: bytes = b""
+    retry_after_s: float = 0.0
+
+
+class HelloInfo(msgspec.Struct, array_like=True, gc=False):
+    """The first frame each way."""
+
+    version: int
+    role: str
+    id: str
+    limit: int = 0  # from a replica: its max_ongoing_requests
