@@ -107,7 +107,7 @@ class IngressReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Deploy(msgspec.Struct, frozen=True, tag=True):
-    """Make the application so. Answered when it runs (Deployed) or has failed (an error); `wait` False answers at once."""
+    """Make the application so. Answered when it runs (Deployed) or has failed; `wait` False answers at once."""
 
     spec: ApplicationSpec
     wait: bool = True

@@ -1,0 +1,137 @@
+"""A process's standing connection to its controller.
+
+In: messages of the controller, handed to the owner's `on_message` on the event loop. Out: the owner's messages, and by
+itself Hello, Subscribe, and a SnapshotAck for each snapshot or delta once the owner's `on_message` has returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from headrace.spec.errors import PeerVersionError
+from headrace.wire.channel import ControlChannel
+from headrace.wire.control import (
+    CONTROL_VERSION,
+    DeltaMessage,
+    Hello,
+    Message,
+    SnapshotAck,
+    SnapshotMessage,
+    Subscribe,
+)
+
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 0.02
+LAST_RETRY_S = 1.0
+
+
+class ControlLink:
+    """A connection to the controller: says hello, subscribes, delivers messages, reconnects with backoff for ever.
+
+    `have` tells the snapshot version that the owner routes by (0 for none), asked at each connect. `on_connect` is
+    called each time the controller has said hello: there the owner reports its state anew. A DeltaMessage is delivered
+    only when it starts from the version that was delivered (or held) before; otherwise a whole snapshot is asked for.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        hello: Hello,
+        on_message: Callable[[Message], None],
+        *,
+        have: Callable[[], int] | None = None,
+        on_connect: Callable[[], None] | None = None,
+        subscribe: bool = True,
+    ) -> None:
+        self._path = path
+        self._hello = hello
+        self._on_message = on_message
+        self._have = have
+        self._on_connect = on_connect
+        self._subscribe = subscribe
+        self._channel: ControlChannel | None = None
+        self._ended: asyncio.Event | None = None
+        self._version = 0
+        self._connected = False
+        self._random = random.Random()
+
+    def __repr__(self) -> str:
+        return f"<ControlLink of {self._hello.id} {'connected' if self._connected else 'not connected'}>"
+
+    @property
+    def connected(self) -> bool:
+        """Whether the controller has said hello on the present connection."""
+        return self._connected
+
+    async def run(self) -> None:
+        """Keep the link up until cancelled; a cancelled link is closed."""
+        loop = asyncio.get_running_loop()
+        wait_s = FIRST_RETRY_S
+        while True:
+            self._ended = ended = asyncio.Event()
+            try:
+                _, self._channel = await loop.create_unix_connection(
+                    lambda: ControlChannel(self._received, self._closed), self._path
+                )
+            except OSError as error:
+                logger.debug("%s cannot reach the controller at %s: %s", self._hello.id, self._path, error)
+            else:
+                try:
+                    self._open(self._channel)
+                    await ended.wait()
+                finally:
+                    self._channel.abort()
+                    self._channel = None
+                    if self._connected:
+                        wait_s = FIRST_RETRY_S
+                    self._connected = False
+            # Spread out: after the controller's restart all processes come back at once.
+            await asyncio.sleep(wait_s * self._random.uniform(0.75, 1.25))
+            wait_s = min(wait_s * 2, LAST_RETRY_S)
+
+    def _open(self, channel: ControlChannel) -> None:
+        channel.send(self._hello)
+        if self._subscribe:
+            self._version = self._have() if self._have is not None else 0
+            channel.send(Subscribe(self._version))
+
+    def send(self, message: Message) -> bool:
+        """Send the message. False: not connected now, and the message is dropped; report the state in `on_connect`."""
+        if self._channel is None or not self._connected:
+            return False
+        return self._channel.send(message)
+
+    def _received(self, channel: ControlChannel, message: Message) -> None:
+        match message:
+            case Hello(version=version):
+                if version != CONTROL_VERSION:
+                    raise PeerVersionError(
+                        f"the controller speaks version {version} of the control protocol, this process "
+                        f"({self._hello.id}) version {CONTROL_VERSION}; restart the instance"
+                    )
+                self._connected = True
+                if self._on_connect is not None:
+                    self._on_connect()
+            case SnapshotMessage(snapshot=snapshot):
+                self._on_message(message)
+                self._acknowledge(channel, snapshot.version)
+            case DeltaMessage(delta=delta):
+                if delta.from_version != self._version:
+                    channel.send(Subscribe(0))
+                    return
+                self._on_message(message)
+                self._acknowledge(channel, delta.to_version)
+            case _:
+                self._on_message(message)
+
+    def _acknowledge(self, channel: ControlChannel, version: int) -> None:
+        self._version = version
+        channel.send(SnapshotAck(version))
+
+    def _closed(self, channel: ControlChannel) -> None:
+        if self._ended is not None:
+            self._ended.set()
