@@ -1,0 +1,502 @@
+"""The callee's side of the data plane: one replica's socket, the calls that come over it, the answers that leave.
+
+In: connections of routers and their CALLs. Out: to the owner's `start`, each call that has a slot; to routers, replies
+with the replica's load, refusals, offers of freed slots. Which call may start is `core.gate`'s to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from headrace.core.gate import Gate
+from headrace.spec.errors import ProtocolError, RequestCancelledError
+from headrace.wire.buffers import Buffers
+from headrace.wire.connection import Connection, Outflow
+from headrace.wire.frames import (
+    ARENA,
+    ARENAS,
+    CALL,
+    CANCEL,
+    CREDIT,
+    DATA,
+    DECLINE,
+    ERROR,
+    GOAWAY,
+    HELLO,
+    LEASED,
+    MAX_PAYLOAD_BYTES,
+    MORE,
+    OFFER,
+    OFFERED,
+    PROTOCOL_VERSION,
+    REJECT,
+    RELEASE,
+    REPLY,
+    U32,
+    WAITING,
+    WAITING_COUNTS,
+    WINDOW_BYTES,
+    WITHDRAW,
+    CallMeta,
+    ErrorInfo,
+    HelloInfo,
+)
+
+if TYPE_CHECKING:
+    from headrace.wire.payload import Payload
+
+log = logging.getLogger("headrace.replica")
+
+BACKLOG = 1024
+NONE_WAITS = 0xFFFF
+_decode_meta = msgspec.msgpack.Decoder(CallMeta).decode
+_encode = msgspec.msgpack.Encoder().encode
+_PEER_CREDENTIALS = struct.Struct("3i")
+
+
+class Incoming:
+    """One call in work at this replica. Its slot is free when `reply`, `answer`, `fail` or `end` has been called."""
+
+    __slots__ = (
+        "_body_ended",
+        "_drain_waiter",
+        "_link",
+        "_outflow",
+        "_parts",
+        "_part_waiter",
+        "_stream",
+        "_whole",
+        "body",
+        "buffers",
+        "cancelled",
+        "flags",
+        "meta",
+        "on_cancel",
+    )
+
+    def __init__(self, link: CalleeLink, stream: int, flags: int, meta: CallMeta, body: bytes) -> None:
+        self._link = link
+        self._stream = stream
+        self.meta = meta
+        self.flags = flags
+        self.body: bytes | memoryview = body
+        self.buffers: Sequence[memoryview] = ()
+        self.cancelled = False
+        self.on_cancel: Callable[[], None] | None = None
+        self._outflow: Outflow | None = None
+
+    def __repr__(self) -> str:
+        return f"<Incoming {self.meta.request_id} {self.meta.method} stream={self._stream} cancelled={self.cancelled}>"
+
+    # --- the answer ------------------------------------------------------------------------------------------------
+
+    def reply(self, payload: bytes, meta: bytes = b"", flags: int = 0) -> None:
+        """The whole result, of any size."""
+        if len(payload) + len(meta) <= MAX_PAYLOAD_BYTES:
+            self._link.finish(self._stream, REPLY, flags, meta, b"" if self.cancelled else payload)
+        else:
+            self._reply_large([payload], meta, flags)
+
+    def answer(self, payload: Payload) -> None:
+        """The whole result of a call by handle."""
+        if payload.buffers:
+            self._reply_large(self._link.buffers.wrap(payload.data, payload.buffers), b"", ARENAS)
+        else:
+            self.reply(payload.data)
+
+    def fail(self, error: ErrorInfo) -> None:
+        """The call failed; after `start_reply`, the stream broke."""
+        if self._outflow is not None:
+            self._link.drop_outflow(self._stream)
+        payload = _encode(error)
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            short = error.traceback_text[-8192:]
+            payload = _encode(ErrorInfo(error.type_name, error.message[:8192], short, error.status))
+        self._link.finish(self._stream, ERROR, 0, b"", payload)
+
+    def start_reply(self, payload: bytes, meta: bytes, flags: int) -> None:
+        """The first part of a result that follows with `write` and `end`."""
+        if self.cancelled:
+            return
+        self._link.send(
+            self._stream, REPLY, flags | MORE, self._link.load, meta, payload[: MAX_PAYLOAD_BYTES - len(meta)]
+        )
+        self._outflow = self._link.open_outflow(self._stream, WINDOW_BYTES, self._on_drained)
+        rest = payload[MAX_PAYLOAD_BYTES - len(meta) :]
+        if rest:
+            self._outflow.write(rest, True)
+
+    def write(self, data: bytes) -> bool:
+        """The next part. False: wait for `drained` before the next."""
+        if self.cancelled or self._outflow is None:
+            return True
+        return not data or self._outflow.write(data, True)
+
+    async def drained(self) -> None:
+        """Until the caller has read enough for more to be sent. Raises RequestCancelledError when it has left."""
+        while not self.cancelled and self._outflow is not None and self._outflow.pending_bytes >= WINDOW_BYTES // 2:
+            self._drain_waiter = self._link.loop.create_future()
+            await self._drain_waiter
+        if self.cancelled:
+            raise RequestCancelledError(f"the caller of request {self.meta.request_id} has left")
+
+    def end(self) -> None:
+        """The streamed result is whole, and the call is done."""
+        if self._outflow is not None and not self.cancelled:
+            self._outflow.write(b"", False)
+        self._link.finish_streamed(self._stream)
+
+    def _reply_large(self, parts: Sequence[bytes | memoryview], meta: bytes, flags: int) -> None:
+        if self.cancelled:
+            self._link.finish(self._stream, REPLY, 0, b"", b"")
+            return
+        room = MAX_PAYLOAD_BYTES - len(meta)
+        first, rest = parts[0][:room], [parts[0][room:], *parts[1:]]
+        rest = [part for part in rest if len(part)]
+        self._link.finish(self._stream, REPLY, flags | (MORE if rest else 0), meta, bytes(first))
+        if rest:
+            outflow = self._link.open_outflow(self._stream, WINDOW_BYTES)
+            for i, part in enumerate(rest):
+                outflow.write(part, i + 1 < len(rest))
+
+    def _on_drained(self) -> None:
+        waiter = getattr(self, "_drain_waiter", None)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # --- the body --------------------------------------------------------------------------------------------------
+
+    def expect_body(self, whole: bool) -> None:
+        """More of the body follows. `whole`: join it before the call starts (handle calls)."""
+        self._parts: deque[bytes] = deque()
+        self._part_waiter: asyncio.Future[None] | None = None
+        self._body_ended = False
+        self._whole = whole
+
+    def feed(self, data: bytes, more: bool) -> bool:
+        """The next part has come. True: the body is whole, and the call was waiting for that."""
+        if data:
+            self._parts.append(data)
+        self._body_ended = not more
+        if self._whole:
+            self._link.consumed(self._stream, len(data))
+            if not more:
+                self.body = b"".join((self.body, *self._parts))
+                self._parts.clear()
+                return True
+            return False
+        if self._part_waiter is not None and not self._part_waiter.done():
+            self._part_waiter.set_result(None)
+        return False
+
+    async def read(self) -> bytes:
+        """The next part of the body, b"" at its end. Raises RequestCancelledError when the caller has left."""
+        if not self.flags & MORE:
+            return b""
+        while not self._parts and not self._body_ended and not self.cancelled:
+            self._part_waiter = self._link.loop.create_future()
+            await self._part_waiter
+        if self.cancelled:
+            raise RequestCancelledError(f"the caller of request {self.meta.request_id} left before the body was whole")
+        if not self._parts:
+            return b""
+        part = self._parts.popleft()
+        self._link.consumed(self._stream, len(part))
+        return part
+
+    def cancel(self) -> None:
+        """The caller is no longer interested."""
+        if self.cancelled:
+            return
+        self.cancelled = True
+        for waiter in (getattr(self, "_part_waiter", None), getattr(self, "_drain_waiter", None)):
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+        if self.on_cancel is not None:
+            self.on_cancel()
+
+
+class CalleeLink(Connection):
+    """The replica's end of the connection to one router."""
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        super().__init__(server.loop, sock)
+        self.server = server
+        self.gate = server.gate
+        self.peer = "?"
+        self.calls: dict[int, Incoming] = {}
+        self.buffers = Buffers(self)
+        self._greeted = False
+        handlers = self.handlers
+        handlers[HELLO] = self._on_hello
+        handlers[CANCEL] = self._on_cancel
+        handlers[ARENA] = self.buffers.on_arena
+        handlers[RELEASE] = self.buffers.on_release
+
+    @property
+    def load(self) -> int:
+        return min(self.gate.load, 0xFFFF)
+
+    def finish(self, stream: int, kind: int, flags: int, meta: bytes, payload: bytes) -> None:
+        """The call is done: free its slot, and send its last frame (its first, when `flags` has MORE)."""
+        if self.calls.pop(stream, None) is None:
+            return  # answered already: `fail` after `end`, say
+        chosen = self.gate.leave(self.loop.time())
+        if chosen is self:
+            flags |= OFFERED
+        elif chosen is not None:
+            chosen.send(0, OFFER)
+        if chosen is not None:
+            self.server.watch_leases()
+        self.send(stream, kind, flags, min(self.gate.load, 0xFFFF), meta, payload)
+        if self.server.draining:
+            self.server.check_drained()
+
+    def finish_streamed(self, stream: int) -> None:
+        """The last frame is the outflow's: tell the load apart from it."""
+        call = self.calls.pop(stream, None)
+        if call is None:
+            return
+        if call.cancelled:
+            self.calls[stream] = call
+            self.finish(stream, REPLY, 0, b"", b"")
+            return
+        self.server.offer(self.gate.leave(self.loop.time()))
+        if self.server.draining:
+            self.server.check_drained()
+
+    # --- frames in -------------------------------------------------------------------------------------------------
+
+    def _on_hello(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        try:
+            hello = msgspec.msgpack.decode(meta, type=HelloInfo)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(f"not a HELLO: {error}") from error
+        self.send(
+            0, HELLO, meta=_encode(HelloInfo(PROTOCOL_VERSION, "replica", self.server.replica_id, self.gate.limit))
+        )
+        if hello.version != PROTOCOL_VERSION:
+            self._flush()
+            raise ProtocolError(f"{hello.role} {hello.id} speaks version {hello.version}, not {PROTOCOL_VERSION}")
+        self.peer = hello.id
+        # Only who has said hello is heard.
+        handlers = self.handlers
+        handlers[CALL] = self._on_call
+        handlers[DATA] = self._on_data
+        handlers[WAITING] = self._on_waiting
+        handlers[WITHDRAW] = self._on_withdraw
+        handlers[DECLINE] = self._on_decline
+        if self.server.draining:
+            self.send(0, GOAWAY)
+
+    def _on_call(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        server = self.server
+        leased = bool(flags & LEASED)
+        now = self.loop.time()
+        age = load / 1000 if leased and load != NONE_WAITS else None
+        if server.draining or not self.gate.enter(self, leased, now, age):
+            self.send(stream, REJECT, load=min(self.gate.load, 0xFFFF))
+            return
+        try:
+            call_meta = _decode_meta(meta)
+        except msgspec.MsgspecError as error:
+            server.offer(self.gate.leave(now))
+            raise ProtocolError(f"not the metadata of a call: {error}") from error
+        incoming = self.calls[stream] = Incoming(self, stream, flags, call_meta, payload)
+        if flags & (MORE | ARENAS):
+            self._start_large(stream, incoming)
+        else:
+            server.start(incoming)
+
+    def _start_large(self, stream: int, incoming: Incoming) -> None:
+        if incoming.flags & MORE:
+            whole = call_is_by_handle(incoming)
+            incoming.expect_body(whole)
+            self.send(stream, CREDIT, payload=U32.pack(WINDOW_BYTES))
+            if whole:
+                return
+        self._start_whole(incoming)
+
+    def _start_whole(self, incoming: Incoming) -> None:
+        if incoming.flags & ARENAS:
+            incoming.body, incoming.buffers = self.buffers.unwrap(bytes(incoming.body))
+        self.server.start(incoming)
+
+    def _on_data(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        incoming = self.calls.get(stream)
+        if incoming is None:
+            return  # answered before its body had ended
+        if not incoming.flags & MORE:
+            raise ProtocolError(f"DATA on stream {stream}, whose body was whole")
+        if incoming.feed(payload, bool(flags & MORE)):
+            self.forget_inflow(stream)
+            self._start_whole(incoming)
+
+    def _on_cancel(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        self.drop_outflow(stream)
+        incoming = self.calls.get(stream)
+        if incoming is None:
+            return
+        waits_for_body = bool(incoming.flags & MORE) and incoming._whole and not incoming._body_ended
+        incoming.cancel()
+        if waits_for_body:
+            incoming.reply(b"")  # it never started
+
+    def _on_waiting(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        if len(payload) != WAITING_COUNTS.size:
+            raise ProtocolError(f"a WAITING frame of {len(payload)} bytes")
+        count, age_ms = WAITING_COUNTS.unpack(payload)
+        self.server.offer_all(self.gate.waiting(self, count, age_ms / 1000, self.loop.time()))
+
+    def _on_withdraw(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        self.server.offer_all(self.gate.withdraw(self, self.loop.time()))
+
+    def _on_decline(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        self.server.offer_all(self.gate.decline(self, self.loop.time()))
+
+    def on_lost(self, error: BaseException | None) -> None:
+        self.server.links.discard(self)
+        self.settle_lost()
+
+    def close(self) -> None:
+        super().close()
+        self.settle_lost()
+
+    def settle_lost(self) -> None:
+        """Nobody waits for these calls any more: cancel them; their slots stay taken until their work has ended."""
+        self.buffers.close()
+        self.server.offer_all(self.gate.disconnect(self, self.loop.time()))
+        for incoming in list(self.calls.values()):
+            incoming.cancel()
+
+
+def call_is_by_handle(incoming: Incoming) -> bool:
+    return bytes(incoming.meta.http) == b"\xc0"
+
+
+class Server:
+    """One replica's listening socket and its slots. `start(incoming)` is called on the loop for each call with a slot."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, replica_id: str, limit: int, start: Callable[[Incoming], None]
+    ) -> None:
+        self.loop = loop
+        self.replica_id = replica_id
+        self.start = start
+        self.gate: Gate[CalleeLink] = Gate(limit)
+        self.links: set[CalleeLink] = set()
+        self.draining = False
+        self._socket: socket.socket | None = None
+        self._path: Path | None = None
+        self._idle: asyncio.Event = asyncio.Event()
+        self._lease_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def ongoing(self) -> int:
+        """Calls in work now."""
+        return self.gate.ongoing
+
+    async def listen(self, address: str) -> None:
+        """Take connections at `unix:PATH`. Raises OSError."""
+        kind, _, path = address.partition(":")
+        if kind != "unix":
+            raise OSError(f"a replica listens on unix:PATH here, not {address!r}")
+        self._path = Path(path)
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        self._socket.bind(path)
+        self._socket.listen(BACKLOG)
+        self.loop.add_reader(self._socket.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        assert self._socket is not None
+        while True:
+            try:
+                sock, _ = self._socket.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                log.error("cannot accept a connection: %s", error)
+                return
+            sock.setblocking(False)
+            if not same_user(sock):
+                log.error("refused a connection of another user to replica %s", self.replica_id)
+                sock.close()
+                continue
+            link = CalleeLink(self, sock)
+            self.links.add(link)
+            link.start()
+
+    def offer(self, chosen: CalleeLink | None) -> None:
+        """Tell the router whose turn it is that a slot is held for it."""
+        if chosen is not None:
+            chosen.send(0, OFFER)
+            self.watch_leases()
+
+    def offer_all(self, chosen: Sequence[CalleeLink]) -> None:
+        for link in chosen:
+            link.send(0, OFFER)
+        if chosen:
+            self.watch_leases()
+
+    def watch_leases(self) -> None:
+        """Have a timer at the earliest end of a lease."""
+        if self._lease_timer is None:
+            expiry = self.gate.next_expiry()
+            if expiry is not None:
+                self._lease_timer = self.loop.call_at(expiry, self._expire_leases)
+
+    def _expire_leases(self) -> None:
+        self._lease_timer = None
+        for link in self.gate.expire(self.loop.time()):
+            link.send(0, OFFER)
+        self.watch_leases()
+
+    def drain(self) -> None:
+        """Take no new calls; tell all routers."""
+        self.draining = True
+        for link in self.links:
+            link.send(0, GOAWAY)
+        self.check_drained()
+
+    def check_drained(self) -> None:
+        if self.gate.ongoing == 0:
+            self._idle.set()
+
+    async def drained(self) -> None:
+        """Until no call is in work, after `drain`."""
+        await self._idle.wait()
+
+    def close(self) -> None:
+        """Stop listening and close all connections."""
+        if self._lease_timer is not None:
+            self._lease_timer.cancel()
+        if self._socket is not None:
+            self.loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+        if self._path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._path.unlink()
+        for link in list(self.links):
+            self.links.discard(link)
+            link.close()
+
+
+def same_user(sock: socket.socket) -> bool:
+    """Whether the other end of a Unix socket runs as the user that we run as."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+    return bool(_PEER_CREDENTIALS.unpack(credentials)[1] == os.getuid())

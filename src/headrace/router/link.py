@@ -1,0 +1,304 @@
+"""The caller's end of a connection to one replica: calls out, replies in, each to the call that it is for.
+
+In: frames of the replica; calls that the pool has given this replica. Out: frames; replies to calls; to the pool, what a
+reply tells of the replica's load, offers of slots, calls that were refused, and those that were lost with the replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from headrace.core.balance import Replica
+from headrace.router.call import NO_HTTP, Call
+from headrace.spec.errors import ProtocolError
+from headrace.wire.arena import ArenaReceiver, ArenaSender
+from headrace.wire.buffers import Buffers
+from headrace.wire.connection import Connection
+from headrace.wire.frames import (
+    ARENA,
+    ARENAS,
+    CALL,
+    CANCEL,
+    DATA,
+    DECLINE,
+    ERROR,
+    GOAWAY,
+    HELLO,
+    HTTP,
+    LEASED,
+    MAX_PAYLOAD_BYTES,
+    MORE,
+    OFFER,
+    OFFERED,
+    PROTOCOL_VERSION,
+    REJECT,
+    RELEASE,
+    REPLY,
+    WAITING,
+    WAITING_COUNTS,
+    WITHDRAW,
+    CallMeta,
+    ErrorInfo,
+    HelloInfo,
+)
+
+if TYPE_CHECKING:
+    from headrace.router.pool import Pool
+
+log = logging.getLogger("headrace.router")
+
+NONE_WAITS = 0xFFFF  # in the load field of a leased call: this caller has no other call waiting
+_encode_meta = msgspec.msgpack.Encoder().encode
+_decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
+_decode_hello = msgspec.msgpack.Decoder(HelloInfo).decode
+
+
+class Abandoned(Call):
+    """Stands in for a call that was cancelled while a replica worked on it, until the replica says that it is done."""
+
+    def __init__(self) -> None:
+        super().__init__("", "")
+
+
+ABANDONED = Abandoned()
+
+
+def connect(address: str) -> socket.socket:
+    """A connected, non-blocking socket. Raises OSError. A Unix socket connects at once or not at all."""
+    kind, _, path = address.partition(":")
+    if kind != "unix":
+        raise OSError(f"a replica's address is unix:PATH here, not {address!r}")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class Link(Connection):
+    """The caller's end of the connection to one replica."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        pool: Pool,
+        replica: Replica,
+        role: str,
+        identity: str,
+    ) -> None:
+        super().__init__(loop, sock)
+        self.pool = pool
+        self.replica = replica
+        self.calls: dict[int, Call] = {}
+        self.leaving = False
+        self.waits = False  # the replica has been told that calls of ours wait
+        self._last_stream = 0
+        self._buffers = Buffers(self)
+        handlers = self.handlers
+        handlers[HELLO] = self._on_hello
+        handlers[REPLY] = self._on_reply
+        handlers[ERROR] = self._on_error
+        handlers[DATA] = self._on_data
+        handlers[REJECT] = self._on_reject
+        handlers[OFFER] = self._on_offer
+        handlers[GOAWAY] = self._on_goaway
+        handlers[CANCEL] = self._on_cancel
+        handlers[ARENA] = self._buffers.on_arena
+        handlers[RELEASE] = self._buffers.on_release
+        hello = HelloInfo(PROTOCOL_VERSION, role, f"{identity}/{os.getpid()}")
+        self.send(0, HELLO, meta=_encode_meta(hello))
+
+    # --- calls out -------------------------------------------------------------------------------------------------
+
+    def call(self, call: Call, snapshot: int, flags: int, next_age_ms: int) -> None:
+        """Send the call. `flags` LEASED when it takes an offered slot; then `next_age_ms` tells who waits after it."""
+        self._last_stream += 1
+        stream = call.stream = self._last_stream
+        call.link = self
+        self.calls[stream] = call
+        deadline = call.deadline
+        meta = _encode_meta(
+            CallMeta(
+                call.request_id,
+                call.app,
+                call.revision,
+                snapshot,
+                self.pool.key,
+                call.method,
+                -1.0 if deadline is None else max(0.0, deadline - self.loop.time()),
+                call.attempt,
+                call.sticky,
+                call.model_id,
+                call.trace,
+                call.http,
+            )
+        )
+        if call.http is not NO_HTTP:
+            flags |= HTTP
+        body = call.body
+        if call.buffers or len(body) + len(meta) > MAX_PAYLOAD_BYTES or call.more:
+            self._call_large(call, meta, flags, next_age_ms)
+        else:
+            self.send(stream, CALL, flags, next_age_ms, meta, body)
+
+    def _call_large(self, call: Call, meta: bytes, flags: int, next_age_ms: int) -> None:
+        """A body that does not fit the first frame waits for the replica's credit: a call that is refused lost nothing."""
+        parts: list[bytes | memoryview] = [call.body]
+        if call.buffers:
+            flags |= ARENAS
+            parts = self._buffers.wrap(call.body, call.buffers)
+        room = MAX_PAYLOAD_BYTES - len(meta)
+        first = parts[0][:room]
+        parts[0] = memoryview(parts[0])[len(first) :]
+        rest = [part for part in parts if len(part)]
+        more = call.more or bool(rest)
+        self.send(call.stream, CALL, flags | (MORE if more else 0), next_age_ms, meta, bytes(first))
+        if more:
+            call.first_bytes = len(first)
+            call.outflow = self.open_outflow(call.stream, 0, call.on_writable)
+            call.outflow.starved = call.paused
+            for i, part in enumerate(rest):
+                call.outflow.write(part, call.more or i + 1 < len(rest))
+
+    def cancel(self, call: Call) -> None:
+        """The answer is of no interest any more. The slot stays taken until the replica says that the work has ended."""
+        if self.calls.get(call.stream) is call:
+            self.calls[call.stream] = ABANDONED
+            self.drop_outflow(call.stream)
+            self.forget_inflow(call.stream)
+            self.send(call.stream, CANCEL)
+
+    def tell_waiting(self, count: int, eldest_age_s: float) -> None:
+        self.waits = True
+        self.send(0, WAITING, payload=WAITING_COUNTS.pack(min(count, 0xFFFFFFFF), int(eldest_age_s * 1000)))
+
+    def tell_withdrawn(self) -> None:
+        self.waits = False
+        self.send(0, WITHDRAW)
+
+    def decline(self) -> None:
+        self.waits = False
+        self.send(0, DECLINE)
+
+    def leave(self) -> None:
+        """No new calls go here; when those in work have been answered, the connection closes."""
+        self.leaving = True
+        if not self.calls:
+            self.close()
+
+    # --- frames in -------------------------------------------------------------------------------------------------
+
+    def _on_hello(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        try:
+            hello = _decode_hello(meta)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(f"not a HELLO: {error}") from error
+        if hello.version != PROTOCOL_VERSION:
+            raise ProtocolError(f"replica {hello.id} speaks version {hello.version}, not {PROTOCOL_VERSION}")
+
+    def _on_reply(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        if flags & MORE:
+            call = self.calls.get(stream)
+        else:
+            call = self.calls.pop(stream, None)
+        if call is None:
+            raise ProtocolError(f"a reply on stream {stream}, which has no call")
+        # The books first: the callback may submit the next call.
+        self.pool.replied(self.replica, load, flags & OFFERED)
+        if call is not ABANDONED:
+            if flags & (MORE | ARENAS):
+                self._large_reply(call, flags, meta, payload)
+            else:
+                call.answered = True
+                call.on_reply(flags, meta, payload)
+        if self.leaving and not self.calls:
+            self.close()
+
+    def _large_reply(self, call: Call, flags: int, meta: bytes, payload: bytes) -> None:
+        if flags & MORE and (call.whole or flags & ARENAS):
+            call.parts = [payload]
+            call.reply_flags = flags & ~MORE
+            return
+        call.answered = True
+        if flags & ARENAS:
+            payload, call.buffers = self._buffers.unwrap(payload)
+        call.on_reply(flags & ~ARENAS, meta, payload)
+
+    def _on_data(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        more = bool(flags & MORE)
+        call = self.calls.get(stream) if more else self.calls.pop(stream, None)
+        if call is None or call is ABANDONED:
+            # A part that was on its way when the call was cancelled.
+            return
+        parts = call.parts
+        if parts is None:
+            call.on_data(payload, more)
+        else:
+            parts.append(payload)
+            if more:
+                self.consumed(stream, len(payload))
+            else:
+                call.parts = None
+                self._large_reply(call, call.reply_flags, b"", b"".join(parts))
+        if not more:
+            self.forget_inflow(stream)
+            if self.leaving and not self.calls:
+                self.close()
+
+    def _on_error(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        call = self.calls.pop(stream, None)
+        if call is None:
+            raise ProtocolError(f"an error on stream {stream}, which has no call")
+        self.drop_outflow(stream)
+        self.forget_inflow(stream)
+        if not call.answered:
+            self.pool.replied(self.replica, load, flags & OFFERED)
+        if call is not ABANDONED:
+            try:
+                error = _decode_error(payload)
+            except msgspec.MsgspecError as broken:
+                raise ProtocolError(f"not an error: {broken}") from broken
+            call.on_error(error)
+        if self.leaving and not self.calls:
+            self.close()
+
+    def _on_reject(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        call = self.calls.pop(stream, None)
+        if call is None:
+            raise ProtocolError(f"a refusal on stream {stream}, which has no call")
+        if call.more:
+            call.take_back_body()
+        self.drop_outflow(stream)
+        self.pool.rejected(self.replica, load, None if call is ABANDONED else call)
+        if self.leaving and not self.calls:
+            self.close()
+
+    def _on_offer(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        self.pool.offered(self.replica)
+
+    def _on_cancel(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        """The replica reads no more of the body; its answer comes all the same."""
+        self.drop_outflow(stream)
+
+    def _on_goaway(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        self.pool.going(self.replica)
+        self.leave()
+
+    def on_lost(self, error: BaseException | None) -> None:
+        calls, self.calls = self.calls, {}
+        self._buffers.close()
+        self.pool.lost(self.replica, [call for call in calls.values() if call is not ABANDONED], bool(calls))
+
+    def close(self) -> None:
+        super().close()
+        self._buffers.close()

@@ -1,0 +1,160 @@
+"""The router of one process: which deployment entry a call belongs to, by the last snapshot; the pools of all entries.
+
+In: calls of the ingress and of handles; snapshots of the controller's feed. Out: calls to pools; errors for calls that no
+entry can take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Sequence
+
+from headrace.core.subset import choose_subset
+from headrace.core.traffic import draw_revision
+from headrace.router.call import Call
+from headrace.router.pool import Pool
+from headrace.spec.errors import ApplicationNotFound, DeploymentNotFound, DeploymentUnavailableError, InstanceError
+from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, Snapshot
+
+
+class Routes:
+    """One application, resolved: revision number -> deployment name -> pool, and the weights of the revisions."""
+
+    __slots__ = ("entry", "only", "revisions")
+
+    def __init__(self, entry: ApplicationEntry, pools: dict[str, Pool]) -> None:
+        self.entry = entry
+        self.revisions: dict[int, dict[str, Pool]] = {
+            revision.number: {name: pools[key] for name, key in revision.deployments.items() if key in pools}
+            for revision in entry.revisions
+        }
+        weighted = [revision.number for revision in entry.revisions if revision.weight > 0]
+        self.only = weighted[0] if len(weighted) == 1 else 0  # where all new calls go, when there is no choice
+
+
+class Router:
+    """Sends each call to a replica of the deployment that it names. All methods are called on the loop's thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, identity: str, role: str = "driver") -> None:
+        self.loop = loop
+        self.identity = identity
+        self.role = role
+        self.closed = False
+        self.snapshot = Snapshot()
+        self.rng = random.Random(
+            int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8]) ^ random.getrandbits(64)
+        )
+        self._pools: dict[str, Pool] = {}
+        self._routes: dict[str, Routes] = {}
+
+    def __repr__(self) -> str:
+        return f"<Router {self.identity} snapshot={self.snapshot.version} pools={list(self._pools.values())}>"
+
+    # --- snapshots -------------------------------------------------------------------------------------------------
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Route by this snapshot from now on. An older one than the present is ignored."""
+        if snapshot.version < self.snapshot.version or self.closed:
+            return
+        before, self.snapshot = self.snapshot, snapshot
+        pools = self._pools
+        for key, entry in snapshot.deployments.items():
+            if key not in pools:
+                pools[key] = Pool(self, entry)
+        gone = [pools.pop(key) for key in list(pools) if key not in snapshot.deployments]
+        self._routes = {name: Routes(entry, pools) for name, entry in snapshot.applications.items()}
+        for key, entry in snapshot.deployments.items():
+            if before.deployments.get(key) != entry:
+                pools[key].update(entry)
+        for pool in gone:
+            self._replace(pool.close(), pool)
+
+    def _replace(self, calls: list[Call], pool: Pool) -> None:
+        """Calls that waited at an entry that is gone: those at the door are drawn again, the rest cannot be answered."""
+        for call in calls:
+            call.pool = None
+            if call.drawn:
+                call.revision = 0
+                self.submit(call)
+            else:
+                call.on_error(
+                    DeploymentUnavailableError(
+                        f"revision {call.revision} of application {call.app} is gone, and with it {pool.entry.name}"
+                    )
+                )
+
+    def subset(self, entry: DeploymentEntry) -> Sequence[ReplicaEntry]:
+        """The replicas of the entry that this router keeps connections to."""
+        return choose_subset(self.identity, entry.replicas)
+
+    # --- calls -----------------------------------------------------------------------------------------------------
+
+    def submit(self, call: Call) -> None:
+        """Send the call now, let it wait for a slot, or tell it why neither can be (`on_error`)."""
+        routes = self._routes.get(call.app)
+        if routes is None:
+            self._refuse_unknown(call, None)
+            return
+        revision = call.revision
+        if not revision:
+            revision = routes.only or self._draw(routes, call)
+            call.revision = revision
+            call.drawn = True
+        pools = routes.revisions.get(revision)
+        pool = pools.get(call.deployment) if pools is not None else None
+        if pool is None:
+            self._refuse_unknown(call, routes)
+        else:
+            pool.submit(call)
+
+    def _draw(self, routes: Routes, call: Call) -> int:
+        weights = [(revision.number, revision.weight) for revision in routes.entry.revisions]
+        return draw_revision(weights, self.rng.random(), call.sticky) or 0
+
+    def _refuse_unknown(self, call: Call, routes: Routes | None) -> None:
+        if self.closed:
+            call.on_error(InstanceError("this process has closed its connection to the instance"))
+        elif routes is None:
+            known = ", ".join(sorted(self._routes)) or "none"
+            call.on_error(ApplicationNotFound(f"no application is called {call.app!r}; there are: {known}"))
+        elif routes.entry.failed or not call.revision:
+            reason = routes.entry.failed or "no revision of it is ready yet"
+            call.on_error(DeploymentUnavailableError(f"application {call.app}: {reason}"))
+        elif call.revision not in routes.revisions:
+            call.on_error(DeploymentUnavailableError(f"revision {call.revision} of application {call.app} is gone"))
+        else:
+            known = ", ".join(sorted(routes.revisions[call.revision])) or "none"
+            message = f"application {call.app} has no deployment {call.deployment!r}; there are: {known}"
+            call.on_error(DeploymentNotFound(message))
+
+    def cancel(self, call: Call) -> None:
+        """The answer is of no interest any more: nothing more is told to the call."""
+        if call.pool is not None:
+            call.pool.cancel(call)
+
+    def send_body(self, call: Call, data: bytes, more: bool) -> bool:
+        """The next part of a streamed body. False: hold back the source until `on_writable`."""
+        if call.outflow is not None:
+            return call.outflow.write(data, more)
+        if not call.more:
+            return True  # answered, or cancelled, before its body had ended
+        call.body += data
+        call.more = more
+        call.paused = True
+        return False
+
+    def consumed(self, call: Call, n: int) -> None:
+        """`n` bytes of what `on_data` brought are done with: the replica may send as many more."""
+        if call.link is not None:
+            call.link.consumed(call.stream, n)
+
+    async def close(self) -> None:
+        """Close all connections. Calls that wait are failed; calls in work are not answered any more."""
+        self.closed = True
+        for pool in self._pools.values():
+            pool.fail_queued(InstanceError("this process has closed its connection to the instance"))
+            pool.cut()
+        self._pools.clear()
+        self._routes.clear()
