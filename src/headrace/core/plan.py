@@ -1,0 +1,313 @@
+"""What to do next for one application, by comparing what should be with what is.
+
+In: the application's record, `routed` (the oldest snapshot version that some router may still route by), and `now`.
+Out: actions, for the controller's shell to carry out, and when to look again if nothing happens before. Every action
+changes the record at once when it is taken up, so that no plan repeats what is in flight.
+
+Order that holds: new replicas before old ones stop; callees start before callers, and stop after them; weight moves
+only to a revision that is wholly ready and known to every router; a replica is told to drain only when no router lists
+it any more.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from headrace.core.fleet import Application, Replica, callees_first, entry_key
+from headrace.core.lifecycle import Phase
+from headrace.spec.application import ApplicationSpec, DeploymentSpec
+
+DRAIN_MARGIN_S = 5.0  # beyond its deadline, for a draining process to exit by itself
+KILL_GRACE_S = 2.0
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Start a replica of the deployment."""
+
+    key: str
+    spec: DeploymentSpec
+    revision: int
+    level: int
+
+
+class Retire(msgspec.Struct, frozen=True):
+    """Take the replica out of the snapshot."""
+
+    id: str
+
+
+class Drain(msgspec.Struct, frozen=True):
+    """Tell the replica, which no router lists any more, to finish within `deadline_s` and exit."""
+
+    id: str
+    deadline_s: float
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """Have the engine end the replica's process. `error`: it failed, and why."""
+
+    id: str
+    grace_s: float
+    error: str = ""
+
+
+class Reconfigure(msgspec.Struct, frozen=True):
+    """Tell the replica its options anew."""
+
+    id: str
+    spec: DeploymentSpec
+
+
+class Promote(msgspec.Struct, frozen=True):
+    """Move the weight to the target."""
+
+
+class Abandon(msgspec.Struct, frozen=True):
+    """Give the target up; what had the traffic keeps it."""
+
+    error: str
+
+
+class Settle(msgspec.Struct, frozen=True):
+    """The target runs as specified, and every router knows."""
+
+
+class Forget(msgspec.Struct, frozen=True):
+    """The revision has no replica of its own any more."""
+
+    revision: int
+
+
+class Vanish(msgspec.Struct, frozen=True):
+    """The application was to be deleted and has no replica left."""
+
+
+Action = Start | Retire | Drain | Stop | Reconfigure | Promote | Abandon | Settle | Forget | Vanish
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What to do now, in this order, and the time to plan again at the latest (None: when something happens)."""
+
+    actions: list[Action]
+    wake_at: float | None
+
+
+def start_limit(spec: DeploymentSpec) -> int:
+    """How many failed starts a deploy of the deployment stands (at least one, or nothing would be tried)."""
+    options = spec.options
+    return max(1, min(3 * options.num_replicas, options.max_constructor_retry_count))
+
+
+def plan_application(app: Application, routed: int, now: float) -> Plan:
+    """The actions that bring the application nearer to what it should be. Changes nothing but due restarts, which it
+    takes up.
+    """
+    planner = _Planner(app, routed, now)
+    planner.plan()
+    return Plan(planner.actions, planner.wake_at)
+
+
+class _Planner:
+    """One plan in the making."""
+
+    def __init__(self, app: Application, routed: int, now: float) -> None:
+        self.app = app
+        self.routed = routed
+        self.now = now
+        self.actions: list[Action] = []
+        self.wake_at: float | None = None
+        self.wanted = app.wanted()
+
+    def plan(self) -> None:
+        app = self.app
+        self.plan_target()
+        if any(isinstance(action, Abandon | Promote | Settle) for action in self.actions):
+            return  # what is wanted changes with it: plan again
+        for key, spec in self.wanted.items():
+            self.plan_number(key, spec)
+        self.plan_unwanted()
+        for replica in app.replicas.values():
+            self.plan_replica(replica)
+        self.plan_end()
+
+    def at(self, when: float) -> None:
+        """Plan again at `when`, or earlier."""
+        if self.wake_at is None or when < self.wake_at:
+            self.wake_at = when
+
+    def plan_target(self) -> None:
+        """Whether the target has failed, may take the traffic, or runs as specified."""
+        app = self.app
+        if app.deleting:
+            return
+        if app.deploying:
+            for deployment in callees_first(app.spec):
+                failures = app.failures.get(entry_key(app.name, deployment))
+                if failures is not None and failures.starts >= start_limit(deployment):
+                    self.actions.append(Abandon(failures.error))
+                    return
+        if app.target != app.current:
+            if not app.failure and self.is_ready(app.spec):
+                self.actions.append(Promote())
+        elif (app.deploying or app.failure) and self.is_settled():
+            self.actions.append(Settle())
+
+    def is_ready(self, spec: ApplicationSpec) -> bool:
+        """Whether all that the specification asks for takes calls, and every router knows it."""
+        for deployment in spec.deployments:
+            known = sum(
+                replica.phase is Phase.RUNNING and replica.listed_at is not None and replica.listed_at <= self.routed
+                for replica in self.app.of(entry_key(self.app.name, deployment))
+            )
+            if known < deployment.options.num_replicas:
+                return False
+        return True
+
+    def is_settled(self) -> bool:
+        """Whether the target has the traffic, is ready and configured, and has no more replicas than it should."""
+        app = self.app
+        if app.weights_at is None or app.weights_at > self.routed or not self.is_ready(app.spec):
+            return False
+        for key, spec in self.wanted.items():
+            counted = app.counted(key)
+            if len(counted) != spec.options.num_replicas:
+                return False
+            for replica in counted:
+                if replica.reconfiguring or replica.configured is None or differs(replica.configured, spec):
+                    return False
+        return True
+
+    def plan_number(self, key: str, spec: DeploymentSpec) -> None:
+        """Start what is missing of a deployment, retire what is too many."""
+        app = self.app
+        wanted = app.number_wanted(key)
+        counted = app.counted(key)
+        if len(counted) < wanted:
+            restarts = app.failures_of(key).restarts
+            for level in restarts.take(self.now, wanted - len(counted)):
+                self.actions.append(Start(key, spec, max(self.revisions_with(key)), level))
+            due = restarts.due()
+            if due is not None:
+                self.at(due)
+        # What does not serve yet goes first, then the youngest; one that this controller has not heard from yet is
+        # left alone until it has.
+        able = [replica for replica in counted if replica.phase is not Phase.RECOVERING]
+        able.sort(key=lambda replica: (replica.phase is Phase.RUNNING, -replica.number))
+        for replica in able[: max(0, len(counted) - wanted)]:
+            self.leave(replica)
+
+    def revisions_with(self, key: str) -> list[int]:
+        """The live revisions that the deployment belongs to."""
+        app = self.app
+        return [
+            number
+            for number in app.live()
+            if any(entry_key(app.name, deployment) == key for deployment in app.revisions[number].deployments)
+        ]
+
+    def leave(self, replica: Replica) -> None:
+        """Let the replica go: through the snapshot if it serves, at once if it does not yet."""
+        if replica.phase in (Phase.LAUNCHING, Phase.STARTING):
+            self.actions.append(Stop(replica.id, KILL_GRACE_S))
+        elif replica.phase in (Phase.RUNNING, Phase.RECOVERING):
+            self.actions.append(Retire(replica.id))
+
+    def plan_unwanted(self) -> None:
+        """Retire the replicas of no live revision, callers before callees, once no router sends them new requests."""
+        app = self.app
+        unwanted = [replica for replica in app.replicas.values() if replica.key not in self.wanted]
+        if not unwanted or app.weights_at is None or app.weights_at > self.routed:
+            return
+        callers = self.callers_among({replica.key for replica in unwanted})
+        for replica in unwanted:
+            if not callers[replica.key]:
+                self.leave(replica)
+
+    def callers_among(self, keys: set[str]) -> dict[str, set[str]]:
+        """For each of the keys, those of the others that use it, in whatever revision."""
+        app = self.app
+        callers: dict[str, set[str]] = {key: set() for key in keys}
+        for spec in app.revisions.values():
+            named = {deployment.name: entry_key(app.name, deployment) for deployment in spec.deployments}
+            for deployment in spec.deployments:
+                caller = named[deployment.name]
+                for used in deployment.uses:
+                    if caller in keys and named.get(used) in keys:
+                        callers[named[used]].add(caller)
+        return callers
+
+    def plan_replica(self, replica: Replica) -> None:
+        """What one replica needs in its phase, whatever its deployment needs."""
+        match replica.phase:
+            case Phase.STARTING:
+                spec = self.spec_of(replica)
+                give_up = replica.launched_at + spec.options.start_timeout_s if spec is not None else self.now
+                if give_up > self.now:
+                    self.at(give_up)
+                elif spec is not None:
+                    limit = f"start_timeout_s={spec.options.start_timeout_s:g}"
+                    error = f"{replica.id} was not ready within {limit}; its constructor may hang, or need longer"
+                    self.actions.append(Stop(replica.id, KILL_GRACE_S, error))
+            case Phase.RUNNING:
+                wanted = self.wanted.get(replica.key)
+                if wanted is not None and (replica.configured is None or differs(replica.configured, wanted)):
+                    self.actions.append(Reconfigure(replica.id, wanted))
+            case Phase.RETIRING:
+                unlisted = replica.unlisted_at is not None and replica.unlisted_at <= self.routed
+                if unlisted or (replica.listed_at is None and not replica.listed):
+                    self.actions.append(Drain(replica.id, self.drain_s(replica)))
+            case Phase.DRAINING:
+                if replica.stop_by > self.now:
+                    self.at(replica.stop_by)
+                else:
+                    self.actions.append(Stop(replica.id, KILL_GRACE_S))
+            case Phase.FAILED:
+                self.actions.append(Stop(replica.id, KILL_GRACE_S))
+            case _:
+                pass
+
+    def spec_of(self, replica: Replica) -> DeploymentSpec | None:
+        """The newest specification of the replica's deployment that is kept; None when none is."""
+        if replica.key in self.wanted:
+            return self.wanted[replica.key]
+        return specification(self.app, replica.key)
+
+    def drain_s(self, replica: Replica) -> float:
+        """How long the replica may go on with what it has in work."""
+        spec = self.spec_of(replica)
+        return spec.options.graceful_shutdown_timeout_s if spec is not None else 0.0
+
+    def plan_end(self) -> None:
+        """Forget the revisions that are over, and an application that was deleted."""
+        app = self.app
+        if app.deleting:
+            if not app.replicas and app.weights_at is not None and app.weights_at <= self.routed:
+                self.actions.append(Vanish())
+            return
+        present = {replica.key for replica in app.replicas.values()}
+        kept = {app.target, app.current}
+        for number, spec in app.revisions.items():
+            keys = {entry_key(app.name, deployment) for deployment in spec.deployments}
+            if number not in kept and not (keys - self.wanted.keys()) & present:
+                self.actions.append(Forget(number))
+
+
+def specification(app: Application, key: str) -> DeploymentSpec | None:
+    """The newest specification of the deployment of this key in any revision that is kept."""
+    for number in sorted(app.revisions, reverse=True):
+        for deployment in app.revisions[number].deployments:
+            if entry_key(app.name, deployment) == key:
+                return deployment
+    return None
+
+
+def differs(told: DeploymentSpec, wanted: DeploymentSpec) -> bool:
+    """Whether a replica that was told the one must be told the other."""
+    ours, theirs = told.options, wanted.options
+    return (
+        ours.user_config != theirs.user_config
+        or told.max_ongoing_requests != wanted.max_ongoing_requests
+        or ours.graceful_shutdown_timeout_s != theirs.graceful_shutdown_timeout_s
+        or ours.max_queued_requests != theirs.max_queued_requests
+        or ours.repeatable != theirs.repeatable
+    )

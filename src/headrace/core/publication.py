@@ -1,0 +1,103 @@
+"""The snapshot that follows from what the controller knows, and what publishing it changes in the records.
+
+In: the applications' records. Out: the snapshot; and, once it is published, the versions in the records by which plans
+know what routers have been told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from headrace.core.fleet import Application, Replica, entry_key
+from headrace.core.lifecycle import Phase
+from headrace.core.plan import specification
+from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, RevisionEntry, Snapshot
+
+
+def build_snapshot(apps: Iterable[Application], instance: str, version: int) -> Snapshot:
+    """All that routers should route by now, under this version."""
+    applications: dict[str, ApplicationEntry] = {}
+    deployments: dict[str, DeploymentEntry] = {}
+    for app in apps:
+        listed = listed_replicas(app)
+        wanted = app.wanted()
+        keys = sorted(wanted.keys() | listed.keys())
+        for key in keys:
+            entry = _deployment_entry(app, key, listed.get(key, []))
+            if entry is not None:
+                deployments[key] = entry
+        applications[app.name] = _application_entry(app, deployments)
+    return Snapshot(version=version, instance=instance, applications=applications, deployments=deployments)
+
+
+def listed_replicas(app: Application) -> dict[str, list[Replica]]:
+    """Key -> the replicas that take calls: those that run, and those that were listed before this controller came and
+    have not reported to it yet.
+    """
+    listed: dict[str, list[Replica]] = {}
+    for replica in app.replicas.values():
+        if replica.phase is Phase.RUNNING or (replica.phase is Phase.RECOVERING and replica.listed):
+            listed.setdefault(replica.key, []).append(replica)
+    return listed
+
+
+def _deployment_entry(app: Application, key: str, replicas: list[Replica]) -> DeploymentEntry | None:
+    spec = app.wanted().get(key) or specification(app, key)
+    if spec is None:
+        return None
+    return DeploymentEntry(
+        key=key,
+        app=app.name,
+        name=spec.name,
+        max_ongoing_requests=spec.max_ongoing_requests,
+        max_queued_requests=spec.options.max_queued_requests,
+        repeatable=spec.options.repeatable,
+        replicas=tuple(ReplicaEntry(replica.id, replica.address) for replica in replicas),
+    )
+
+
+def _application_entry(app: Application, deployments: dict[str, DeploymentEntry]) -> ApplicationEntry:
+    """Revisions that go keep weight 0 and those of their deployments that still take calls, for what is pinned to them.
+
+    The first revision has its route once it has its weight: until then there is no such application at the door.
+    """
+    revisions = []
+    for number, spec in sorted(app.revisions.items()):
+        named = {deployment.name: entry_key(app.name, deployment) for deployment in spec.deployments}
+        open_keys = {name: key for name, key in named.items() if key in deployments}
+        if open_keys:
+            weight = 1.0 if number == app.current and not app.deleting else 0.0
+            revisions.append(RevisionEntry(number=number, weight=weight, deployments=open_keys))
+    spec = app.revisions[app.current or app.target]
+    failed = ""
+    if app.deleting:
+        failed = f"application {app.name!r} is being deleted"
+    elif not app.current and app.failure:
+        failed = f"application {app.name!r} failed to deploy: {app.failure}"
+    return ApplicationEntry(
+        name=app.name,
+        route_prefix=None if app.deleting or not (app.current or app.failure) else spec.route_prefix,
+        ingress=spec.ingress,
+        revisions=tuple(revisions),
+        failed=failed,
+    )
+
+
+def same_routes(one: Snapshot, other: Snapshot) -> bool:
+    """Whether two snapshots say the same but for their versions."""
+    return one.applications == other.applications and one.deployments == other.deployments
+
+
+def note_published(apps: Iterable[Application], snapshot: Snapshot) -> None:
+    """Note in the records what routers that know `snapshot` know."""
+    for app in apps:
+        if app.weights_at is None:
+            app.weights_at = snapshot.version
+        listed = {id(replica) for replicas in listed_replicas(app).values() for replica in replicas}
+        for replica in app.replicas.values():
+            replica.listed = id(replica) in listed
+            if replica.listed:
+                replica.listed_at = snapshot.version if replica.listed_at is None else replica.listed_at
+                replica.unlisted_at = None
+            elif replica.listed_at is not None and replica.unlisted_at is None:
+                replica.unlisted_at = snapshot.version

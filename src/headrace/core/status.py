@@ -1,0 +1,141 @@
+"""What `serve.status()` tells, from what the controller knows.
+
+In: the applications' records, the ingress processes, and `now`. Out: a ServeStatus, with the last error of whatever is
+not well.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from headrace.core.fleet import Application, Replica, entry_key
+from headrace.core.lifecycle import Phase
+from headrace.spec.application import DeploymentSpec
+from headrace.spec.status import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+    DeploymentStatusOverview,
+    ProxyDetails,
+    ReplicaDetails,
+    ReplicaState,
+    ServeStatus,
+)
+
+_STATES = {
+    Phase.LAUNCHING: ReplicaState.STARTING,
+    Phase.STARTING: ReplicaState.STARTING,
+    Phase.RUNNING: ReplicaState.RUNNING,
+    Phase.RETIRING: ReplicaState.STOPPING,
+    Phase.DRAINING: ReplicaState.STOPPING,
+    Phase.FAILED: ReplicaState.FAILED,
+    Phase.STOPPING: ReplicaState.STOPPING,
+    Phase.GONE: ReplicaState.STOPPED,
+}
+
+# The worst of its deployments' states is the application's.
+_GRAVITY = [
+    (DeploymentStatus.DEPLOY_FAILED, ApplicationStatus.DEPLOY_FAILED),
+    (DeploymentStatus.UNHEALTHY, ApplicationStatus.UNHEALTHY),
+    (DeploymentStatus.UPDATING, ApplicationStatus.DEPLOYING),
+    (DeploymentStatus.UPSCALING, ApplicationStatus.DEPLOYING),
+    (DeploymentStatus.DOWNSCALING, ApplicationStatus.DEPLOYING),
+]
+
+
+def serve_status(
+    apps: Iterable[Application], proxies: Mapping[str, ProxyDetails], instance: str, now: float
+) -> ServeStatus:
+    """The whole instance at this moment."""
+    return ServeStatus(
+        instance=instance, proxies=dict(proxies), applications={app.name: application_status(app, now) for app in apps}
+    )
+
+
+def application_status(app: Application, now: float) -> ApplicationStatusOverview:
+    """One application: the deployments of the revision that was deployed last, and whatever of others still runs."""
+    deployments = {spec.name: deployment_status(app, spec, now) for spec in app.spec.deployments}
+    status = ApplicationStatus.RUNNING
+    message = ""
+    if app.deleting:
+        status = ApplicationStatus.DELETING
+    elif app.failure:
+        status, message = ApplicationStatus.DEPLOY_FAILED, app.failure
+    elif app.deploying or app.target != app.current:
+        status = ApplicationStatus.DEPLOYING
+    else:
+        found = {overview.status for overview in deployments.values()}
+        status = next((mine for theirs, mine in _GRAVITY if theirs in found), ApplicationStatus.RUNNING)
+    if not message:
+        message = "\n".join(f"{name}: {each.message}" for name, each in deployments.items() if each.message)
+    return ApplicationStatusOverview(
+        status=status,
+        message=message,
+        last_deployed_time_s=app.deployed_at,
+        route_prefix=app.spec.route_prefix,
+        revision=app.current or app.target,
+        deployments=deployments,
+    )
+
+
+def deployment_status(app: Application, spec: DeploymentSpec, now: float) -> DeploymentStatusOverview:
+    """One deployment of the target revision; its replicas are those of every revision."""
+    key = entry_key(app.name, spec)
+    status, trigger = _deployment_state(app, key, spec, now)
+    replicas = [replica for replica in app.replicas.values() if replica.name == spec.name]
+    states = Counter(state_of(replica).value for replica in replicas)
+    failures = app.failures.get(key)
+    well = status in (DeploymentStatus.HEALTHY, DeploymentStatus.DOWNSCALING)
+    return DeploymentStatusOverview(
+        status=status,
+        status_trigger=trigger,
+        replica_states=dict(states),
+        message="" if well or failures is None else failures.error,
+        replicas=tuple(_details(replica) for replica in replicas),
+    )
+
+
+def _deployment_state(app: Application, key: str, spec: DeploymentSpec, now: float) -> tuple[DeploymentStatus, str]:
+    wanted = 0 if app.deleting else spec.options.num_replicas
+    counted = app.counted(key)
+    serving = sum(state_of(replica) is ReplicaState.RUNNING for replica in counted)
+    failures = app.failures.get(key)
+    if app.deleting:
+        return DeploymentStatus.UPDATING, "DELETING"
+    if serving >= wanted and not app.deploying:
+        return DeploymentStatus.HEALTHY, "CONFIG_UPDATE_COMPLETED"
+    if app.failure and failures is not None and failures.error:
+        return DeploymentStatus.DEPLOY_FAILED, "REPLICA_STARTUP_FAILED"
+    if failures is not None and failures.restarts.escalated(now, wanted):
+        return DeploymentStatus.UNHEALTHY, "RESTARTING_TOO_OFTEN"
+    if app.target != app.current:
+        return DeploymentStatus.UPDATING, "CONFIG_UPDATE_STARTED"
+    if not app.deploying:
+        return DeploymentStatus.UNHEALTHY, "REPLICA_DIED"
+    if serving < wanted:
+        return DeploymentStatus.UPSCALING, "CONFIG_UPDATE_STARTED"
+    if len(counted) > wanted:
+        return DeploymentStatus.DOWNSCALING, "CONFIG_UPDATE_STARTED"
+    if any(replica.reconfiguring for replica in counted):
+        return DeploymentStatus.UPDATING, "CONFIG_UPDATE_STARTED"
+    return DeploymentStatus.HEALTHY, "CONFIG_UPDATE_COMPLETED"
+
+
+def state_of(replica: Replica) -> ReplicaState:
+    """The state as users know it. One that this controller has not heard from yet is what it was when listed."""
+    if replica.phase is Phase.RECOVERING:
+        return ReplicaState.RUNNING if replica.listed else ReplicaState.STARTING
+    return _STATES[replica.phase]
+
+
+def _details(replica: Replica) -> ReplicaDetails:
+    return ReplicaDetails(
+        id=replica.id,
+        state=state_of(replica),
+        pid=replica.pid,
+        revision=replica.revision,
+        restarts=replica.level,
+        ongoing=replica.ongoing,
+        error=replica.error,
+    )
