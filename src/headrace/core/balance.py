@@ -1,0 +1,318 @@
+"""Which replica a call goes to, or that it waits, or that it is refused: a router's view of one deployment.
+
+In come, from the router's shell: replicas that come and go, calls, and what replicas say (replies with their load,
+refusals, offers). Out go the choice itself, the calls to send where a slot was offered or room appeared, and the
+replicas that are to be told how many calls wait.
+
+Invariants:
+- a call is sent only by `choose`, `drain` and `offered`, and counts in `ours` of its replica from then until
+  `finished`, `rejected` or `remove`;
+- while calls wait, a new one waits behind them;
+- after `announce`, each replica that could take a call that waits here has been told, and none other;
+- a replica that has no call of ours, and knows of none, is taken to have room: else we would never hear of it again.
+
+Where locality, sticky keys or loaded models are to come before the lesser load, they belong in `_draw`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Hashable
+from random import Random
+from typing import Any, Generic, TypeVar
+
+from headrace.core.queue import CallQueue
+
+CallT = TypeVar("CallT", bound=Hashable)
+
+
+class Notice(enum.Enum):
+    """What a replica knows of the calls that wait here."""
+
+    NONE = enum.auto()  # that none waits
+    REFUSED = enum.auto()  # it refused a call of ours just now: it has no room, and is to be told, or forgiven
+    WAITING = enum.auto()  # that some wait: it will offer a slot
+
+
+class Suspect(enum.Enum):
+    """Whether a call that was in flight at a crash may go to a replica: one at a time may."""
+
+    NONE = enum.auto()
+    OURS = enum.auto()  # one of ours is there
+    REFUSED = enum.auto()  # another router's is there, or there was no slot: the replica offers one when it can
+
+
+class Replica:
+    """A replica as one router knows it. `ours`: calls that this router has there; `others`: those of all others.
+
+    `link` is the shell's own. `others` is what the last reply said, and fades while nothing newer is heard.
+    """
+
+    __slots__ = ("id", "index", "limit", "link", "notice", "others", "ours", "suspect")
+
+    def __init__(self, replica_id: str, limit: int, link: Any = None) -> None:
+        self.id = replica_id
+        self.limit = limit
+        self.link = link
+        self.ours = 0
+        self.others = 0
+        self.index = -1  # its place among those with room; -1: it has none
+        self.notice = Notice.NONE
+        self.suspect = Suspect.NONE
+
+    def __repr__(self) -> str:
+        room = "room" if self.index >= 0 else "full"
+        return f"<Replica {self.id} ours={self.ours} others={self.others} of {self.limit} {room} {self.notice.name}>"
+
+
+class Balancer(Generic[CallT]):
+    """The replicas of one deployment, and the calls that wait for one. Times are seconds on one clock, `now`.
+
+    `limit` is what a replica takes at once (max_ongoing_requests), `max_queued` how many calls may wait here (negative:
+    any number). `choose`, `enqueue`, `finished`, `offered` cost O(1), whatever the number of replicas.
+    """
+
+    __slots__ = ("_news", "_open", "_queue", "_random", "_suspects", "limit", "max_queued", "replicas")
+
+    def __init__(self, limit: int, max_queued: int, rng: Random) -> None:
+        self.limit = limit
+        self.max_queued = max_queued
+        self.replicas: dict[str, Replica] = {}
+        self._open: list[Replica] = []  # those with room, in no order
+        self._queue: CallQueue[CallT] = CallQueue()
+        self._suspects: CallQueue[CallT] = CallQueue()
+        self._random = rng.random
+        self._news = False  # `announce` may have something to say
+
+    def __repr__(self) -> str:
+        return f"<Balancer replicas={len(self.replicas)} with_room={len(self._open)} queued={self.queued}>"
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait, suspects included."""
+        return self._queue.count + self._suspects.count
+
+    # --- replicas --------------------------------------------------------------------------------------------------
+
+    def add(self, replica_id: str, link: Any = None) -> Replica:
+        """A replica that takes calls. Then send what `drain` gives. Raises ValueError when it is there already."""
+        if replica_id in self.replicas:
+            raise ValueError(f"replica {replica_id} is known already")
+        replica = self.replicas[replica_id] = Replica(replica_id, self.limit, link)
+        self._refresh(replica)
+        self._news = True
+        return replica
+
+    def remove(self, replica_id: str) -> Replica | None:
+        """The replica takes no more calls (it is gone, drains, or its connection broke). None: it was not known.
+
+        Calls that it still works on may be told as `finished` or `rejected` as before.
+        """
+        replica = self.replicas.pop(replica_id, None)
+        if replica is not None:
+            replica.limit = 0
+            replica.notice = Notice.NONE
+            self._refresh(replica)
+        return replica
+
+    # --- calls -----------------------------------------------------------------------------------------------------
+
+    def choose(self) -> Replica | None:
+        """The replica to send a new call to now; it is booked. None: there is no room, or others wait: `enqueue` it."""
+        if self._queue.count or not self._open:
+            return None
+        return self._draw()
+
+    def enqueue(self, call: CallT, now: float) -> bool:
+        """The call waits. False: too many wait already, it is refused."""
+        if 0 <= self.max_queued <= self._queue.count + self._suspects.count:
+            return False
+        self._queue.put(call, now)
+        if self._queue.count == 1:
+            self._news = True
+        return True
+
+    def requeue(self, call: CallT, since: float) -> None:
+        """A call that was sent but not started waits again, before later ones. Then send what `drain` gives."""
+        self._queue.put_back(call, since)
+        self._news = True
+
+    def quarantine(self, call: CallT, since: float) -> None:
+        """A suspect (it was in flight at a crash) waits for a replica without another suspect. Then send `drain`'s."""
+        self._suspects.put_back(call, since)
+        self._news = True
+
+    def discard(self, call: CallT) -> bool:
+        """The call does not wait any more: it was cancelled, or its time is over. False: it did not wait."""
+        if not self._queue.discard(call) and not self._suspects.discard(call):
+            return False
+        self._news = True
+        return True
+
+    def take_all(self) -> list[CallT]:
+        """All calls that wait, which wait no more: suspects first, then by age."""
+        calls: list[CallT] = []
+        for queue in (self._suspects, self._queue):
+            while (call := queue.take()) is not None:
+                calls.append(call)
+        self._news = True
+        return calls
+
+    def drain(self) -> list[tuple[CallT, Replica]]:
+        """The calls that wait and can be sent now, each with its replica, which is booked: room has appeared."""
+        pairs: list[tuple[CallT, Replica]] = []
+        if self._suspects.count:
+            for replica in [replica for replica in self._open if replica.suspect is Suspect.NONE]:
+                suspect = self._suspects.take()
+                if suspect is None:
+                    break
+                replica.suspect = Suspect.OURS
+                self._book(replica)
+                pairs.append((suspect, replica))
+        while self._open and (call := self._queue.take()) is not None:
+            pairs.append((call, self._draw()))
+        if pairs:
+            self._news = True
+        return pairs
+
+    # --- what replicas say -----------------------------------------------------------------------------------------
+
+    def finished(self, replica: Replica, load: int) -> None:
+        """A call of ours at the replica has ended; its reply says `load`."""
+        replica.ours = ours = replica.ours - 1
+        others = load - ours
+        replica.others = others if others > 0 else 0
+        if replica.index < 0 or load >= replica.limit:
+            self._refresh(replica)
+
+    def rejected(self, replica: Replica, load: int) -> None:
+        """The replica had no slot for a call of ours, which has not started: `requeue` it. No more go there for now."""
+        replica.ours -= 1
+        replica.others = max(load, replica.limit) - replica.ours
+        if replica.notice is Notice.NONE and replica.limit:
+            replica.notice = Notice.REFUSED
+        self._news = True
+        self._refresh(replica)
+
+    def offered(self, replica: Replica, load: int) -> CallT | None:
+        """The replica holds a slot for us, which `load` counts. The call to send there as leased, or None: decline.
+
+        The leased call carries `eldest_age_s(now, replica)` as it is right after this.
+        """
+        replica.others = max(0, load - 1 - replica.ours)
+        if replica.suspect is Suspect.REFUSED:
+            replica.suspect = Suspect.NONE
+        call: CallT | None = None
+        if replica.limit:
+            if self._suspects.count and replica.suspect is Suspect.NONE:
+                call = self._suspects.take()
+                replica.suspect = Suspect.OURS
+                self._news = True
+            elif self._queue.count:
+                call = self._queue.take()
+                if not self._queue.count:
+                    self._news = True
+        if call is not None:
+            replica.ours += 1
+        if not self.waiting_for(replica):
+            replica.notice = Notice.NONE  # the decline, or the age in the leased call, says so
+        self._refresh(replica)
+        return call
+
+    def suspect_ended(self, replica: Replica) -> None:
+        """The suspect of ours there has ended. Another may go there: send what `drain` gives."""
+        replica.suspect = Suspect.NONE
+        self._news = True
+
+    def suspect_refused(self, replica: Replica) -> None:
+        """The replica rejected a suspect of ours: `quarantine` it. It offers a slot when a suspect may come again."""
+        replica.suspect = Suspect.REFUSED
+        self._news = True
+
+    # --- what replicas are told ------------------------------------------------------------------------------------
+
+    def announce(self) -> list[Replica]:
+        """The replicas to tell now: WAITING with `waiting_for` and `eldest_age_s`, or WITHDRAW where the first is 0.
+
+        Call it at the end of each tick in which anything happened. Where nothing changed it costs nothing; telling all
+        is O(replicas), which is why it waits for the end of the tick: a queue that comes and goes within it is no news.
+        """
+        if not self._news:
+            return []
+        self._news = False
+        told: list[Replica] = []
+        for replica in self.replicas.values():
+            notice = replica.notice
+            if self.waiting_for(replica):
+                if notice is not Notice.WAITING:
+                    replica.notice = Notice.WAITING
+                    self._refresh(replica)
+                    told.append(replica)
+            elif notice is not Notice.NONE:
+                replica.notice = Notice.NONE
+                self._refresh(replica)
+                if notice is Notice.WAITING:
+                    told.append(replica)
+        return told
+
+    def waiting_for(self, replica: Replica) -> int:
+        """How many of the calls that wait could go to this replica."""
+        return self._queue.count + (self._suspects.count > 0 and replica.suspect is Suspect.NONE)
+
+    def eldest_age_s(self, now: float, replica: Replica | None = None) -> float | None:
+        """How long the eldest call has waited (of those that could go to `replica`), in seconds; None: none waits."""
+        since = self._queue.since()
+        if self._suspects.count and (replica is None or replica.suspect is Suspect.NONE):
+            suspect_since = self._suspects.since()
+            if since is None or (suspect_since is not None and suspect_since < since):
+                since = suspect_since
+        return None if since is None else max(0.0, now - since)
+
+    # --- room ------------------------------------------------------------------------------------------------------
+
+    def _draw(self) -> Replica:
+        """Two random replicas with room, the lesser load wins and is booked (the power of two choices, Mitzenmacher).
+
+        What is known of a loser where nothing of ours is in work gets older without our hearing anything newer, so it
+        fades: its turn comes again, and with it news.
+        """
+        replicas = self._open
+        count = len(replicas)
+        if count == 1:
+            replica = replicas[0]
+        else:
+            first = int(self._random() * count)
+            second = first + 1 + int(self._random() * (count - 1)) if count > 2 else first + 1
+            replica = replicas[first]
+            other = replicas[second if second < count else second - count]
+            if other.ours + other.others < replica.ours + replica.others:
+                replica, other = other, replica
+            if not other.ours and other.others:
+                other.others -= 1
+        replica.ours = ours = replica.ours + 1
+        if ours + replica.others >= replica.limit:
+            self._shut(replica)
+        return replica
+
+    def _book(self, replica: Replica) -> None:
+        replica.ours += 1
+        self._refresh(replica)
+
+    def _refresh(self, replica: Replica) -> None:
+        """Put the replica among those with room, or take it from them, as its books say."""
+        has_room = replica.ours + replica.others < replica.limit or (
+            not replica.ours and replica.notice is Notice.NONE and replica.limit > 0
+        )
+        if has_room:
+            if replica.index < 0:
+                replica.index = len(self._open)
+                self._open.append(replica)
+        elif replica.index >= 0:
+            self._shut(replica)
+
+    def _shut(self, replica: Replica) -> None:
+        last = self._open.pop()
+        if last is not replica:
+            self._open[replica.index] = last
+            last.index = replica.index
+        replica.index = -1

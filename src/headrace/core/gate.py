@@ -1,0 +1,289 @@
+"""The replica's door: which call gets a slot, and to whom a slot that comes free is offered.
+
+In come, from `replica/server.py`: calls, ended calls, what callers say of their queues, broken connections, the time.
+Out go the choice itself (started or refused) and the callers to send an OFFER to. A caller is any hashable object that
+stands for one connection; what it says arrives in the order in which it was said.
+
+Invariants, true after each method when `offer` is called until it gives None:
+- `load`, the calls in work and the slots on lease, never exceeds `limit`;
+- when a slot is free, no caller is known to wait for more slots than it was offered;
+- an offer is answered once (by a leased call or a decline), in the order of the offers, or its connection breaks.
+  So an answer that comes after its lease ended is known for what it is and never mistaken for that of a later lease.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import Generic, TypeVar
+
+LEASE_S = 0.010
+
+CallerT = TypeVar("CallerT", bound=Hashable)
+
+
+class _Waiter(Generic[CallerT]):
+    """What is known of one caller. The counts only grow: offers made, ended (used, declined, void), and answered."""
+
+    __slots__ = ("answered", "caller", "ended", "entry", "offered", "wants")
+
+    def __init__(self, caller: CallerT) -> None:
+        self.caller = caller
+        self.wants = 0  # slots to offer it still, beyond its leases; 0: it does not wait, as far as is known
+        # Its place in the heap while it wants: the arrival of its eldest call, then a number that breaks ties.
+        self.entry: tuple[float, int, _Waiter[CallerT]] | None = None
+        self.offered = 0
+        self.ended = 0
+        self.answered = 0
+
+
+class Gate(Generic[CallerT]):
+    """Slots of one replica, leased to the caller whose call waits longest. Times are seconds on one clock, `now`.
+
+    `load` is the number of calls in work plus the slots on lease: what replies tell to callers.
+    """
+
+    __slots__ = (
+        "_heap",
+        "_leased",
+        "_leases",
+        "_refused",
+        "_serial",
+        "_suspect",
+        "_waiters",
+        "_wanting",
+        "lease_s",
+        "limit",
+        "load",
+    )
+
+    def __init__(self, limit: int, lease_s: float = LEASE_S) -> None:
+        self.limit = limit
+        self.lease_s = lease_s
+        self.load = 0
+        self._leased = 0
+        self._waiters: dict[CallerT, _Waiter[CallerT]] = {}
+        self._wanting = 0  # waiters with wants > 0
+        self._heap: list[
+            tuple[float, int, _Waiter[CallerT]]
+        ] = []  # may hold stale entries: one is live when it is its waiter's `entry`
+        self._leases: deque[tuple[float, _Waiter[CallerT], int]] = (
+            deque()
+        )  # expiry, whose, its number; in order of expiry
+        self._serial = 0
+        self._suspect = False  # a suspect is in work
+        self._refused: dict[CallerT, None] = {}  # callers whose suspect was refused, in order
+
+    def __repr__(self) -> str:
+        return f"<Gate {self.ongoing}+{self._leased} of {self.limit}, {self._wanting} waiting>"
+
+    @property
+    def ongoing(self) -> int:
+        """Calls in work."""
+        return self.load - self._leased
+
+    def enter(
+        self, caller: CallerT, leased: bool, now: float, next_age_s: float | None = None, suspect: bool = False
+    ) -> bool:
+        """Whether the call starts now. False: it was not started and is to be rejected.
+
+        A leased call uses the caller's oldest lease; where that has ended meanwhile, it is treated as a new call. With
+        a leased call the caller says how long its next call has waited (None: none waits any more). A `suspect` (a call
+        that was in flight at a crash) starts only when no other suspect is in work here; refused, its caller is offered
+        a slot when it may try again. After a leased or a suspect call, send what `offer` gives until it gives None.
+        """
+        if leased or suspect:
+            return self._enter_special(caller, leased, now, next_age_s, suspect)
+        if self.load >= self.limit or self._wanting:
+            return False
+        self.load += 1
+        return True
+
+    def leave(self, now: float, suspect: bool = False) -> CallerT | None:
+        """A call ended and frees its slot; `suspect` as it was at `enter`. The caller to offer the slot to, if any."""
+        self.load -= 1
+        if suspect:
+            self._suspect = False
+        if self._wanting or self._refused:
+            return self.offer(now)
+        return None
+
+    def offer(self, now: float) -> CallerT | None:
+        """The caller to offer a free slot to now (the lease is booked), or None. That with the eldest call goes first.
+
+        A caller that was offered a slot goes behind the others until it says how old its next call is.
+        """
+        if self.load >= self.limit:
+            return None
+        if self._refused and not self._suspect:
+            caller = next(iter(self._refused))
+            del self._refused[caller]
+            return self._lease(self._waiter(caller), now)
+        if not self._wanting:
+            return None
+        heap = self._heap
+        while heap[0][2].entry is not heap[0]:
+            heappop(heap)
+        waiter = heap[0][2]
+        waiter.wants -= 1
+        if waiter.wants:
+            self._serial += 1
+            waiter.entry = (now, self._serial, waiter)
+            heapreplace(heap, waiter.entry)
+        else:
+            self._stop_wanting(waiter)
+        return self._lease(waiter, now)
+
+    def waiting(self, caller: CallerT, count: int, eldest_age_s: float, now: float) -> list[CallerT]:
+        """`count` calls wait at `caller`, the eldest for so long. Whom to offer slots to now: once per slot."""
+        waiter = self._waiter(caller)
+        self._want(waiter, count - (waiter.offered - waiter.ended), now - eldest_age_s)
+        return self._offers(now)
+
+    def withdraw(self, caller: CallerT, now: float) -> list[CallerT]:
+        """No call waits at `caller` any more; its leases end. Whom to offer slots to now."""
+        waiter = self._waiters.get(caller)
+        if waiter is not None:
+            self._stop_wanting(waiter)
+            self._end_leases(waiter)
+        return self._offers(now)
+
+    def decline(self, caller: CallerT, now: float) -> list[CallerT]:
+        """`caller` does not want the slot it was offered, so no call waits there. Whom to offer slots to now."""
+        waiter = self._waiters.get(caller)
+        if waiter is not None:
+            self._stop_wanting(waiter)
+            if self._answer(waiter):
+                self.load -= 1
+        return self._offers(now)
+
+    def disconnect(self, caller: CallerT, now: float) -> list[CallerT]:
+        """The connection is gone, and with it its leases. Its calls in work keep their slots until each leaves."""
+        self._refused.pop(caller, None)
+        waiter = self._waiters.pop(caller, None)
+        if waiter is not None:
+            self._stop_wanting(waiter)
+            self._end_leases(waiter)
+        return self._offers(now)
+
+    def expire(self, now: float) -> list[CallerT]:
+        """End the leases whose time is over. Whom to offer their slots to now.
+
+        A caller that let a lease expire is not offered another before it says something: a stopped process holds up
+        each slot once at most.
+        """
+        leases = self._leases
+        while leases:
+            expiry, waiter, number = leases[0]
+            if number > waiter.ended:
+                if expiry > now:
+                    break
+                waiter.ended = number
+                self._leased -= 1
+                self.load -= 1
+                self._stop_wanting(waiter)
+            leases.popleft()
+        return self._offers(now)
+
+    def next_expiry(self) -> float | None:
+        """When `expire` is to be called next; None while nothing is on lease."""
+        leases = self._leases
+        while leases and leases[0][2] <= leases[0][1].ended:
+            leases.popleft()
+        return leases[0][0] if leases else None
+
+    def close(self) -> None:
+        """Start no more calls and offer no more slots: the replica drains. Those in work leave as ever."""
+        self.limit = 0
+        for waiter in self._waiters.values():
+            self._stop_wanting(waiter)
+            self._end_leases(waiter)
+        self._refused.clear()
+
+    def _enter_special(
+        self, caller: CallerT, leased: bool, now: float, next_age_s: float | None, suspect: bool
+    ) -> bool:
+        waiter = self._waiter(caller)
+        holds_slot = leased and self._answer(waiter)
+        if suspect and self._suspect:
+            started = False
+            self.load -= holds_slot
+        else:
+            started = holds_slot or (self.load < self.limit and not self._wanting)
+            self.load += started and not holds_slot
+        if suspect:
+            if started:
+                self._suspect = True
+            elif self.limit:
+                self._refused[caller] = None
+        if leased and next_age_s is None:
+            self._stop_wanting(waiter)
+        elif leased:
+            # How many wait is not said, only that one does. Two offers for each one used find out in few round trips.
+            self._want(waiter, max(waiter.wants, 2), now - next_age_s)  # type: ignore[operator]
+        return started
+
+    def _waiter(self, caller: CallerT) -> _Waiter[CallerT]:
+        waiter = self._waiters.get(caller)
+        if waiter is None:
+            waiter = self._waiters[caller] = _Waiter(caller)
+        return waiter
+
+    def _want(self, waiter: _Waiter[CallerT], wants: int, since: float) -> None:
+        if wants <= 0 or not self.limit:
+            self._stop_wanting(waiter)
+            return
+        if waiter.entry is None:
+            self._wanting += 1
+        waiter.wants = wants
+        self._serial += 1
+        entry = waiter.entry = (since, self._serial, waiter)
+        heap = self._heap
+        if self._wanting == 1:
+            heap.clear()
+        elif len(heap) > 2 * self._wanting + 8:
+            heap[:] = [old for old in heap if old[2].entry is old]
+            heapify(heap)
+        heappush(heap, entry)
+
+    def _stop_wanting(self, waiter: _Waiter[CallerT]) -> None:
+        if waiter.entry is not None:
+            waiter.entry = None
+            waiter.wants = 0
+            self._wanting -= 1
+            if not self._wanting:
+                self._heap.clear()
+
+    def _lease(self, waiter: _Waiter[CallerT], now: float) -> CallerT:
+        leases = self._leases
+        while leases and leases[0][2] <= leases[0][1].ended:
+            leases.popleft()
+        waiter.offered += 1
+        leases.append((now + self.lease_s, waiter, waiter.offered))
+        self._leased += 1
+        self.load += 1
+        return waiter.caller
+
+    def _answer(self, waiter: _Waiter[CallerT]) -> bool:
+        """Its oldest offer is answered. True: the lease held, and its slot is the answer's to use or to free."""
+        if waiter.answered == waiter.offered:
+            return False  # nothing was offered: the other end does not keep to the protocol
+        waiter.answered += 1
+        if waiter.answered <= waiter.ended:
+            return False
+        waiter.ended = waiter.answered
+        self._leased -= 1
+        return True
+
+    def _end_leases(self, waiter: _Waiter[CallerT]) -> None:
+        held = waiter.offered - waiter.ended
+        waiter.ended = waiter.offered
+        self._leased -= held
+        self.load -= held
+
+    def _offers(self, now: float) -> list[CallerT]:
+        callers: list[CallerT] = []
+        while (caller := self.offer(now)) is not None:
+            callers.append(caller)
+        return callers
