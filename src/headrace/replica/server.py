@@ -32,7 +32,9 @@ from headrace.wire.frames import (
     DATA,
     DECLINE,
     ERROR,
+    FREED,
     GOAWAY,
+    HELD,
     HELLO,
     LEASED,
     MAX_PAYLOAD_BYTES,
@@ -43,6 +45,7 @@ from headrace.wire.frames import (
     REJECT,
     RELEASE,
     REPLY,
+    SUSPECT,
     U32,
     WAITING,
     WAITING_COUNTS,
@@ -73,8 +76,8 @@ class Incoming:
         "_drain_waiter",
         "_link",
         "_outflow",
-        "_parts",
         "_part_waiter",
+        "_parts",
         "_stream",
         "_whole",
         "body",
@@ -130,7 +133,7 @@ class Incoming:
         if self.cancelled:
             return
         self._link.send(
-            self._stream, REPLY, flags | MORE, self._link.load, meta, payload[: MAX_PAYLOAD_BYTES - len(meta)]
+            self._stream, REPLY, flags | MORE | HELD, self._link.load, meta, payload[: MAX_PAYLOAD_BYTES - len(meta)]
         )
         self._outflow = self._link.open_outflow(self._stream, WINDOW_BYTES, self._on_drained)
         rest = payload[MAX_PAYLOAD_BYTES - len(meta) :]
@@ -250,13 +253,14 @@ class CalleeLink(Connection):
 
     def finish(self, stream: int, kind: int, flags: int, meta: bytes, payload: bytes) -> None:
         """The call is done: free its slot, and send its last frame (its first, when `flags` has MORE)."""
-        if self.calls.pop(stream, None) is None:
+        call = self.calls.pop(stream, None)
+        if call is None:
             return  # answered already: `fail` after `end`, say
-        chosen = self.gate.leave(self.loop.time())
+        chosen = self.gate.leave(self.loop.time(), bool(call.flags & SUSPECT))
         if chosen is self:
             flags |= OFFERED
         elif chosen is not None:
-            chosen.send(0, OFFER)
+            chosen.send(0, OFFER, load=chosen.load)
         if chosen is not None:
             self.server.watch_leases()
         self.send(stream, kind, flags, min(self.gate.load, 0xFFFF), meta, payload)
@@ -264,7 +268,7 @@ class CalleeLink(Connection):
             self.server.check_drained()
 
     def finish_streamed(self, stream: int) -> None:
-        """The last frame is the outflow's: tell the load apart from it."""
+        """The call is done and frees its slot; its last frame is the outflow's, and leaves when its reader lets it."""
         call = self.calls.pop(stream, None)
         if call is None:
             return
@@ -272,7 +276,12 @@ class CalleeLink(Connection):
             self.calls[stream] = call
             self.finish(stream, REPLY, 0, b"", b"")
             return
-        self.server.offer(self.gate.leave(self.loop.time()))
+        chosen = self.gate.leave(self.loop.time(), bool(call.flags & SUSPECT))
+        if chosen is not self:
+            self.server.offer(chosen)
+        else:
+            self.server.watch_leases()
+        self.send(stream, FREED, OFFERED if chosen is self else 0, self.load)
         if self.server.draining:
             self.server.check_drained()
 
@@ -302,22 +311,32 @@ class CalleeLink(Connection):
 
     def _on_call(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         server = self.server
-        leased = bool(flags & LEASED)
         now = self.loop.time()
-        age = load / 1000 if leased and load != NONE_WAITS else None
-        if server.draining or not self.gate.enter(self, leased, now, age):
+        if flags & (LEASED | SUSPECT):
+            started = self._enter_special(flags, load, now)
+        else:
+            started = self.gate.enter(self, False, now)
+        if not started:
             self.send(stream, REJECT, load=min(self.gate.load, 0xFFFF))
             return
         try:
             call_meta = _decode_meta(meta)
         except msgspec.MsgspecError as error:
-            server.offer(self.gate.leave(now))
+            server.offer(self.gate.leave(now, bool(flags & SUSPECT)))
             raise ProtocolError(f"not the metadata of a call: {error}") from error
         incoming = self.calls[stream] = Incoming(self, stream, flags, call_meta, payload)
         if flags & (MORE | ARENAS):
             self._start_large(stream, incoming)
         else:
             server.start(incoming)
+
+    def _enter_special(self, flags: int, load: int, now: float) -> bool:
+        leased = bool(flags & LEASED)
+        age = load / 1000 if leased and load != NONE_WAITS else None
+        started = self.gate.enter(self, leased, now, age, bool(flags & SUSPECT))
+        while (chosen := self.gate.offer(now)) is not None:
+            self.server.offer(chosen)
+        return started
 
     def _start_large(self, stream: int, incoming: Incoming) -> None:
         if incoming.flags & MORE:
@@ -344,9 +363,12 @@ class CalleeLink(Connection):
             self._start_whole(incoming)
 
     def _on_cancel(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        streaming = stream in self.outflows
         self.drop_outflow(stream)
         incoming = self.calls.get(stream)
         if incoming is None:
+            if streaming:
+                self.send(stream, DATA)  # the end of a result that the caller reads no further
             return
         waits_for_body = bool(incoming.flags & MORE) and incoming._whole and not incoming._body_ended
         incoming.cancel()
@@ -386,7 +408,7 @@ def call_is_by_handle(incoming: Incoming) -> bool:
 
 
 class Server:
-    """One replica's listening socket and its slots. `start(incoming)` is called on the loop for each call with a slot."""
+    """One replica's socket and its slots. `start(incoming)` is called on the loop for each call that has a slot."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, replica_id: str, limit: int, start: Callable[[Incoming], None]
@@ -443,12 +465,12 @@ class Server:
     def offer(self, chosen: CalleeLink | None) -> None:
         """Tell the router whose turn it is that a slot is held for it."""
         if chosen is not None:
-            chosen.send(0, OFFER)
+            chosen.send(0, OFFER, load=chosen.load)
             self.watch_leases()
 
     def offer_all(self, chosen: Sequence[CalleeLink]) -> None:
         for link in chosen:
-            link.send(0, OFFER)
+            link.send(0, OFFER, load=link.load)
         if chosen:
             self.watch_leases()
 
@@ -462,12 +484,13 @@ class Server:
     def _expire_leases(self) -> None:
         self._lease_timer = None
         for link in self.gate.expire(self.loop.time()):
-            link.send(0, OFFER)
+            link.send(0, OFFER, load=link.load)
         self.watch_leases()
 
     def drain(self) -> None:
         """Take no new calls; tell all routers."""
         self.draining = True
+        self.gate.close()
         for link in self.links:
             link.send(0, GOAWAY)
         self.check_drained()

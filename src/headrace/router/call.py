@@ -1,4 +1,4 @@
-"""One call to one deployment, from `Router.submit` to its end. Ingress and handles subclass it; a pool moves it along."""
+"""One call to one deployment, from `Router.submit` to its end. Ingress and handles subclass it; pools move it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from headrace.spec.errors import HeadraceError
 from headrace.wire.frames import ErrorInfo
 
 if TYPE_CHECKING:
-    from headrace.core.balance import Replica
     from headrace.router.link import Link
     from headrace.router.pool import Pool
     from headrace.wire.connection import Outflow
@@ -48,12 +47,11 @@ class Call:
     # What the router keeps.
     pool: Pool | None = None
     link: Link | None = None
-    replica: Replica | None = None
     stream = 0
     drawn = False  # the router chose the revision, and may choose again while the call has not started
-    kept = True  # the body can be sent again
+    held = False  # its result streams, and it keeps its slot meanwhile
     answered = False  # on_reply has been called: there is no going back
-    suspect = False  # it was in flight when a replica died
+    suspect = False  # it was in work when a replica died
     queued_since: float | None = None
     expiry: asyncio.TimerHandle | None = None
     outflow: Outflow | None = None
@@ -67,8 +65,12 @@ class Call:
         self.deployment = deployment
         self.method = method
 
+    def unstarted(self) -> bool:
+        """The replica cannot have begun with it: it waits for a body of which nothing has left."""
+        return self.outflow is not None and not self.outflow.granted
+
     def take_back_body(self) -> bool:
-        """Make the body whole again after a replica that has taken none of it. False: too late, a part of it has left."""
+        """Make the body whole again when the replica has taken none of it. False: too late, a part has left."""
         outflow = self.outflow
         if outflow is None:
             return True

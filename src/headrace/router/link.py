@@ -1,7 +1,7 @@
 """The caller's end of a connection to one replica: calls out, replies in, each to the call that it is for.
 
-In: frames of the replica; calls that the pool has given this replica. Out: frames; replies to calls; to the pool, what a
-reply tells of the replica's load, offers of slots, calls that were refused, and those that were lost with the replica.
+In: frames of the replica; calls that the pool has given this replica. Out: frames; replies to calls; to the pool, what
+a reply tells of the replica's load, offers of slots, calls that were refused, and those lost with the replica.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import msgspec
 from headrace.core.balance import Replica
 from headrace.router.call import NO_HTTP, Call
 from headrace.spec.errors import ProtocolError
-from headrace.wire.arena import ArenaReceiver, ArenaSender
 from headrace.wire.buffers import Buffers
 from headrace.wire.connection import Connection
 from headrace.wire.frames import (
@@ -28,10 +27,11 @@ from headrace.wire.frames import (
     DATA,
     DECLINE,
     ERROR,
+    FREED,
     GOAWAY,
+    HELD,
     HELLO,
     HTTP,
-    LEASED,
     MAX_PAYLOAD_BYTES,
     MORE,
     OFFER,
@@ -62,11 +62,10 @@ _decode_hello = msgspec.msgpack.Decoder(HelloInfo).decode
 class Abandoned(Call):
     """Stands in for a call that was cancelled while a replica worked on it, until the replica says that it is done."""
 
-    def __init__(self) -> None:
+    def __init__(self, call: Call) -> None:
         super().__init__("", "")
-
-
-ABANDONED = Abandoned()
+        self.suspect = call.suspect
+        self.held = call.held
 
 
 def connect(address: str) -> socket.socket:
@@ -101,13 +100,13 @@ class Link(Connection):
         self.replica = replica
         self.calls: dict[int, Call] = {}
         self.leaving = False
-        self.waits = False  # the replica has been told that calls of ours wait
         self._last_stream = 0
         self._buffers = Buffers(self)
         handlers = self.handlers
         handlers[HELLO] = self._on_hello
         handlers[REPLY] = self._on_reply
         handlers[ERROR] = self._on_error
+        handlers[FREED] = self._on_freed
         handlers[DATA] = self._on_data
         handlers[REJECT] = self._on_reject
         handlers[OFFER] = self._on_offer
@@ -152,7 +151,7 @@ class Link(Connection):
             self.send(stream, CALL, flags, next_age_ms, meta, body)
 
     def _call_large(self, call: Call, meta: bytes, flags: int, next_age_ms: int) -> None:
-        """A body that does not fit the first frame waits for the replica's credit: a call that is refused lost nothing."""
+        """What does not fit the first frame waits for the replica's credit: a call that is refused lost nothing."""
         parts: list[bytes | memoryview] = [call.body]
         if call.buffers:
             flags |= ARENAS
@@ -171,23 +170,20 @@ class Link(Connection):
                 call.outflow.write(part, call.more or i + 1 < len(rest))
 
     def cancel(self, call: Call) -> None:
-        """The answer is of no interest any more. The slot stays taken until the replica says that the work has ended."""
+        """The answer is of no interest any more. The slot stays taken until the replica says that the work ended."""
         if self.calls.get(call.stream) is call:
-            self.calls[call.stream] = ABANDONED
+            self.calls[call.stream] = Abandoned(call)
             self.drop_outflow(call.stream)
             self.forget_inflow(call.stream)
             self.send(call.stream, CANCEL)
 
     def tell_waiting(self, count: int, eldest_age_s: float) -> None:
-        self.waits = True
         self.send(0, WAITING, payload=WAITING_COUNTS.pack(min(count, 0xFFFFFFFF), int(eldest_age_s * 1000)))
 
     def tell_withdrawn(self) -> None:
-        self.waits = False
         self.send(0, WITHDRAW)
 
     def decline(self) -> None:
-        self.waits = False
         self.send(0, DECLINE)
 
     def leave(self) -> None:
@@ -214,8 +210,11 @@ class Link(Connection):
         if call is None:
             raise ProtocolError(f"a reply on stream {stream}, which has no call")
         # The books first: the callback may submit the next call.
-        self.pool.replied(self.replica, load, flags & OFFERED)
-        if call is not ABANDONED:
+        if flags & HELD:
+            call.held = True
+        else:
+            self.pool.replied(self.replica, load, flags & OFFERED, call.suspect)
+        if call.__class__ is not Abandoned:
             if flags & (MORE | ARENAS):
                 self._large_reply(call, flags, meta, payload)
             else:
@@ -231,17 +230,19 @@ class Link(Connection):
             return
         call.answered = True
         if flags & ARENAS:
-            payload, call.buffers = self._buffers.unwrap(payload)
+            data, call.buffers = self._buffers.unwrap(payload)
+            payload = bytes(data)
         call.on_reply(flags & ~ARENAS, meta, payload)
 
     def _on_data(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         more = bool(flags & MORE)
         call = self.calls.get(stream) if more else self.calls.pop(stream, None)
-        if call is None or call is ABANDONED:
-            # A part that was on its way when the call was cancelled.
-            return
+        if call is None:
+            raise ProtocolError(f"a part of a result on stream {stream}, which has no call")
         parts = call.parts
-        if parts is None:
+        if isinstance(call, Abandoned):
+            pass  # it was on its way when the call was cancelled
+        elif parts is None:
             call.on_data(payload, more)
         else:
             parts.append(payload)
@@ -255,15 +256,22 @@ class Link(Connection):
             if self.leaving and not self.calls:
                 self.close()
 
+    def _on_freed(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        call = self.calls.get(stream)
+        if call is None or not call.held:
+            raise ProtocolError(f"a slot was freed on stream {stream}, which holds none")
+        call.held = False
+        self.pool.replied(self.replica, load, flags & OFFERED, call.suspect)
+
     def _on_error(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         call = self.calls.pop(stream, None)
         if call is None:
             raise ProtocolError(f"an error on stream {stream}, which has no call")
         self.drop_outflow(stream)
         self.forget_inflow(stream)
-        if not call.answered:
-            self.pool.replied(self.replica, load, flags & OFFERED)
-        if call is not ABANDONED:
+        if call.held or not call.answered:
+            self.pool.replied(self.replica, load, flags & OFFERED, call.suspect)
+        if not isinstance(call, Abandoned):
             try:
                 error = _decode_error(payload)
             except msgspec.MsgspecError as broken:
@@ -279,12 +287,13 @@ class Link(Connection):
         if call.more:
             call.take_back_body()
         self.drop_outflow(stream)
-        self.pool.rejected(self.replica, load, None if call is ABANDONED else call)
+        abandoned = isinstance(call, Abandoned)
+        self.pool.rejected(self.replica, load, None if abandoned else call, call.suspect)
         if self.leaving and not self.calls:
             self.close()
 
     def _on_offer(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
-        self.pool.offered(self.replica)
+        self.pool.offered(self.replica, load)
 
     def _on_cancel(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         """The replica reads no more of the body; its answer comes all the same."""
@@ -297,7 +306,7 @@ class Link(Connection):
     def on_lost(self, error: BaseException | None) -> None:
         calls, self.calls = self.calls, {}
         self._buffers.close()
-        self.pool.lost(self.replica, [call for call in calls.values() if call is not ABANDONED], bool(calls))
+        self.pool.lost(self.replica, [call for call in calls.values() if not isinstance(call, Abandoned)])
 
     def close(self) -> None:
         super().close()

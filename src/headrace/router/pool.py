@@ -1,8 +1,8 @@
 """One deployment as a router knows it: its replicas, the links to them, the calls that wait for a slot.
 
-In: calls of the router; what the links tell (replies, offers, refusals, losses); changes of the snapshot. Out: calls to
-links, answers to calls that cannot be sent. All choices are `core`'s: Balancer (where, wait or refuse) and Repeats (what
-becomes of a call whose replica died); this is their shell.
+In: calls of the router; what the links tell (replies, offers, refusals, losses); changes of the snapshot. Out: calls
+to links, answers to calls that cannot be sent. All choices are `core`'s: Balancer (where, wait or refuse) and Repeats
+(what becomes of a call whose replica died); this is their shell.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from headrace.spec.errors import (
     ReplicaDiedError,
     RequestTimeoutError,
 )
-from headrace.spec.snapshot import DeploymentEntry, ReplicaEntry
-from headrace.wire.frames import LEASED
+from headrace.spec.snapshot import DeploymentEntry
+from headrace.wire.frames import LEASED, SUSPECT
 
 if TYPE_CHECKING:
     from headrace.router.router import Router
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("headrace.router")
 
 RECONNECT_S = 0.5  # a replica that the snapshot lists is tried again so long after its connection broke
+KEPT_BYTES = 1024 * 1024  # a body up to this size is kept for a repeat
 
 
 class Pool:
@@ -41,35 +42,38 @@ class Pool:
         self.loop = router.loop
         self.key = entry.key
         self.entry = entry
-        self.balancer: Balancer[Call] = Balancer(
-            limit=entry.max_ongoing_requests, max_queued=entry.max_queued_requests, rng=router.rng
-        )
+        self.balancer: Balancer[Call] = Balancer(entry.max_ongoing_requests, entry.max_queued_requests, router.rng)
         self.repeats = Repeats()
         self._addresses: dict[str, str] = {}
-        self._told = 0  # how many calls waited when the replicas were last told; 0: they know of none
-        self._settling = False
+        self._announcing = False
 
     def __repr__(self) -> str:
-        return f"<Pool {self.key} replicas={len(self.balancer.replicas)} queued={self.balancer.queued}>"
+        return f"<Pool {self.key} {self.balancer}>"
 
     # --- what the snapshot says ------------------------------------------------------------------------------------
 
     def update(self, entry: DeploymentEntry) -> None:
         """Adopt the entry: new replicas take calls, those that are gone from it finish what they have."""
         self.entry = entry
-        self.balancer.max_queued = entry.max_queued_requests
+        balancer = self.balancer
+        balancer.max_queued = entry.max_queued_requests
+        if balancer.limit != entry.max_ongoing_requests:
+            balancer.limit = entry.max_ongoing_requests
+            for replica in balancer.replicas.values():
+                replica.limit = entry.max_ongoing_requests
         listed = {replica.id: replica.address for replica in self.router.subset(entry)}
         for replica_id in [known for known in self._addresses if known not in listed]:
             self._forget(replica_id)
         for replica_id, address in listed.items():
             if replica_id not in self._addresses:
                 self._addresses[replica_id] = address
-                self._add(replica_id)
+                balancer.add(replica_id)
         if entry.failed:
-            self.fail_queued(DeploymentUnavailableError(f"deployment {entry.name} of {entry.app}: {entry.failed}"))
+            self.fail_queued(self._unavailable())
+        self._pump()
 
     def close(self) -> list[Call]:
-        """The entry is gone. Answers the calls that had not started: they are the caller's to place elsewhere."""
+        """The entry is gone. The calls that had not started are the caller's to place elsewhere."""
         for replica_id in list(self._addresses):
             self._forget(replica_id)
         return self._take_queue()
@@ -80,30 +84,31 @@ class Pool:
             if replica.link is not None:
                 replica.link.close()
 
-    def _add(self, replica_id: str) -> None:
-        replica = self.balancer.add(replica_id)
-        if self.balancer.queued:
-            self._open(replica)
-            self._pump()
-
     def _forget(self, replica_id: str) -> None:
         self._addresses.pop(replica_id, None)
         replica = self.balancer.remove(replica_id)
         if replica is not None and replica.link is not None:
             replica.link.leave()
 
+    def _unavailable(self) -> DeploymentUnavailableError:
+        entry = self.entry
+        return DeploymentUnavailableError(f"deployment {entry.name} of application {entry.app}: {entry.failed}")
+
     # --- calls -----------------------------------------------------------------------------------------------------
 
     def submit(self, call: Call) -> None:
         """Send the call to a replica now, or let it wait, or refuse it."""
         call.pool = self
+        self.repeats.budget.calls += 1
         replica = self.balancer.choose()
         if replica is not None:
-            self._send(replica, call)
+            link = replica.link
+            if link is not None:
+                link.call(call, self.router.snapshot.version, 0, NONE_WAITS)
+            else:
+                self._send(replica, call)
         elif self.entry.failed:
-            call.on_error(
-                DeploymentUnavailableError(f"deployment {self.entry.name} of {self.entry.app}: {self.entry.failed}")
-            )
+            call.on_error(self._unavailable())
         else:
             self._wait(call)
 
@@ -113,161 +118,206 @@ class Pool:
             call.expiry.cancel()
         if call.link is not None:
             call.link.cancel(call)
-            self._after_suspect(call)
-        else:
-            self.balancer.discard(call)
-            self._settle_soon()
+        elif self.balancer.discard(call):
+            self._announce_soon()
 
     def _send(self, replica: Replica, call: Call, flags: int = 0, next_age_ms: int = NONE_WAITS) -> None:
-        link: Link | None = replica.link
-        if link is None:
-            link = self._open(replica)
-            if link is None:  # it died, and the router did not know yet
-                self.balancer.requeue(call, self._since(call))
-                self._pump()
-                return
+        link: Link | None = replica.link or self._open(replica)
+        if link is None:  # it has died, and the snapshot does not say so yet
+            self._put_back(call)
+            self._pump_soon()
+            return
         if call.expiry is not None:
             call.expiry.cancel()
             call.expiry = None
-        call.replica = replica
+        if call.suspect:
+            flags |= SUSPECT
         link.call(call, self.router.snapshot.version, flags, next_age_ms)
 
     def _open(self, replica: Replica) -> Link | None:
         """Connect to the replica. None when nobody is there: it is out of the pool then."""
-        if replica.link is not None:
-            return replica.link
         try:
             sock = connect(self._addresses[replica.id])
-        except OSError as error:
+        except (OSError, KeyError) as error:
             log.info("replica %s does not take connections: %s", replica.id, error)
             self._out_of_reach(replica)
             return None
-        link = replica.link = Link(self.loop, sock, self, replica, self.router.role, self.router.identity)
+        link = Link(self.loop, sock, self, replica, self.router.role, self.router.identity)
+        replica.link = link
         link.start()
-        if self._told:
-            link.tell_waiting(self.balancer.queued, self.balancer.eldest_age_s(self.loop.time()) or 0.0)
         return link
 
     def _out_of_reach(self, replica: Replica) -> None:
         self.balancer.remove(replica.id)
-        self.loop.call_later(RECONNECT_S, self._try_again, replica.id)
+        if replica.id in self._addresses:
+            self.loop.call_later(RECONNECT_S, self._try_again, replica.id)
 
     def _try_again(self, replica_id: str) -> None:
         if replica_id in self._addresses and replica_id not in self.balancer.replicas and not self.router.closed:
-            self._add(replica_id)
+            self.balancer.add(replica_id)
+            self._pump()
 
     # --- waiting ---------------------------------------------------------------------------------------------------
-
-    def _since(self, call: Call) -> float:
-        if call.queued_since is None:
-            call.queued_since = self.loop.time()
-        return call.queued_since
 
     def _wait(self, call: Call) -> None:
         now = self.loop.time()
         if not self.balancer.enqueue(call, now):
+            entry = self.entry
             call.on_error(
                 BackPressureError(
-                    f"deployment {self.entry.name} of {self.entry.app} has {self.balancer.queued} calls waiting, "
-                    f"max_queued_requests is {self.entry.max_queued_requests}"
+                    f"deployment {entry.name} of application {entry.app} has {self.balancer.queued} calls waiting; "
+                    f"max_queued_requests is {entry.max_queued_requests}"
                 )
             )
             return
         call.queued_since = now
+        self._park(call)
+        self._announce_soon()
+
+    def _put_back(self, call: Call) -> None:
+        """A call that no replica has started waits again in its old place."""
+        if call.queued_since is None:
+            call.queued_since = self.loop.time()
         call.link = None
+        self._park(call)
+        if call.suspect:
+            self.balancer.quarantine(call, call.queued_since)
+        else:
+            self.balancer.requeue(call, call.queued_since)
+
+    def _park(self, call: Call) -> None:
         if call.buffers:
-            call.buffers = [bytes(buffer) for buffer in call.buffers]  # the caller may change its arrays from now on
-        if call.deadline is not None:
+            # The caller may change its arrays once the call has been submitted.
+            call.buffers = [buffer if isinstance(buffer, bytes) else bytes(buffer) for buffer in call.buffers]
+        if call.deadline is not None and call.expiry is None:
             call.expiry = self.loop.call_at(call.deadline, self._expire, call)
-        self._tell()
 
     def _expire(self, call: Call) -> None:
         call.expiry = None
-        if call.link is None:
-            self.balancer.discard(call)
-            self._settle_soon()
+        if self.balancer.discard(call):
+            self._announce_soon()
             call.on_error(RequestTimeoutError(f"request {call.request_id} waited until its deadline had passed"))
 
-    def _tell(self) -> None:
-        """Tell the replicas that calls wait, again each time their number has doubled."""
-        queued = self.balancer.queued
-        if queued < 2 * self._told or not queued:
+    def _announce_soon(self) -> None:
+        """At the end of this tick, tell the replicas what has changed: a queue that came and went is no news."""
+        if not self._announcing:
+            self._announcing = True
+            self.loop.call_soon(self._announce)
+
+    def _announce(self) -> None:
+        self._announcing = False
+        if self.router.closed:
             return
-        self._told = queued
-        age = self.balancer.eldest_age_s(self.loop.time()) or 0.0
-        for replica in list(self.balancer.replicas.values()):
-            link = replica.link
-            if link is not None:
-                link.tell_waiting(queued, age)
+        balancer, now, opened = self.balancer, self.loop.time(), True
+        for replica in balancer.announce():
+            link: Link | None = replica.link
+            count = balancer.waiting_for(replica)
+            if link is None and count:
+                link = self._open(replica)
+                opened = opened and link is not None
+            if link is None:
+                continue
+            if count:
+                link.tell_waiting(count, balancer.eldest_age_s(now, replica) or 0.0)
             else:
-                self._open(replica)  # says so itself
-
-    def _settle_soon(self) -> None:
-        if self._told and not self._settling:
-            self._settling = True
-            self.loop.call_soon(self._settle)
-
-    def _settle(self) -> None:
-        """When nothing waits any more, say so once: the queue may have come and gone several times in this tick."""
-        self._settling = False
-        if self._told and not self.balancer.queued:
-            self._told = 0
-            for replica in self.balancer.replicas.values():
-                if replica.link is not None and replica.link.waits:
-                    replica.link.tell_withdrawn()
+                link.tell_withdrawn()
+        if not opened:
+            self._pump()
 
     def _pump(self) -> None:
-        """Send what waits to replicas that have room: after a replica has come, or a call has come back."""
+        """Send what waits to replicas that have room: a replica has come, or a call has come back."""
         for call, replica in self.balancer.drain():
             self._send(replica, call)
-        if self.balancer.queued:
-            self._tell()
-        else:
-            self._settle_soon()
+        self._announce_soon()
+
+    def _pump_soon(self) -> None:
+        self.loop.call_soon(self._pump)
 
     def _take_queue(self) -> list[Call]:
-        calls: list[Call] = []
-        while (call := self.balancer.take(self.loop.time())) is not None:
+        calls = self.balancer.take_all()
+        for call in calls:
             if call.expiry is not None:
                 call.expiry.cancel()
-            calls.append(call)
-        self._settle_soon()
+                call.expiry = None
+        self._announce_soon()
         return calls
 
     def fail_queued(self, error: HeadraceError) -> None:
+        """Answer all calls that wait with `error`."""
         for call in self._take_queue():
             call.on_error(error)
 
     # --- what the links tell ---------------------------------------------------------------------------------------
 
-    def replied(self, replica: Replica, load: int, offered: int) -> None:
+    def replied(self, replica: Replica, load: int, offered: int, suspect: bool) -> None:
         """An answer of the replica freed a slot; `offered`: it is held for a call of ours."""
         self.balancer.finished(replica, load)
+        if suspect:
+            self.balancer.suspect_ended(replica)
+            self._pump_soon()
         if offered:
-            self.offered(replica)
+            self.offered(replica, load)
 
-    def offered(self, replica: Replica) -> None:
+    def offered(self, replica: Replica, load: int) -> None:
         """The replica holds a slot for us: send the eldest call that waits, or decline."""
-        now = self.loop.time()
-        call = self.balancer.take(now)
-        link = replica.link
+        balancer = self.balancer
+        call = balancer.offered(replica, load)
         if call is None:
-            if link is not None:
-                link.decline()
-            self._settle_soon()
-            return
-        self.balancer.book(replica)
-        age = self.balancer.eldest_age_s(now)
-        if age is None:
-            if link is not None:
-                link.waits = False
-            self._settle_soon()
-        self._send(replica, call, LEASED, NONE_WAITS if age is None else min(int(age * 1000), NONE_WAITS - 1))
+            replica.link.decline()
+        else:
+            age = balancer.eldest_age_s(self.loop.time(), replica)
+            self._send(replica, call, LEASED, NONE_WAITS if age is None else min(int(age * 1000), NONE_WAITS - 1))
+        self._announce_soon()
 
-    def rejected(self, replica: Replica, load: int, call: Call | None) -> None:
+    def rejected(self, replica: Replica, load: int, call: Call | None, suspect: bool) -> None:
         """The replica had no slot: the call, which has not started, waits in its old place."""
         self.balancer.rejected(replica, load)
+        if suspect:
+            self.balancer.suspect_refused(replica)
         if call is not None:
-            call.link = None
-            self.balancer.requeue(call, self._since(call))
-            self._pump()
+            self._put_back(call)
+        self._pump_soon()
+
+    def going(self, replica: Replica) -> None:
+        """The replica drains: no new calls go there."""
+        self._addresses.pop(replica.id, None)
+        self.balancer.remove(replica.id)
+        self._pump()
+
+    def lost(self, replica: Replica, calls: list[Call]) -> None:
+        """The connection broke, the replica most likely died, with these calls in work there or on their way."""
+        replica.link = None
+        self._out_of_reach(replica)
+        now = self.loop.time()
+        for call in calls:
+            self._judge(call, replica, now)
+        self._pump()
+
+    def _judge(self, call: Call, replica: Replica, now: float) -> None:
+        verdict = self.repeats.judge(
+            now,
+            started=not call.unstarted(),
+            suspect=call.suspect,
+            repeatable=self.entry.repeatable,
+            kept=call.take_back_body() and (call.outflow is None or len(call.body) <= KEPT_BYTES),
+            answered=call.answered,
+        )
+        if verdict is Verdict.MOVE:
+            self._put_back(call)
+        elif verdict is Verdict.REPEAT:
+            call.suspect = True
+            call.attempt += 1
+            call.parts = None
+            self._put_back(call)
+        elif verdict is Verdict.POISONOUS:
+            log.error("request %s was in work at two crashes of %s: not tried again", call.request_id, self.entry.name)
+            call.on_error(
+                PoisonousRequestError(
+                    f"request {call.request_id} was in work at two crashes of replicas of {self.entry.name}"
+                )
+            )
+        else:
+            reason = "its calls are not repeatable" if not self.entry.repeatable else "it could not be sent again"
+            call.on_error(
+                ReplicaDiedError(f"replica {replica.id} died while it worked on request {call.request_id}; {reason}")
+            )

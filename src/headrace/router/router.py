@@ -1,7 +1,7 @@
 """The router of one process: which deployment entry a call belongs to, by the last snapshot; the pools of all entries.
 
-In: calls of the ingress and of handles; snapshots of the controller's feed. Out: calls to pools; errors for calls that no
-entry can take.
+In: calls of the ingress and of handles; snapshots of the controller's feed. Out: calls to pools; errors for calls that
+no entry can take.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Router:
             self._replace(pool.close(), pool)
 
     def _replace(self, calls: list[Call], pool: Pool) -> None:
-        """Calls that waited at an entry that is gone: those at the door are drawn again, the rest cannot be answered."""
+        """Calls that waited at an entry that is gone: those at the door are drawn again, the rest are lost."""
         for call in calls:
             call.pool = None
             if call.drawn:
@@ -111,7 +111,7 @@ class Router:
 
     def _draw(self, routes: Routes, call: Call) -> int:
         weights = [(revision.number, revision.weight) for revision in routes.entry.revisions]
-        return draw_revision(weights, self.rng.random(), call.sticky) or 0
+        return draw_revision(weights, self.rng.random(), call.sticky, call.app) or 0
 
     def _refuse_unknown(self, call: Call, routes: Routes | None) -> None:
         if self.closed:

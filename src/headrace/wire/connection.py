@@ -24,9 +24,9 @@ from headrace.spec.errors import ProtocolError
 from headrace.wire.frames import (
     CREDIT,
     DATA,
-    GOAWAY,
     HEADER,
     HEADER_BYTES,
+    LAST_KIND,
     MAX_FRAME_BYTES,
     MAX_PAYLOAD_BYTES,
     MORE,
@@ -74,7 +74,7 @@ class Outflow:
         self.pending_bytes = 0
 
     def write(self, data: bytes | memoryview, more: bool) -> bool:
-        """Take `data` to send. False: enough is waiting, go on when `on_drained` is called. `more` False ends the stream."""
+        """Take `data` to send; `more` False ends the stream. False: enough waits, go on when `on_drained` is called."""
         if data:
             self._pending.append(memoryview(data).cast("B"))
             self.pending_bytes += len(self._pending[-1])
@@ -127,13 +127,13 @@ class Outflow:
 
 
 class Connection:
-    """Frames over one connected, non-blocking socket. Subclasses set `handlers` (by kind) and may override `on_lost`."""
+    """Frames over one connected, non-blocking socket. Subclasses set `handlers` by kind and override `on_lost`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self.loop = loop
         self.sock = sock
         self.closed = False
-        self.handlers: list[Handler | None] = [None] * (GOAWAY + 1)
+        self.handlers: list[Handler | None] = [None] * (LAST_KIND + 1)
         self.handlers[CREDIT] = self._on_credit
         self.received_fds: deque[int] = deque()
         self.outflows: dict[int, Outflow] = {}

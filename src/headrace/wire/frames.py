@@ -22,19 +22,22 @@ U32 = struct.Struct("<I")
 WAITING_COUNTS = struct.Struct("<II")
 
 HELLO, CALL, DATA, REPLY, ERROR, CANCEL, CREDIT, REJECT = 1, 2, 3, 4, 5, 6, 7, 8
-WAITING, WITHDRAW, OFFER, DECLINE, ITEM, ARENA, RELEASE, GOAWAY = 9, 10, 11, 12, 13, 14, 15, 16
+WAITING, WITHDRAW, OFFER, DECLINE, ITEM, ARENA, RELEASE, GOAWAY, FREED = 9, 10, 11, 12, 13, 14, 15, 16, 17
+LAST_KIND = FREED
 
 # Flags of CALL, DATA and REPLY.
 MORE = 1  # DATA frames follow on this stream
 HTTP = 2  # CALL: meta has an HTTP head; REPLY: payload is an HTTP body, meta its msgpack ResponseHead (empty: 200 JSON)
 LEASED = 4  # CALL: uses the slot that was offered
 STREAM = 8  # CALL: the result is wanted as items
-OFFERED = 16  # REPLY, ERROR: the slot that this reply frees is offered to the same caller
+OFFERED = 16  # REPLY, ERROR, FREED: the slot that this frees is offered to the same caller
 ARENAS = 32  # payload refers to blocks of arenas
+HELD = 128  # REPLY with MORE: the call keeps its slot while it streams, until FREED
+SUSPECT = 64  # CALL: it was in flight when a replica died, and runs beside no other such call
 
 
 class CallMeta(msgspec.Struct, array_like=True, gc=False):
-    """What every call carries. `remaining_s` is how long its answer still matters (-1: no deadline), never a clock time.
+    """What every call carries. `remaining_s` is how long its answer still matters, no clock time (-1: no deadline).
 
     `http` is the msgpack of an HttpHead (nil when the call is no HTTP request), decoded only when asked for.
     """
@@ -54,7 +57,7 @@ class CallMeta(msgspec.Struct, array_like=True, gc=False):
 
 
 class HttpHead(msgspec.Struct, array_like=True, gc=False):
-    """The head of an HTTP request as the client sent it: `target` is the raw path with its query; names in lower case."""
+    """The head of an HTTP request as it came: `target` is the raw path with its query; names in lower case."""
 
     method: str
     target: bytes
