@@ -86,8 +86,8 @@ def _resolve(host: str) -> list[_Address]:
     """The addresses that `host` means and that this machine has."""
     try:
         found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise OptionError(f"host={host!r} is not the name of an address: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:
+        raise OptionError(f"host={host!r} is not the name of an address ({error})") from error
     refused: OSError | None = None
     addresses: list[_Address] = []
     for family, _, _, _, address in found:
