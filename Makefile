@@ -1,0 +1,91 @@
+# One command sets up and serves (make serve), one tests (make test), one lints (make lint). Each sees to what is missing.
+# Needs Python 3.11 or later with its venv module; everything else goes into .venv. Variables: PORT, PYTHON, BENCH.
+
+PORT ?= 8000
+PYTHON ?=
+BENCH ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+BIN := .venv/bin
+STAMPS := .venv/.stamps
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DIGITS := examples/digits/digits.joblib
+
+.PHONY: help setup serve test lint bench clean
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1	/' | expand -t 16
+
+setup: $(STAMPS)/serve  ## make .venv with the package and what the examples need
+
+serve: $(DIGITS)  ## train the digits model if need be and serve it on PORT (8000), in the foreground
+	@echo "When it says that it is ready, ask it from another terminal, in this folder:"
+	@echo
+	@echo "  curl --data-binary @examples/digits/samples/seven.png -H 'content-type: image/png' http://127.0.0.1:$(PORT)/"
+	@echo
+	@exec $(BIN)/headrace run digits:app --app-dir examples/digits --port $(PORT)
+
+test: $(STAMPS)/test  ## run all tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMPS)/lint  ## ruff, mypy --strict on the package, the layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMPS)/bench  ## measure beside the peers (BENCH="--quick --only headrace,uvicorn" and so on)
+	$(BIN)/python -m bench $(BENCH)
+
+clean:  ## remove .venv, the bench's environments, the trained model and all caches
+	rm -rf .venv bench/.envs bench/results build dist $(DIGITS) examples/digits/accuracy.json
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DIGITS): examples/digits/train.py $(STAMPS)/serve
+	$(BIN)/python examples/digits/train.py
+
+# A stamp says for which pyproject.toml a set of packages was installed.
+$(STAMPS)/serve: pyproject.toml $(STAMPS)/venv
+	@echo "Installing headrace and what the examples need into .venv"
+	@$(INSTALL) --editable '.[examples]'
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/serve
+	@echo "Installing what the tests need into .venv"
+	@$(INSTALL) --editable '.[test]'
+	@touch $@
+
+$(STAMPS)/lint: $(STAMPS)/test
+	@echo "Installing what the linters need into .venv"
+	@$(INSTALL) --editable '.[lint]'
+	@touch $@
+
+$(STAMPS)/bench: $(STAMPS)/serve
+	@echo "Installing what the bench needs into .venv"
+	@$(INSTALL) --editable '.[bench]'
+	@touch $@
+
+# A .venv that works is kept; one that was left half made, or whose Python is gone, is made anew.
+$(STAMPS)/venv:
+	@if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  python=; \
+	  for candidate in $(if $(PYTHON),$(PYTHON),python3 python3.11 python3.12 python3.13 python3.14); do \
+	    if "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	      python=$$candidate; break; \
+	    fi; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "make: no Python 3.11 or later with venv was found$(if $(PYTHON), at PYTHON=$(PYTHON), on PATH)." >&2; \
+	    echo "      On Debian: apt-get install python3 python3-venv. Elsewhere say where it is: make PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Making .venv with $$("$$python" --version)"; \
+	  "$$python" -m venv --clear .venv; \
+	fi
+	@mkdir -p $(STAMPS)
+	@touch $@

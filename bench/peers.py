@@ -1,0 +1,91 @@
+"""Who is measured: how each server is started and where it answers. All serve the same model: x's sum as y.
+
+In: nothing. Out: `PEERS`, in the order of the tables.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BENCH = Path(__file__).parent
+ENVIRONMENTS = BENCH / ".envs"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One row of the table. `command` may contain {python}, {bin} (its folder) and {port}.
+
+    `folder` names its app and its requirements in `bench/peers/`, and its environment; None: Headrace itself, in the
+    environment that runs the bench. `calls` names the framework for the measurements of handles, "" where it has none.
+    """
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    folder: str | None
+    path: str = "/"
+    port: int = 8121
+    env: dict[str, str] = field(default_factory=dict)
+    calls: str = ""
+
+    @property
+    def python(self) -> str:
+        return sys.executable if self.folder is None else str(ENVIRONMENTS / self.folder / "bin" / "python")
+
+    @property
+    def requirements(self) -> Path | None:
+        return None if self.folder is None else BENCH / "peers" / self.folder / "requirements.txt"
+
+    @property
+    def working_folder(self) -> Path:
+        return BENCH.parent if self.folder is None else BENCH / "peers" / self.folder
+
+    def command_line(self) -> list[str]:
+        values = {"python": self.python, "bin": str(Path(self.python).parent), "port": str(self.port)}
+        return [part.format(**values) for part in self.command]
+
+
+RAY_ENV = {
+    # Ray starts its workers at nice 15 by default, which on a busy machine would measure the scheduler.
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+RAY_FAST_ENV = {**RAY_ENV, "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+LISTEN = ("--host", "127.0.0.1", "--port", "{port}")
+UVICORN = ("{bin}/uvicorn", "app:app", *LISTEN, "--no-access-log", "--log-level", "warning")
+MOSEC = ("{python}", "app.py", "--address", "127.0.0.1", "--port", "{port}", "--log-level", "warning")
+
+PEERS = (
+    Peer(
+        "headrace",
+        "Headrace",
+        ("{bin}/headrace", "run", "noop:app", "--app-dir", "bench/apps", *LISTEN),
+        None,
+        calls="headrace",
+    ),
+    Peer("nohop", "no hop: handler in one uvloop process", ("{python}", "nohop.py"), "nohop", port=8111),
+    Peer("uvicorn", "uvicorn, bare ASGI function", UVICORN, "uvicorn"),
+    Peer("fastapi", "FastAPI on uvicorn", UVICORN, "fastapi"),
+    Peer("mosec", "Mosec, one worker", MOSEC, "mosec", path="/inference"),
+    Peer("mosec32", "Mosec, batches of 32", MOSEC, "mosec", path="/inference", env={"BENCH_BATCH": "32"}),
+    Peer("ray", "Ray Serve, default", ("{python}", "app.py", "{port}"), "ray", env=RAY_ENV, calls="ray"),
+    Peer(
+        "ray-fast",
+        "Ray Serve, throughput flags and HAProxy",
+        ("{python}", "app.py", "{port}"),
+        "ray",
+        env=RAY_FAST_ENV,
+        calls="ray",
+    ),
+    Peer("litserve", "LitServe", ("{python}", "app.py", "{port}"), "litserve", path="/predict"),
+    Peer(
+        "bentoml",
+        "BentoML",
+        ("{bin}/bentoml", "serve", "app:Total", *LISTEN),
+        "bentoml",
+        path="/total",
+        env={"BENTOML_DO_NOT_TRACK": "True", "BENTOML_CONFIG_OPTIONS": "api_server.logging.access.enabled=false"},
+    ),
+)

@@ -1,0 +1,140 @@
+"""One server from its command to its end: start, first right answer, what it costs while it is loaded, stop.
+
+In: a peer whose environment stands. Out: `HttpRound`; PeerFailed with the reason, and the server's last words, when it
+does not start, does not answer rightly, or answers errors under load.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from bench import load, processes
+from bench.peers import Peer
+
+REQUEST = b'{"x": [1.0,2.0,3.0,4.0]}'
+ANSWER = {"y": 10.0}
+CONNECTIONS = (1, 32, 128)
+START_TIMEOUT_S = 120.0
+STOP_GRACE_S = 20.0
+
+
+class PeerFailed(Exception):
+    """The peer could not be measured. The message is the reason."""
+
+
+class LoadFigures(msgspec.Struct):
+    """One load: requests a second, median latency, server CPU of all processes for each request, failed requests."""
+
+    rate: float
+    p50_us: float
+    cpu_us: float
+    failed: int
+
+
+class HttpRound(msgspec.Struct):
+    """What one round saw of one peer. `loads` is by number of connections; memory is that of the idle server."""
+
+    start_s: float
+    memory_mb: float
+    processes: int
+    loads: dict[int, LoadFigures]
+
+
+def measure_http(peer: Peer, seconds: float) -> HttpRound:
+    """Start the peer, check its answer, load it with 1, 32 and 128 connections for `seconds` each, stop it."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, _running(peer, Path(folder)) as start_s:
+        pids = processes.descendants()
+        memory_mb = processes.pss_mb(pids)
+        url = f"http://127.0.0.1:{peer.port}{peer.path}"
+        load.run_wrk(url, 32, 1)  # warms caches and connections; not counted
+        loads = {connections: _loaded(url, connections, seconds) for connections in CONNECTIONS}
+        return HttpRound(start_s, memory_mb, len(pids), loads)
+
+
+def environment_of(peer: Peer, folder: Path) -> dict[str, str]:
+    """The environment variables of the peer's processes: what every server gets, a home of its own, and the peer's."""
+    kept = {name: os.environ[name] for name in ("HOME", "LANG", "TERM", "TMPDIR") if name in os.environ}
+    path = f"{Path(peer.python).parent}:{os.environ.get('PATH', '/usr/bin:/bin')}"
+    homes = {"HEADRACE_HOME": str(folder / "headrace"), "BENTOML_HOME": str(folder / "bentoml")}
+    return {**kept, **homes, "PATH": path, "PYTHONUNBUFFERED": "1", **peer.env}
+
+
+@contextmanager
+def _running(peer: Peer, folder: Path) -> Iterator[float]:
+    """The peer's server, answering rightly; yields the seconds from its command to that first answer."""
+    log = folder / "log.txt"
+    with log.open("wb") as output:
+        began = time.perf_counter()
+        server = subprocess.Popen(
+            peer.command_line(),
+            cwd=peer.working_folder,
+            env=environment_of(peer, folder),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _wait_for_answer(peer, server)
+            yield time.perf_counter() - began
+        except (PeerFailed, load.LoadFailed) as error:
+            raise PeerFailed(f"{error}{_last_words(log)}") from None
+        finally:
+            processes.stop_all(server.pid, STOP_GRACE_S)
+
+
+def _wait_for_answer(peer: Peer, server: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + START_TIMEOUT_S
+    seen = "nothing listened"
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise PeerFailed(f"ended with status {server.returncode} before it answered")
+        try:
+            status, body = _ask(peer)
+        except (OSError, http.client.HTTPException) as error:
+            seen = f"{type(error).__name__}: {error}"
+            time.sleep(0.005)
+            continue
+        if status == 200:
+            if json.loads(body) != ANSWER:
+                raise PeerFailed(f"answers {body[:100]!r}, where {json.dumps(ANSWER)} is right")
+            return
+        seen = f"status {status}: {body[:100]!r}"
+        time.sleep(0.005)
+    raise PeerFailed(f"did not answer within {START_TIMEOUT_S:.0f} s ({seen})")
+
+
+def _ask(peer: Peer) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", peer.port, timeout=5)
+    try:
+        connection.request("POST", peer.path, REQUEST, {"content-type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def _loaded(url: str, connections: int, seconds: float) -> LoadFigures:
+    before = processes.cpu_s(processes.descendants())
+    seen = load.run_wrk(url, connections, seconds)
+    after = processes.cpu_s(processes.descendants())
+    if seen.requests == 0:
+        raise PeerFailed(f"answered nothing at {connections} connections")
+    if seen.failed > seen.requests // 100:
+        raise PeerFailed(f"{seen.failed} of {seen.requests} requests failed at {connections} connections")
+    used_s = sum(time_s - before.get(pid, 0.0) for pid, time_s in after.items())
+    return LoadFigures(seen.rate, seen.p50_us, used_s * 1e6 / seen.requests, seen.failed)
+
+
+def _last_words(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"; it last said: {lines[-1][:200]}" if lines else ""
