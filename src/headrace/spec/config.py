@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
+
+from headrace.spec.errors import OptionError, OptionTypeError
+
+LEAST_HEADER_BYTES = 1024
+MOST_HEADER_BYTES = 40 * 1024  # the head of a request travels in the metadata of one frame
+LOCATIONS = ("EveryNode", "HeadOnly", "NoServer", "Disabled")
+NOT_YET = ("middlewares", "ssl_keyfile", "ssl_certfile", "ssl_keyfile_password", "ssl_ca_certs")
 
 
 class HTTPOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How the ingress listens and what it allows. Times in seconds, sizes in bytes; 0 workers means no HTTP.
 
-    Names are Ray Serve's where it has the thing. Raises OptionError for a value that is not allowed.
+    Names are Ray Serve's where it has the thing. `request_timeout_s` None: no limit but the client's patience.
+    `header_timeout_s` bounds the time from a request's first byte to the end of its head, `body_timeout_s` the time
+    in which a body (or the reading of a response) makes no progress, `keep_alive_timeout_s` that between requests.
+    `drain_timeout_s` is how long a stopping ingress lets requests finish. `location` is Ray Serve's: on one machine all
+    its places are the same, and `NoServer` means `ingress_workers=0`. Raises OptionError for a value that is not
+    allowed, OptionTypeError for one of a wrong type.
     """
 
     host: str = "127.0.0.1"
@@ -23,3 +41,73 @@ class HTTPOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 512 * 1024 * 1024
     max_connections: int = 10_000
     drain_timeout_s: float = 20.0
+    location: str | None = "EveryNode"
+    num_cpus: float | None = None
+    middlewares: Any = None
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile_password: str | None = None
+    ssl_ca_certs: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.host, str):
+            raise OptionTypeError(f"host={self.host!r} must be a string, such as '127.0.0.1' or '0.0.0.0'")
+        if not self.host or any(c.isspace() for c in self.host):
+            raise OptionError(f"host={self.host!r} must be a host name or an address, such as '127.0.0.1' or '0.0.0.0'")
+        _check_integer("port", self.port, 0, 65535)
+        _check_integer("ingress_workers", self.ingress_workers, 0, 256)
+        _check_root_path(self.root_path)
+        if self.request_timeout_s is not None:
+            _check_seconds("request_timeout_s", self.request_timeout_s)
+        for name in ("keep_alive_timeout_s", "header_timeout_s", "body_timeout_s"):
+            _check_seconds(name, getattr(self, name))
+        _check_seconds("drain_timeout_s", self.drain_timeout_s, zero=True)
+        _check_integer("max_header_bytes", self.max_header_bytes, LEAST_HEADER_BYTES, MOST_HEADER_BYTES)
+        _check_integer("max_body_bytes", self.max_body_bytes, 0, None)
+        _check_integer("max_connections", self.max_connections, 1, None)
+        for name in NOT_YET:
+            if getattr(self, name):
+                raise OptionError(f"{name} is not supported yet: leave it out (for TLS, put a proxy in front)")
+        if self.location is None or self.location in ("NoServer", "Disabled"):
+            msgspec.structs.force_setattr(self, "ingress_workers", 0)
+        elif self.location not in LOCATIONS:
+            raise OptionError(f"location={self.location!r} must be one of {', '.join(LOCATIONS)}")
+        if self.num_cpus:
+            warnings.warn("num_cpus of HTTPOptions has no effect here: see ingress_workers", stacklevel=3)
+
+
+def http_options(values: Mapping[str, Any]) -> HTTPOptions:
+    """The options that a mapping names (a dict of the user's, a config file, the environment of an ingress).
+
+    Raises OptionError for a name that is none, with the nearest one, and for a value that is not allowed.
+    """
+    names = HTTPOptions.__struct_fields__
+    for name in values:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+            raise OptionError(f"{name!r} is no HTTP option: {hint}")
+    return HTTPOptions(**values)
+
+
+def _check_integer(name: str, value: object, least: int, most: int | None) -> None:
+    allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise OptionTypeError(f"{name}={value!r} must be an integer {allowed}")
+    if value < least or (most is not None and value > most):
+        raise OptionError(f"{name}={value!r} must be {allowed}")
+
+
+def _check_seconds(name: str, value: object, *, zero: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise OptionTypeError(f"{name}={value!r} must be a number of seconds")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise OptionError(f"{name}={value!r} must be a number of seconds, {'0 or more' if zero else 'more than 0'}")
+
+
+def _check_root_path(value: object) -> None:
+    if not isinstance(value, str):
+        raise OptionTypeError(f"root_path={value!r} must be a string, such as '/api', or '' for none")
+    wrong = not value.startswith("/") or value.endswith("/") or not value.isascii() or not value.isprintable()
+    if value and (wrong or any(c in value for c in " ?#%")):
+        raise OptionError(f"root_path={value!r} must start with '/' and not end with it, such as '/api', or be ''")
