@@ -10,7 +10,6 @@ then is killed. A second signal kills at once.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import enum
 import os
@@ -381,13 +380,14 @@ def print_line(process_id: str, line: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m headrace.engine.keeper --instance NAME`."""
-    parser = argparse.ArgumentParser(prog="python -m headrace.engine.keeper")
-    parser.add_argument("--instance", default="default")
-    options = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if len(words) not in (0, 2) or (words and words[0] != "--instance"):
+        print("usage: python -m headrace.engine.keeper [--instance NAME]", file=sys.stderr)
+        return 2
     text = os.environ.get("HEADRACE_DRIVER_FD") or os.environ.get("HEADRACE_LIFELINE_FD")
     driver_fd = int(text) if text else None
     try:
-        directory = instance_directory(options.instance)
+        directory = instance_directory(words[1] if words else "default")
         detached = driver_fd is None
         keeper = Keeper(
             directory,
