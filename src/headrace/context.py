@@ -16,7 +16,7 @@ from headrace.wire.frames import CallMeta, HttpHead
 _head_decoder = msgspec.msgpack.Decoder(HttpHead | None)
 
 
-class ReplicaContext(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class ReplicaContext(msgspec.Struct, kw_only=True, eq=False):
     """The replica that the code runs in. `replica_id` is `deployment#n`; `servable_object` the user's instance or
     function, None while it is being constructed.
     """
@@ -35,7 +35,7 @@ class ReplicaContext(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class RequestContext(msgspec.Struct, gc=False, eq=False):
-    """The request that the code runs for. `deadline` is in seconds of the clock of the replica's event loop, None without.
+    """The request that the code runs for. `deadline` is in seconds of the clock of the replica's loop, or None.
 
     Made for every call, so it only refers to the call's metadata; the rest is read from there when asked for.
     """

@@ -1,0 +1,7 @@
+"""`python -m headrace.replica`: a worker."""
+
+import sys
+
+from headrace.replica.main import main
+
+sys.exit(main())

@@ -1,0 +1,340 @@
+"""One replica's life in this process: load its code, construct it, serve, reconfigure, drain, destroy.
+
+In: the order to host it, then wishes (`reconfigure`, `drain`) that are only noted. Out: a ReplicaReport at each change
+of state. Nothing here knows of the process around it, so that several replicas can live in one for tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from headrace.context import ReplicaContext, replica_variable
+from headrace.replica.invoke import Invoker
+from headrace.replica.server import Server
+from headrace.replica.threads import ThreadPool, in_thread
+from headrace.spec.application import DeploymentSpec
+from headrace.spec.errors import HeadraceError, OptionError
+from headrace.spec.status import ReplicaState
+from headrace.wire.code import load_code, unpack_arguments
+from headrace.wire.control import HostReplica, ReplicaReport
+from headrace.wire.payload import traceback_text
+
+log = logging.getLogger("headrace.replica")
+
+UNWIND_S = 0.5  # what cancelled calls have to come to an end
+DESTROY_S = 1.0  # what a destructor has when the drain took all of its time
+
+_S = ReplicaState
+# What may follow what. FAILED is left only by being stopped.
+TRANSITIONS: dict[ReplicaState | None, tuple[ReplicaState, ...]] = {
+    None: (_S.STARTING,),
+    _S.STARTING: (_S.RUNNING, _S.FAILED, _S.STOPPING),
+    _S.RUNNING: (_S.RUNNING, _S.FAILED, _S.STOPPING),
+    _S.FAILED: (_S.STOPPING,),
+    _S.STOPPING: (_S.STOPPED,),
+    _S.STOPPED: (),
+}
+
+
+class HostedReplica:
+    """The replica that `order` asks for. `run` is its life; all else is called on the same loop and returns at once.
+
+    `handle_for(name)` gives what stands for another deployment in the constructor's arguments. `prepare` readies the
+    process for the replica's code, before that is loaded; what it raises is as if the code had raised it.
+    """
+
+    def __init__(
+        self,
+        order: HostReplica,
+        report: Callable[[ReplicaReport], None],
+        handle_for: Callable[[str], Any],
+        prepare: Callable[[HostReplica], None] | None = None,
+    ) -> None:
+        self.order = order
+        self.context = ReplicaContext(
+            app_name=order.app,
+            deployment=order.spec.name,
+            replica_id=order.replica_id,
+            revision=order.revision,
+            max_ongoing_requests=order.spec.max_ongoing_requests,
+        )
+        self.state: ReplicaState | None = None
+        self.error = ""
+        self._report = report
+        self._handle_for = handle_for
+        self._prepare = prepare
+        self._spec = order.spec
+        self._wanted = order.spec
+        self._server: Server | None = None
+        self._invoker: Invoker | None = None
+        self._threads: ThreadPool | None = None
+        self._interruptible = False  # the constructor runs as a coroutine, which can be cancelled
+        self._changed = asyncio.Event()
+        self._drain_by: float | None = None
+        self._drain_timer: asyncio.Timeout | None = None
+
+    def __repr__(self) -> str:
+        return f"<HostedReplica {self.order.replica_id} {self.state or 'new'} ongoing={self.ongoing}>"
+
+    @property
+    def ongoing(self) -> int:
+        """Calls in work now."""
+        return 0 if self._server is None else self._server.ongoing
+
+    def describe(self) -> ReplicaReport:
+        """The replica's state now, for the controller."""
+        order = self.order
+        return ReplicaReport(
+            replica_id=order.replica_id,
+            app=order.app,
+            key=order.key,
+            revision=order.revision,
+            state=self.state or ReplicaState.STARTING,
+            address=order.address,
+            pid=os.getpid(),
+            ongoing=self.ongoing,
+            error=self.error,
+        )
+
+    def reconfigure(self, spec: DeploymentSpec) -> None:
+        """Take over the options of `spec` that can change in place; a report follows."""
+        self._wanted = spec
+        self._changed.set()
+
+    def drain(self, deadline_s: float) -> None:
+        """Take no new calls, finish those in work for `deadline_s` seconds at most, destroy the instance, and end.
+
+        Again with less time shortens it.
+        """
+        by = asyncio.get_running_loop().time() + max(deadline_s, 0.0)
+        if self._drain_by is None or by < self._drain_by:
+            self._drain_by = by
+            if self._drain_timer is not None and not self._drain_timer.expired():
+                self._drain_timer.reschedule(by)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Live until drained; every error of user code is reported as FAILED, and then waits for the drain."""
+        replica_variable.set(self.context)
+        self._become(ReplicaState.STARTING)
+        starting = asyncio.get_running_loop().create_task(self._start(), name="start")
+        try:
+            await self._until_started_or_drained(starting)
+            while self._drain_by is None:
+                if self._wanted is not self._spec and self.state is not ReplicaState.FAILED:
+                    await self._apply(self._wanted)
+                    continue
+                self._changed.clear()
+                await self._changed.wait()
+            await self._finish(starting)
+        finally:
+            starting.cancel()
+            if self._server is not None:
+                self._server.close()
+            if self._threads is not None:
+                self._threads.close()
+
+    # ---- starting
+
+    async def _until_started_or_drained(self, starting: asyncio.Task[BaseException | None]) -> None:
+        def ended(_: object) -> None:
+            self._changed.set()
+
+        starting.add_done_callback(ended)
+        while not starting.done() and self._drain_by is None:
+            self._changed.clear()
+            await self._changed.wait()
+        if starting.done() and self._drain_by is None and self.state is ReplicaState.STARTING:
+            error = asyncio.CancelledError("cancelled by itself") if starting.cancelled() else starting.result()
+            if error is not None:
+                self._fail(error)
+
+    async def _start(self) -> BaseException | None:
+        """Come up; what user code raised on the way is returned, as raising it (a SystemExit) could end the loop."""
+        try:
+            await self._come_up()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # the top of a task
+            return error
+        return None
+
+    async def _come_up(self) -> None:
+        """All that comes before RUNNING; goes no step further once a drain was asked for."""
+        spec = self._spec
+        if self._prepare is not None:
+            self._prepare(self.order)
+        target, args, kwargs = await in_thread(self._load, "load")
+        if self._drain_by is None:
+            await self._construct(target, args, kwargs)
+        if self._drain_by is None and spec.options.user_config is not None:
+            await self._call_reconfigure(spec.options.user_config)
+        if self._drain_by is None:
+            await self._serve()
+            self._become(ReplicaState.RUNNING)
+
+    def _load(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        target = load_code(self._spec.code)
+        if not callable(target):
+            raise OptionError(f"deployment {self._spec.name!r} is neither a class nor a function but {target!r}")
+        args, kwargs = unpack_arguments(self._spec.arguments, self._handle_for)
+        return target, args, kwargs
+
+    async def _construct(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not inspect.isclass(target):
+            self.context.servable_object = target
+        elif inspect.iscoroutinefunction(target.__init__):
+            # On the loop; if it is drained meanwhile, its destructor finds what there is of the instance.
+            instance = self.context.servable_object = target.__new__(target, *args, **kwargs)
+            self._interruptible = True
+            await target.__init__(instance, *args, **kwargs)
+            self._interruptible = False
+        else:
+            # In a thread: it may take long, and the process has to answer meanwhile.
+            self.context.servable_object = await in_thread(partial(target, *args, **kwargs), "init")
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        limit = self._spec.max_ongoing_requests
+        self._threads = ThreadPool(loop, limit)
+        self._invoker = Invoker(loop, self.context.servable_object, self.context, self._threads)
+        self._server = Server(loop, self.order.replica_id, limit, self._invoker.start)
+        await self._server.listen(self.order.address)
+
+    # ---- changing
+
+    async def _apply(self, spec: DeploymentSpec) -> None:
+        before, self._spec = self._spec, spec
+        self._resize(spec.max_ongoing_requests)
+        config = spec.options.user_config
+        try:
+            if config is not None and config != before.options.user_config:
+                await self._call_reconfigure(config)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # user code may raise anything: this replica has failed, and no other
+            self._fail(error)
+        else:
+            self._become(ReplicaState.RUNNING)
+
+    def _resize(self, limit: int) -> None:
+        self.context.max_ongoing_requests = limit
+        server, threads = self._server, self._threads
+        if server is None or threads is None or server.gate.limit == limit:
+            return
+        threads.resize(limit)
+        server.gate.limit = limit
+        while (caller := server.gate.offer(server.loop.time())) is not None:
+            server.offer(caller)
+
+    async def _call_reconfigure(self, config: Any) -> None:
+        method = getattr(self.context.servable_object, "reconfigure", None)
+        if not callable(method):
+            raise OptionError(
+                f"deployment {self._spec.name!r} has a user_config, but no method reconfigure(user_config) to take it"
+            )
+        await _call(partial(method, config), method, "reconfigure")
+
+    def _fail(self, error: BaseException) -> None:
+        if isinstance(error, HeadraceError) and error.__cause__ is None and error.__context__ is None:
+            self.error = f"{type(error).__name__}: {error}"
+        else:
+            self.error = traceback_text(error).rstrip()
+        log.error("replica %s failed:\n%s", self.order.replica_id, self.error)
+        self._become(ReplicaState.FAILED)
+
+    # ---- ending
+
+    async def _finish(self, starting: asyncio.Task[BaseException | None]) -> None:
+        self._become(ReplicaState.STOPPING)
+        if self._interruptible:
+            starting.cancel()
+        try:
+            async with asyncio.timeout_at(self._drain_by) as self._drain_timer:
+                await asyncio.wait((starting,))
+                await self._drain_calls()
+        except TimeoutError:
+            left = f"{self.ongoing} calls still in work" if starting.done() else "its constructor still runs"
+            log.warning("replica %s: %s at the end of its drain", self.order.replica_id, left)
+            await self._cut_off()
+        self._drain_timer = None
+        await self._destroy()
+        self._become(ReplicaState.STOPPED)
+
+    async def _drain_calls(self) -> None:
+        if self._server is not None and self._invoker is not None:
+            self._server.drain()
+            await self._server.drained()
+            await self._invoker.rested()
+
+    async def _cut_off(self) -> None:
+        """Cancel what is left, and let it unwind."""
+        if self._server is None or self._invoker is None:
+            return
+        self._server.close()
+        self._invoker.cancel_background()
+        try:
+            async with asyncio.timeout(UNWIND_S):
+                await self._server.drained()
+                await self._invoker.rested()
+        except TimeoutError:
+            log.warning("replica %s: left %d calls behind", self.order.replica_id, self.ongoing)
+
+    async def _destroy(self) -> None:
+        """Call the instance's `__del__`, asynchronous or not, once and only here."""
+        instance = self.context.servable_object
+        if instance is None or inspect.isroutine(instance) or inspect.isclass(instance):
+            return
+        destructor = getattr(instance, "__del__", None)
+        if destructor is None:
+            return
+        loop = asyncio.get_running_loop()
+        by = max(self._drain_by or 0.0, loop.time() + DESTROY_S)
+        try:
+            async with asyncio.timeout_at(by):
+                await _call(destructor, destructor, "del")
+        except TimeoutError:
+            log.warning("replica %s: its __del__ did not end in time", self.order.replica_id)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # as in _apply; the replica is going anyway
+            log.error("replica %s: __del__ raised\n%s", self.order.replica_id, traceback_text(error).rstrip())
+        _disarm(instance)
+
+    def _become(self, state: ReplicaState) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise HeadraceError(f"replica {self.order.replica_id} cannot become {state} from {self.state}")
+        self.state = state
+        self._report(self.describe())
+
+
+async def _call(work: Callable[[], Any], method: Callable[..., Any], name: str) -> None:
+    """Call `work`, awaiting it where `method` is a coroutine function, else in a thread."""
+    if inspect.iscoroutinefunction(method):
+        await work()
+        return
+    result = await in_thread(work, name)
+    if inspect.isawaitable(result):
+        await result
+
+
+def _disarm(instance: object) -> None:
+    """Keep the interpreter from calling `__del__` a second time when it collects the instance."""
+    kind: Any = type(instance)
+    try:
+        spent = type(kind)(
+            kind.__name__, (kind,), {"__slots__": (), "__module__": kind.__module__, "__del__": _nothing}
+        )
+        instance.__class__ = spent
+    except Exception as error:  # layouts that do not fit, and what metaclasses and __init_subclass__ of users raise
+        log.debug("the __del__ of %r may run a second time: %s", kind.__name__, error)
+
+
+def _nothing(_: object) -> None:
+    """The destructor of what is destroyed already."""

@@ -1,0 +1,154 @@
+"""The worker process: the composition root of what runs user code (`python -m headrace.replica`).
+
+In: HEADRACE_INSTANCE, HEADRACE_PROCESS_ID, HEADRACE_LIFELINE_FD and HEADRACE_RUNTIME_DIR from the keeper; orders of
+the controller. Out: exit code 0 after a drain, 1 when the drain's time was over and something still ran.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import uvloop
+
+from headrace import runtime
+from headrace.context import set_process_replica
+from headrace.engine.directory import read_snapshot
+from headrace.replica.host import DESTROY_S, UNWIND_S, HostedReplica
+from headrace.replica.worker import Worker
+from headrace.router import Router
+from headrace.spec.errors import OptionError
+from headrace.spec.snapshot import Snapshot
+from headrace.spec.status import ReplicaState
+from headrace.wire.control import HostReplica
+
+log = logging.getLogger("headrace.replica")
+
+ORPHAN_DRAIN_S = 3.5  # with the grace below: gone 5 s after the keeper
+EXIT_GRACE_S = UNWIND_S + DESTROY_S
+
+
+def main() -> int:
+    """Run the worker of this process to its end."""
+    faulthandler.enable()
+    show_output_at_once()
+    # Ctrl-C in a terminal may reach every process of it; the keeper decides what it means for this one. A handler, and
+    # not SIG_IGN, which processes that user code starts would inherit.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
+    return 0
+
+
+async def serve() -> None:
+    """Host what the controller orders until it is drained, the process is terminated, or the keeper is gone."""
+    loop = asyncio.get_running_loop()
+    process_id = os.environ["HEADRACE_PROCESS_ID"]
+    directory = runtime.own_directory()
+    router = Router(loop, process_id, "replica")
+    here = runtime.Runtime(router, loop, threading.get_ident())
+    runtime.install(here)
+    snapshot = read_snapshot(directory)
+    if snapshot is not None:
+        here.adopt(snapshot)
+    worker = Worker(
+        process_id,
+        str(directory.control_socket),
+        snapshot=snapshot or Snapshot(),
+        adopt=here.adopt,
+        prepare=prepare,
+        on_state=on_state,
+        on_drain=exit_regardless_after,
+    )
+    loop.add_signal_handler(signal.SIGTERM, worker.stop)
+    watch_lifeline(loop, worker)
+    try:
+        await worker.run()
+    finally:
+        await router.close()
+
+
+def prepare(order: HostReplica) -> None:
+    """Make this process like the one where the application was built: import path, directory, variables."""
+    environment = order.environment
+    kept = {name: value for name, value in environment.variables.items() if not name.startswith("HEADRACE_")}
+    os.environ.update(kept | order.spec.options.environment)
+    if environment.sys_path:
+        # `python -m` put the directory where this process was started first: it is nobody's import path.
+        started_in = str(Path.cwd())
+        rest = [p for p in sys.path if p not in environment.sys_path and p != started_in]
+        sys.path[:] = [*environment.sys_path, *rest]
+    if environment.cwd:
+        try:
+            os.chdir(environment.cwd)
+        except OSError as error:
+            raise OptionError(
+                f"the replica cannot enter {environment.cwd!r}, where the application was started: {error.strerror}"
+            ) from error
+
+
+def on_state(replica: HostedReplica) -> None:
+    """What the process does when its replica's state changes."""
+    if replica.state is ReplicaState.STARTING:
+        set_process_replica(replica.context)
+    elif replica.state is ReplicaState.RUNNING:
+        # The model stays for good: the collector need not look through it again and again.
+        gc.collect()
+        gc.freeze()
+
+
+def exit_regardless_after(deadline_s: float) -> None:
+    """Exit when a drain that begins now should be over, whatever threads or user code on the loop do."""
+    timer = threading.Timer(max(deadline_s, 0.0) + EXIT_GRACE_S, exit_now)
+    timer.daemon = True
+    timer.start()
+
+
+def exit_now() -> None:
+    """The end of the drain's time."""
+    sys.stderr.write("this replica did not end in the time of its drain, and exits as it is\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def watch_lifeline(loop: asyncio.AbstractEventLoop, worker: Worker) -> None:
+    """Drain when the keeper is gone: the write end of the lifeline is its alone."""
+    text = os.environ.get("HEADRACE_LIFELINE_FD")
+    if not text:
+        return
+    descriptor = int(text)
+    os.set_inheritable(descriptor, False)
+    os.set_blocking(descriptor, False)
+
+    def readable() -> None:
+        with contextlib.suppress(BlockingIOError):
+            if os.read(descriptor, 64):
+                return
+            loop.remove_reader(descriptor)
+            log.warning("the keeper is gone: this replica ends")
+            worker.stop(ORPHAN_DRAIN_S)
+
+    loop.add_reader(descriptor, readable)
+
+
+def show_output_at_once() -> None:
+    """Line by line to the keeper, which puts the replica's name before each line. Only Headrace's own logger gets a
+    handler here: how user code logs is its own to say.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    ours = logging.getLogger("headrace")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
