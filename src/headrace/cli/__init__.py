@@ -1,0 +1,82 @@
+"""The command line: `headrace run | status | shutdown`.
+
+In: the arguments of a shell. Out: lines for a person, and an exit code: 0, 1 when it could not be done, 2 for arguments
+that are not right. Each command's module is loaded when the command is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from headrace import __version__
+from headrace.spec.errors import HeadraceError
+
+DESCRIPTION = "Serve machine-learning models from plain Python."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. A mistake of the user's is one message, never a traceback."""
+    try:
+        parsed = parser().parse_args(arguments)
+        return int(importlib.import_module(f"headrace.cli.{parsed.command}").main(parsed))
+    except HeadraceError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone (`headrace status | head`): end quietly, also when the streams are flushed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of all commands."""
+    root = argparse.ArgumentParser(prog="headrace", description=DESCRIPTION, allow_abbrev=False)
+    root.add_argument("--version", action="version", version=f"headrace {__version__}")
+    commands = root.add_subparsers(dest="command", required=True, metavar="run | status | shutdown")
+
+    run = commands.add_parser(
+        "run",
+        help="serve an application in the foreground, until Ctrl-C",
+        description="Serve an application in the foreground, until Ctrl-C.",
+        allow_abbrev=False,
+    )
+    run.add_argument("target", metavar="MODULE:APP", help="an application, or a function that builds one")
+    run.add_argument("arguments", nargs="*", metavar="KEY=VALUE", help="arguments of the function that builds it")
+    run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    run.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one (default: %(default)s)")
+    run.add_argument("--name", default="default", help="name of the application (default: %(default)s)")
+    run.add_argument("--route-prefix", default="/", metavar="/PATH", help="where it answers (default: %(default)s)")
+    run.add_argument("--app-dir", default=".", metavar="DIR", help="where to import MODULE from (default: here)")
+    run.add_argument(
+        "--ingress-workers", type=int, default=1, metavar="N", help="processes that accept HTTP (default: %(default)s)"
+    )
+    _add_instance(run)
+
+    status = commands.add_parser(
+        "status", help="show what runs, and what is not well", description="Show what runs, and what is not well."
+    )
+    status.add_argument("--json", action="store_true", help="for programs: everything, as JSON")
+    _add_instance(status)
+
+    shutdown = commands.add_parser(
+        "shutdown",
+        help="end an instance with all that runs on it",
+        description="End an instance with all that runs on it.",
+    )
+    _add_instance(shutdown)
+    return root
+
+
+def _add_instance(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--instance",
+        default=os.environ.get("HEADRACE_INSTANCE") or "default",
+        metavar="NAME",
+        help="which instance (default: %(default)s)",
+    )

@@ -1,0 +1,41 @@
+"""An instance as a command sees it: where it is, whether it runs, and one question to its controller at a time."""
+
+from __future__ import annotations
+
+import time
+
+from headrace.engine.directory import InstanceDirectory, instance_directory, list_instances
+from headrace.spec.errors import InstanceError
+from headrace.wire.client import ControlClient
+from headrace.wire.control import Answer, Operation
+
+ANSWER_TIMEOUT_S = 10.0
+AWAY_TIMEOUT_S = 10.0
+POLL_S = 0.05
+
+
+def running(name: str) -> InstanceDirectory:
+    """The directory of an instance that runs. Raises InstanceError naming those that do."""
+    directory = instance_directory(name)
+    if directory.keeper_pid() is None:
+        others = [other.name for other in list_instances()]
+        hint = f"; running: {', '.join(others)} (--instance NAME)" if others else ""
+        raise InstanceError(f"no instance {name!r} is running{hint}")
+    return directory
+
+
+def ask(directory: InstanceDirectory, operation: Operation) -> Answer:
+    """The controller's answer; while the controller is away, waits for it to be back. Raises InstanceError."""
+    deadline = time.monotonic() + AWAY_TIMEOUT_S
+    while True:
+        client = ControlClient(str(directory.control_socket), role="cli")
+        try:
+            return client.request(operation, ANSWER_TIMEOUT_S)
+        except InstanceError:
+            if directory.keeper_pid() is None:
+                raise InstanceError(f"instance {directory.name!r} has just ended") from None
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+        finally:
+            client.close()

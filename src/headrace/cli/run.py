@@ -1,0 +1,160 @@
+"""`headrace run module:app`: this process becomes an instance's keeper, and a builder deploys the application on it.
+
+In: arguments; lines that the instance's processes print; reports of the builder. Out: the terminal of whoever ran it,
+and the exit code: 0 after Ctrl-C, SIGTERM or `headrace shutdown`, 1 when the application or the instance failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+
+from headrace import __version__
+from headrace.cli.terminal import Style, shown_name
+from headrace.engine.base import ProcessExited, ProcessRequest
+from headrace.engine.directory import instance_directory
+from headrace.engine.keeper import Keeper
+from headrace.spec.config import HTTPOptions
+from headrace.spec.errors import InstanceError, OptionError
+from headrace.wire.report import Failure, Line, Ready, read
+
+BUILDER = "builder"
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Serve until stopped. Raises OptionError, or InstanceError when the instance runs already."""
+    started = time.monotonic()
+    check(arguments)
+    directory = instance_directory(arguments.instance)
+    pid = directory.keeper_pid()
+    if pid is not None:
+        raise InstanceError(
+            f"instance {directory.name!r} runs already (pid {pid}): stop it with "
+            f"`headrace shutdown --instance {directory.name}`, or give this one another name with --instance"
+        )
+    screen = Screen(arguments.target, Style.of(sys.stdout), started)
+    session = Session(arguments, screen)
+    session.keeper = keeper = Keeper(
+        directory, on_line=screen.line, on_ready=session.start_builder, on_exit=session.process_ended
+    )
+    screen.say(f"headrace {__version__} · instance {directory.name} · pid {os.getpid()}")
+    code = keeper.run()
+    if keeper.failure:
+        screen.say(screen.style.bad(f"the instance failed: {keeper.failure}"))
+    elif session.failed:
+        if not screen.failure_shown:
+            screen.say(screen.style.bad(session.failed))
+        code = 1
+    screen.say("stopped")
+    return code
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """What can be told to be wrong before anything is started. Raises OptionError."""
+    HTTPOptions(host=arguments.host, port=arguments.port, ingress_workers=arguments.ingress_workers)
+    for pair in arguments.arguments:
+        if "=" not in pair or pair.startswith("="):
+            raise OptionError(f"{pair!r} is not KEY=VALUE, an argument for the function that builds the application")
+
+
+class Session:
+    """The builder's life beside the instance's: when it fails, the instance ends."""
+
+    def __init__(self, arguments: argparse.Namespace, screen: Screen) -> None:
+        self.keeper: Keeper | None = None
+        self.failed = ""  # how the builder ended, when not well
+        self._arguments = arguments
+        self._screen = screen
+
+    def start_builder(self) -> None:
+        """Beside the controller, which starts meanwhile."""
+        assert self.keeper is not None
+        self.keeper.start_process(ProcessRequest(id=BUILDER, role="driver", argv=builder_argv(self._arguments)))
+
+    def process_ended(self, event: ProcessExited) -> None:
+        """A process of the instance is gone."""
+        if event.id != BUILDER or event.code == 0:
+            return
+        assert self.keeper is not None
+        ending = f"signal {signal.Signals(-event.code).name}" if event.code < 0 else f"exit code {event.code}"
+        if not self._screen.stopping:
+            self.failed = f"the process that imports {self._arguments.target} ended with {ending}"
+            self.keeper.stop("the application was not deployed")
+
+
+def builder_argv(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The builder's command line, in which nothing of the user's can be taken for an option."""
+    options = {
+        "--host": arguments.host,
+        "--port": str(arguments.port),
+        "--name": arguments.name,
+        "--route-prefix": arguments.route_prefix,
+        "--app-dir": arguments.app_dir,
+        "--ingress-workers": str(arguments.ingress_workers),
+    }
+    flags = [f"{name}={value}" for name, value in options.items()]
+    return (sys.executable, "-P", "-m", "headrace.serve.build", *flags, "--", arguments.target, *arguments.arguments)
+
+
+class Screen:
+    """The terminal: our own lines, and those of processes under their names. Lines come from one thread at a time."""
+
+    def __init__(self, target: str, style: Style, started: float) -> None:
+        self.style = style
+        self.failure_shown = False
+        self.stopping = False
+        self._target = target
+        self._started = started
+
+    def say(self, text: str) -> None:
+        """A line of our own."""
+        self._write(text)
+
+    def line(self, process_id: str, line: str) -> None:
+        """A line that a process printed; the builder's reports are shown for what they say."""
+        if process_id == BUILDER:
+            event = read(line)
+            if event is not None:
+                self._report(event)
+                return
+        if process_id == "keeper":
+            self.stopping = self.stopping or "stopping" in line
+            self._write(self.style.dim(line))
+            return
+        name = self._target.partition(":")[0] if process_id == BUILDER else shown_name(process_id)
+        self._write(f"{self.style.process(name)} | {line}")
+
+    def _report(self, event: Line | Ready | Failure) -> None:
+        match event:
+            case Line(text=text):
+                self._write(self.style.dim(f"{self._elapsed()}  {text}"))
+            case Ready(app=app, address=address, route_prefix=prefix):
+                self._write(self.style.good(f"ready in {self._elapsed()}") + f"  {_place(app, address, prefix)}")
+            case Failure(text=text, traceback=traceback):
+                self.failure_shown = True
+                if traceback:
+                    self._write(self.style.bad(f"{self._target} could not be imported:"))
+                    self._write(text.rstrip())
+                else:
+                    self._write(self.style.bad(text.rstrip()))
+
+    def _elapsed(self) -> str:
+        return f"{time.monotonic() - self._started:.2f} s"
+
+    def _write(self, text: str) -> None:
+        # Past Python's buffers: at the end, nothing waits in them while the process is killed.
+        data = (text + "\n").encode(errors="replace")
+        try:
+            while data:
+                data = data[os.write(1, data) :]
+        except OSError:
+            return  # the terminal is gone; the instance's logs have what is printed
+
+
+def _place(app: str, address: str, prefix: str | None) -> str:
+    if not address or prefix is None:
+        return f"application {app}, without HTTP"
+    return address + prefix

@@ -1,0 +1,108 @@
+"""`headrace status`: a table of what runs and the last error of whatever is not well, or all of it as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from headrace.cli.instance import ask, running
+from headrace.cli.terminal import Style
+from headrace.spec.errors import HeadraceError
+from headrace.spec.status import DeploymentStatusOverview, ReplicaState, ServeStatus
+from headrace.wire.control import GetStatus, Status
+
+_GOOD = frozenset(("RUNNING", "HEALTHY"))
+_BAD = frozenset(("DEPLOY_FAILED", "UNHEALTHY", "FAILED"))
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the state; returns 0 when there is an instance to tell of. Raises InstanceError when there is none."""
+    answer = ask(running(arguments.instance), GetStatus())
+    if not isinstance(answer, Status):
+        raise HeadraceError(f"the controller answered GetStatus with {type(answer).__name__}")
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(answer.status), indent=2).decode())
+    else:
+        print("\n".join(table(answer.status, Style.of(sys.stdout))))
+    return 0
+
+
+def table(status: ServeStatus, style: Style) -> list[str]:
+    """The lines of the table: the instance, its applications and their deployments, then what is not well."""
+    lines = [_head(status)]
+    if not status.applications:
+        return [*lines, "", "no application runs on it: headrace run, or serve.run(...), deploys one"]
+    rows: list[Sequence[str]] = [("APPLICATION", "ROUTE", "STATUS", "REVISION")]
+    for name, app in status.applications.items():
+        rows.append((name, app.route_prefix or "-", app.status.value, str(app.revision or "-")))
+    lines += ["", *_aligned(rows, style)]
+    rows = [("DEPLOYMENT", "STATUS", "REPLICAS", "RESTARTS", "ONGOING")]
+    for app_name, app in status.applications.items():
+        for name, deployment in app.deployments.items():
+            rows.append((f"{app_name}/{name}", deployment.status.value, *_counts(deployment)))
+    lines += ["", *_aligned(rows, style)]
+    return lines + _errors(status, style)
+
+
+def _head(status: ServeStatus) -> str:
+    addresses = {f"http://{_in_url(p.host)}:{p.port}" for p in status.proxies.values() if p.port}
+    where = ", ".join(sorted(addresses)) or "no HTTP"
+    count = len(status.proxies)
+    processes = f" ({count} ingress process{'es' if count != 1 else ''})" if count else ""
+    unwell = [f"{name} {p.status.value}" for name, p in status.proxies.items() if p.status != "HEALTHY"]
+    return f"instance {status.instance} · {where}{processes}{' · ' + ', '.join(unwell) if unwell else ''}"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _counts(deployment: DeploymentStatusOverview) -> tuple[str, str, str]:
+    """Replicas by state (`2 running, 1 starting`), their restarts, and the calls in work."""
+    states = [f"{n} {state.lower()}" for state, n in sorted(deployment.replica_states.items(), key=_running_first) if n]
+    restarts = sum(replica.restarts for replica in deployment.replicas)
+    ongoing = sum(replica.ongoing for replica in deployment.replicas)
+    return ", ".join(states) or "none", str(restarts), str(ongoing)
+
+
+def _running_first(item: tuple[str, int]) -> tuple[bool, str]:
+    return item[0] != ReplicaState.RUNNING, item[0]
+
+
+def _aligned(rows: list[Sequence[str]], style: Style) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(_coloured(cell, width, style) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _coloured(cell: str, width: int, style: Style) -> str:
+    padding = " " * (width - len(cell))
+    if cell in _GOOD:
+        return style.good(cell) + padding
+    return (style.bad(cell) if cell in _BAD else cell) + padding
+
+
+def _errors(status: ServeStatus, style: Style) -> list[str]:
+    """What is not well, in the words of whoever told it: a message once, however many repeat it."""
+    lines: list[str] = []
+    told: set[str] = set()
+
+    def tell(what: str, message: str) -> None:
+        text = message.strip()
+        if text and text not in told:
+            told.add(text)
+            lines.extend(["", style.bad(f"{what}:"), *(f"  {line}" for line in text.splitlines())])
+
+    for app_name, app in status.applications.items():
+        for name, deployment in app.deployments.items():
+            tell(f"{app_name}/{name}", deployment.message)
+            for replica in deployment.replicas:
+                tell(f"{app_name}/{replica.id}", replica.error)
+        if not any(app.message.strip() in text or text in app.message for text in told):
+            tell(app_name, app.message)
+    return lines

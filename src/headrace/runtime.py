@@ -1,0 +1,305 @@
+"""This process's way to the replicas: one router on one event loop, reached from any thread.
+
+In: calls of handles, from any thread and any event loop; snapshots. Out: the same calls, on the router's loop, in the
+order in which each thread made them. The slot `current()` is filled by the composition root of a replica
+(`install`); in a driver it is filled on demand, with a thread that runs a loop of its own. A fork empties it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from headrace.engine.directory import InstanceDirectory, instance_directory, read_snapshot, runtime_directory
+from headrace.router import Call, Router
+from headrace.spec.errors import HeadraceError, InstanceError, LoopBlockedError, RequestTimeoutError
+from headrace.spec.snapshot import Snapshot, apply
+from headrace.wire.client import ControlClient
+from headrace.wire.control import DeltaMessage, GetSnapshot, Hello, Message, SnapshotMessage
+from headrace.wire.link import ControlLink
+
+SNAPSHOT_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 5.0
+
+
+def own_directory() -> InstanceDirectory:
+    """The directory of the instance that this process belongs to, or talks to (`HEADRACE_INSTANCE`, else `default`)."""
+    told = os.environ.get("HEADRACE_RUNTIME_DIR")
+    if told:
+        return runtime_directory(told)
+    return instance_directory(os.environ.get("HEADRACE_INSTANCE") or "default")
+
+
+def in_instance() -> bool:
+    """Whether this process is one of the instance's own: it could not outlive it, nor start another."""
+    return bool(os.environ.get("HEADRACE_RUNTIME_DIR"))
+
+
+def not_running(directory: InstanceDirectory) -> InstanceError:
+    """The error for an instance without a keeper."""
+    return InstanceError(
+        f"no instance {directory.name!r} is running: start one with serve.run(...) or `headrace run module:app`"
+    )
+
+
+class Runtime:
+    """A router, the loop that it lives on, and the way onto that loop's thread.
+
+    `thread_id` is that of the thread that runs the loop. `close` ends what runs the loop; without it, the loop is
+    somebody else's.
+    """
+
+    __slots__ = ("_close", "_inbox", "_woken", "alive", "loop", "router", "thread_id", "waiting")
+
+    def __init__(
+        self,
+        router: Router,
+        loop: asyncio.AbstractEventLoop,
+        thread_id: int,
+        close: Callable[[], None] | None = None,
+    ) -> None:
+        self.router = router
+        self.loop = loop
+        self.thread_id = thread_id
+        self.alive = True
+        self.waiting: set[Call] = set()  # calls that other threads wait for
+        self._close = close
+        self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._woken = False
+
+    def __repr__(self) -> str:
+        return f"<Runtime at snapshot {self.router.snapshot.version}{'' if self.alive else ' closed'}>"
+
+    def submit(self, call: Call) -> None:
+        """Submit the call to the router: at once on the loop's own thread, else as soon as the loop comes to it."""
+        if threading.get_ident() == self.thread_id:
+            self.router.submit(call)
+        else:
+            self.post(self.router.submit, call)
+
+    def post(self, act: Callable[[Any], None], argument: Any) -> None:
+        """Have `act(argument)` run on the loop, after all that this thread posted before.
+
+        The loop is woken once for a burst. Raises InstanceError when it was closed.
+        """
+        self._inbox.append((act, argument))
+        if not self._woken:
+            self._woken = True
+            try:
+                self.loop.call_soon_threadsafe(self._drain)
+            except RuntimeError as error:
+                raise InstanceError("the connection to the instance was closed") from error
+
+    def _drain(self) -> None:
+        # First the flag, then the inbox: whoever appends later than the last popleft sees the flag down and wakes.
+        self._woken = False
+        inbox = self._inbox
+        while inbox:
+            act, argument = inbox.popleft()
+            act(argument)
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Route by `snapshot` from the next call of this thread on, unless a newer one is known already."""
+        if threading.get_ident() == self.thread_id:
+            self._adopt(snapshot)
+        else:
+            self.post(self._adopt, snapshot)
+
+    def _adopt(self, snapshot: Snapshot) -> None:
+        if snapshot.version > self.router.snapshot.version:
+            self.router.update(snapshot)
+
+    def owns_this_thread(self) -> bool:
+        """Whether the calling thread is the one that runs the loop."""
+        return threading.get_ident() == self.thread_id
+
+    @property
+    def owned(self) -> bool:
+        """Whether the loop is the runtime's own, made for it in a driver."""
+        return self._close is not None
+
+    def close(self) -> None:
+        """Close the router and its loop, where they are the runtime's own; whoever waits for a call gets an error."""
+        self.alive = False
+        if self._close is not None:
+            self._close()
+
+    def fail_waiting(self, error: HeadraceError) -> None:
+        """Tell all who wait on other threads that no answer will come. Called on the loop."""
+        for call in list(self.waiting):
+            call.on_error(error)
+
+
+class _DriverThread:
+    """A daemon thread with an event loop that holds the router and the link to the controller of a driver."""
+
+    def __init__(self, directory: InstanceDirectory, snapshot: Snapshot) -> None:
+        self._directory = directory
+        self._linked = snapshot  # what the link has delivered; the router may know a newer one by `adopt`
+        self._ready = threading.Event()
+        self._stop: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._main, args=(snapshot,), name="headrace-driver", daemon=True)
+        self.runtime: Runtime | None = None
+        self._failure: BaseException | None = None
+
+    def start(self) -> Runtime:
+        """Start the thread; answers once its router takes calls."""
+        self._thread.start()
+        self._ready.wait()
+        if self.runtime is None:
+            raise InstanceError(f"the driver's event loop did not start: {self._failure}") from self._failure
+        return self.runtime
+
+    def _main(self, snapshot: Snapshot) -> None:
+        import uvloop  # here, so that `import headrace` stays light
+
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._serve(snapshot))
+        except Exception as error:  # the top of the thread: whoever waits for its start must learn of it
+            self._failure = error
+            self._ready.set()
+            raise
+
+    async def _serve(self, snapshot: Snapshot) -> None:
+        loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        identity = f"driver-{os.getpid()}-{os.urandom(4).hex()}"
+        router = Router(loop, identity)
+        router.update(snapshot)
+        link = ControlLink(
+            str(self._directory.control_socket),
+            Hello(role="driver", id=identity, pid=os.getpid()),
+            self._received,
+            have=lambda: self._linked.version,
+        )
+        self.runtime = Runtime(router, loop, threading.get_ident(), self.close)
+        linked = loop.create_task(link.run(), name="headrace-link")
+        self._ready.set()
+        try:
+            await self._stop.wait()
+        finally:
+            self.runtime.alive = False
+            linked.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await linked
+            await router.close()
+            self.runtime.fail_waiting(InstanceError("the connection to the instance was closed during the call"))
+
+    def _received(self, message: Message) -> None:
+        match message:
+            case SnapshotMessage(snapshot=snapshot):
+                self._linked = snapshot
+            case DeltaMessage(delta=delta):
+                self._linked = apply(self._linked, delta)
+            case _:
+                return
+        if self.runtime is not None:
+            self.runtime.adopt(self._linked)
+
+    def close(self) -> None:
+        """Close the router, stop the loop, and wait for the thread to end (not on the thread itself)."""
+        runtime, stop = self.runtime, self._stop
+        if runtime is None or stop is None or not self._thread.is_alive():
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            runtime.loop.call_soon_threadsafe(stop.set)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(CLOSE_TIMEOUT_S)
+
+
+class _Slot:
+    """The process's runtime, if it has one."""
+
+    def __init__(self) -> None:
+        self.runtime: Runtime | None = None
+        self.lock = threading.Lock()
+        self.left_behind: list[Runtime] = []
+
+
+_slot = _Slot()
+
+
+def current() -> Runtime:
+    """The process's runtime; a driver that has none yet connects to its instance.
+
+    Raises InstanceError when the instance does not run.
+    """
+    runtime = _slot.runtime
+    if runtime is not None and runtime.alive:
+        return runtime
+    with _slot.lock:
+        if _slot.runtime is None or not _slot.runtime.alive:
+            directory = own_directory()
+            _slot.runtime = _DriverThread(directory, _first_snapshot(directory)).start()
+        return _slot.runtime
+
+
+def installed() -> Runtime | None:
+    """The process's runtime, or None when it has none yet."""
+    return _slot.runtime
+
+
+def install(runtime: Runtime | None) -> None:
+    """Make `runtime` the process's own: for the composition root of a process that has a router already."""
+    _slot.runtime = runtime
+
+
+def close_own() -> None:
+    """Close the runtime of a driver, if there is one; the next call of a handle makes a new one."""
+    with _slot.lock:
+        runtime = _slot.runtime
+        if runtime is None or not runtime.owned:
+            return
+        _slot.runtime = None
+    runtime.close()
+
+
+def check_not_on_loop(what: str) -> None:
+    """Raise LoopBlockedError on the thread of a replica's event loop: waiting there would stop what is waited for."""
+    runtime = _slot.runtime
+    if runtime is not None and not runtime.owned and runtime.thread_id == threading.get_ident():
+        raise LoopBlockedError(
+            f"{what} waits for the controller, and would block the event loop of this replica meanwhile: call it in a "
+            "thread, `await asyncio.to_thread(...)`"
+        )
+
+
+def _first_snapshot(directory: InstanceDirectory) -> Snapshot:
+    """The controller's snapshot; while the controller is away, the one on disk (calls go on without a controller)."""
+    client = ControlClient(str(directory.control_socket))
+    try:
+        answer = client.request(GetSnapshot(), SNAPSHOT_TIMEOUT_S)
+    except (InstanceError, RequestTimeoutError) as error:
+        if directory.keeper_pid() is None:
+            raise not_running(directory) from None
+        snapshot = read_snapshot(directory)
+        if snapshot is None:
+            raise error
+        return snapshot
+    finally:
+        client.close()
+    if not isinstance(answer, SnapshotMessage):
+        raise InstanceError(f"the controller answered GetSnapshot with {type(answer).__name__}")
+    return answer.snapshot
+
+
+def _after_fork_in_child() -> None:
+    # The loop's thread does not exist here, but its epoll set is shared with the parent: to finalize the loop would
+    # take the parent's sockets out of that set. So it is kept, unused, for as long as the process lives.
+    left_behind = _slot.left_behind
+    if _slot.runtime is not None:
+        _slot.runtime.alive = False
+        left_behind.append(_slot.runtime)
+    _slot.__init__()  # type: ignore[misc]  # a lock that some other thread held at the fork is never released here
+    _slot.left_behind = left_behind
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(close_own)

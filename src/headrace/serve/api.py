@@ -1,0 +1,320 @@
+"""The functions of `serve.*`: start an instance, run applications on it, look at it, end it.
+
+In: users' applications and options. Out: requests to the instance's controller, through the process's driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headrace import runtime as runtimes
+from headrace.context import current_replica
+from headrace.handle import DeploymentHandle
+from headrace.serve.builder import call_builder
+from headrace.serve.deployment import Application
+from headrace.serve.driver import Driver, driver
+from headrace.serve.graph import build
+from headrace.spec.config import HTTPOptions
+from headrace.spec.config import http_options as parse_http_options
+from headrace.spec.errors import (
+    ApplicationNotFound,
+    DeploymentNotFound,
+    HeadraceError,
+    InstanceError,
+    OptionError,
+    OptionTypeError,
+)
+from headrace.spec.snapshot import ApplicationEntry
+from headrace.spec.status import ServeStatus
+from headrace.wire.control import Delete, Deploy, Deployed, GetStatus, StartHTTP, Status
+
+logger = logging.getLogger("headrace.serve")
+
+DEFAULT_APP_NAME = "default"
+KEEPER_POLL_S = 0.2
+
+Target = Application | Callable[..., Application]
+
+
+@dataclass(frozen=True)
+class RunTarget:
+    """An application with the name and the route prefix to run it under, for `run_many`."""
+
+    target: Target
+    name: str = DEFAULT_APP_NAME
+    route_prefix: str | None = "/"
+    logging_config: Any = None
+    external_scaler_enabled: bool = False
+
+
+def start(
+    proxy_location: Any = None,
+    http_options: HTTPOptions | Mapping[str, Any] | None = None,
+    grpc_options: Any = None,
+    logging_config: Any = None,
+    tracing_config: Any = None,
+    controller_options: Any = None,
+    *,
+    detached: bool = False,
+) -> None:
+    """Start the instance, and HTTP on it, where they do not run yet.
+
+    The instance is that of `HEADRACE_INSTANCE`, else `default`; it ends with this process unless `detached`. Called
+    again with other HTTP options than it runs with, it warns and changes nothing. Raises OptionError, PortBusyError, or
+    InstanceError when it does not come up.
+    """
+    _refuse("grpc_options", grpc_options)
+    for name, value in (
+        ("logging_config", logging_config),
+        ("tracing_config", tracing_config),
+        ("controller_options", controller_options),
+    ):
+        _warn_ignored(name, value)
+    options = _http_options(http_options, proxy_location)
+    tie = driver()
+    started = tie.start(detached)
+    try:
+        _start_http(tie, options)
+    except BaseException:
+        if started:
+            tie.shutdown()  # half an instance helps nobody, and holds the port
+        raise
+
+
+def run(
+    target: Target,
+    blocking: bool = False,
+    name: str = DEFAULT_APP_NAME,
+    route_prefix: str | None = "/",
+    logging_config: Any = None,
+    _local_testing_mode: bool = False,
+    external_scaler_enabled: bool = False,
+    controller_options: Any = None,
+) -> DeploymentHandle:
+    """Run the application (or what a builder function returns) and return a handle to its ingress once it is ready.
+
+    Starts the instance and HTTP if need be. An application of this name is replaced. `route_prefix` None: no HTTP. With
+    `blocking`, does not return before Ctrl-C, which then ends the instance, or before the instance is gone.
+
+    Raises DeployFailedError with the replica's own traceback, OptionError, GraphError, PayloadError, or InstanceError.
+    """
+    if _local_testing_mode:
+        raise OptionError("_local_testing_mode=True is not supported yet: leave it out and run on a local instance")
+    if external_scaler_enabled:
+        raise OptionError("external_scaler_enabled=True is not supported yet: leave it out")
+    (handle,) = run_many(
+        [RunTarget(target, name, route_prefix, logging_config)], blocking, _controller_options=controller_options
+    )
+    return handle
+
+
+def run_many(
+    targets: Sequence[RunTarget],
+    blocking: bool = False,
+    wait_for_ingress_deployment_creation: bool = True,
+    wait_for_applications_running: bool = True,
+    *,
+    _controller_options: Any = None,
+) -> list[DeploymentHandle]:
+    """Run several applications, each as `run` does, and return their handles in the same order.
+
+    All are built before the first is deployed. With `wait_for_applications_running` False, returns once the controller
+    has taken them on.
+    """
+    _check_distinct(targets)
+    for target in targets:
+        _warn_ignored("logging_config", target.logging_config)
+        if target.external_scaler_enabled:
+            raise OptionError("external_scaler_enabled=True is not supported yet: leave it out")
+    specs = [build(resolve_target(t.target), t.name, t.route_prefix) for t in targets]
+    tie = driver()
+    owned = tie.start()
+    try:
+        if not runtimes.in_instance():
+            start(controller_options=_controller_options)
+        for spec in specs:
+            answer = tie.ask(Deploy(spec, wait=wait_for_applications_running), on_progress=logger.info)
+            if isinstance(answer, Deployed):
+                logger.info("application %s is ready (revision %d)", spec.name, answer.revision)
+        if runtimes.installed() is not None and wait_for_applications_running:
+            runtimes.current().adopt(tie.snapshot())
+        if blocking:
+            _block(tie, [spec.name for spec in specs], owned or tie.keeper is not None)
+    except KeyboardInterrupt:
+        if owned:
+            tie.shutdown()
+        raise
+    return [DeploymentHandle(spec.ingress, spec.name) for spec in specs]
+
+
+def status() -> ServeStatus:
+    """The state of the instance, its ingress processes and applications; empty when no instance runs."""
+    tie = driver()
+    if not tie.runs():
+        return ServeStatus(instance=tie.directory().name)
+    return _status(tie)
+
+
+def delete(name: str, _blocking: bool = True) -> None:
+    """Delete the application; returns when its last replica is gone. Raises ApplicationNotFound, InstanceError."""
+    driver().ask(Delete(name))
+
+
+def shutdown() -> None:
+    """End the instance with all its applications, and wait until it is gone. No error when none runs."""
+    driver().shutdown()
+
+
+async def shutdown_async() -> None:
+    """As `shutdown`, without blocking the event loop."""
+    await asyncio.to_thread(shutdown)
+
+
+def get_app_handle(name: str) -> DeploymentHandle:
+    """A handle to the ingress deployment of the application. Raises ApplicationNotFound, InstanceError."""
+    return DeploymentHandle(_application(name).ingress, name)
+
+
+def get_deployment_handle(
+    deployment_name: str, app_name: str | None = None, _check_exists: bool = True
+) -> DeploymentHandle:
+    """A handle to the deployment of the application; inside of a replica, by default of its own application.
+
+    Raises DeploymentNotFound, ApplicationNotFound, InstanceError, or OptionError when no application is named outside.
+    """
+    replica = current_replica()
+    if app_name is None:
+        if replica is None:
+            raise OptionError(
+                f"get_deployment_handle({deployment_name!r}) needs app_name=... outside of a replica: of which one?"
+            )
+        app_name = replica.app_name
+    # While an application starts, no snapshot names its deployments yet: its own replicas are believed.
+    if _check_exists and (replica is None or replica.app_name != app_name):
+        entry = _application(app_name)
+        known = {name for revision in entry.revisions for name in revision.deployments}
+        if deployment_name not in known:
+            there = ", ".join(sorted(known)) or "none"
+            raise DeploymentNotFound(f"application {app_name!r} has no deployment {deployment_name!r}; it has: {there}")
+    return DeploymentHandle(deployment_name, app_name)
+
+
+def resolve_target(target: Any, arguments: Mapping[str, Any] | None = None) -> Application:
+    """The application that `target` is, or that it builds from `arguments` when it is a builder function."""
+    if isinstance(target, Application):
+        return target
+    built = call_builder(target, dict(arguments or {}))
+    return built
+
+
+def _status(tie: Driver) -> ServeStatus:
+    answer = tie.ask(GetStatus())
+    if not isinstance(answer, Status):
+        raise HeadraceError(f"the controller answered GetStatus with {type(answer).__name__}")
+    return answer.status
+
+
+def _application(name: str) -> ApplicationEntry:
+    """The application as the process's router knows it, or else as the controller does."""
+    runtime = runtimes.current()
+    entry = runtime.router.snapshot.applications.get(name)
+    if entry is not None:
+        return entry
+    snapshot = runtime.router.snapshot
+    if not runtime.owns_this_thread():
+        snapshot = driver().snapshot()
+        runtime.adopt(snapshot)
+    entry = snapshot.applications.get(name)
+    if entry is None:
+        known = ", ".join(sorted(snapshot.applications)) or "none"
+        raise ApplicationNotFound(f"no application is called {name!r}; there are: {known}")
+    return entry
+
+
+def _http_options(given: HTTPOptions | Mapping[str, Any] | None, proxy_location: Any) -> HTTPOptions | None:
+    """What was asked for in both, None when nothing was."""
+    location = getattr(proxy_location, "value", proxy_location)
+    if given is None and location is None:
+        return None
+    if isinstance(given, HTTPOptions):
+        return given if location is None else parse_http_options(_fields(given) | {"location": location})
+    if given is not None and not isinstance(given, Mapping):
+        raise OptionTypeError(f"http_options={given!r} must be a dict or HTTPOptions, not {type(given).__name__}")
+    return parse_http_options(dict(given or {}) | ({} if location is None else {"location": location}))
+
+
+def _fields(options: HTTPOptions) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in options.__struct_fields__}
+
+
+def _start_http(tie: Driver, options: HTTPOptions | None) -> None:
+    """HTTP with these options, the defaults for None; where it runs already, only warn when it runs otherwise."""
+    if tie.http is None:
+        proxies = _status(tie).proxies.values()
+        if not proxies:
+            wanted = options or HTTPOptions()
+            if wanted.ingress_workers:
+                tie.ask(StartHTTP(wanted))
+            tie.http = wanted
+            return
+        first = next(iter(proxies))
+        tie.http = HTTPOptions(host=first.host, port=first.port, ingress_workers=len(proxies))
+        if options is not None and (options.host, options.port) != (first.host, first.port):
+            _warn_differs(tie.http, options)
+    elif options is not None and options != tie.http:
+        _warn_differs(tie.http, options)
+
+
+def _warn_differs(running: HTTPOptions, asked: HTTPOptions) -> None:
+    before, after = _fields(running), _fields(asked)
+    differences = ", ".join(f"{n}={before[n]!r} (asked: {after[n]!r})" for n in before if before[n] != after[n])
+    warnings.warn(
+        f"the instance runs already and keeps its HTTP options: {differences}; serve.shutdown() first to change them",
+        stacklevel=4,
+    )
+
+
+def _block(tie: Driver, apps: Sequence[str], owned: bool) -> None:
+    """Wait for Ctrl-C or the end of the instance; after Ctrl-C, end what was started here."""
+    try:
+        while tie.runs():
+            time.sleep(KEEPER_POLL_S)
+    except KeyboardInterrupt:
+        logger.info("stopping")
+        if owned:
+            tie.shutdown()
+        else:
+            for app in apps:
+                delete(app)
+    else:
+        raise InstanceError(f"instance {tie.directory().name!r} has ended")
+
+
+def _check_distinct(targets: Sequence[RunTarget]) -> None:
+    names: set[str] = set()
+    prefixes: set[str] = set()
+    for target in targets:
+        if target.name in names:
+            raise OptionError(f"two applications are called {target.name!r}: give each RunTarget a name of its own")
+        names.add(target.name)
+        prefix = target.route_prefix
+        if prefix is not None and prefix in prefixes:
+            raise OptionError(f"two applications have route_prefix={prefix!r}: give each RunTarget its own, or None")
+        if prefix is not None:
+            prefixes.add(prefix)
+
+
+def _refuse(name: str, value: Any) -> None:
+    if value is not None:
+        raise OptionError(f"{name} is not supported yet: leave it out")
+
+
+def _warn_ignored(name: str, value: Any) -> None:
+    if value is not None:
+        warnings.warn(f"{name} has no effect here yet and is ignored", stacklevel=4)

@@ -1,0 +1,113 @@
+"""The builder process of `headrace run`: imports the user's application, and deploys it on the instance around it.
+
+In: arguments of the command line, the user's module. Out: requests to the controller; for the command, reports on
+standard output, among whatever the user's module prints.
+
+HTTP is asked for in a thread of its own, so that the ingress starts while the user's imports run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+from headrace.serve.driver import driver
+from headrace.serve.graph import build
+from headrace.serve.target import UserCodeRaised, load_application
+from headrace.spec.config import HTTPOptions
+from headrace.spec.errors import HeadraceError
+from headrace.wire.control import Deploy, Deployed, GetStatus, StartHTTP, Status
+from headrace.wire.report import Event, Failure, Line, Ready, written
+
+
+class Builder:
+    """Imports, builds, deploys; tells by `report` how far it is."""
+
+    def __init__(self, arguments: argparse.Namespace, report: Callable[[Event], None]) -> None:
+        self._arguments = arguments
+        self._report = report
+        self._http_failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Build and deploy the application. Raises HeadraceError."""
+        arguments = self._arguments
+        options = HTTPOptions(host=arguments.host, port=arguments.port, ingress_workers=arguments.ingress_workers)
+        http = threading.Thread(target=self._start_http, args=(options,), name="start-http", daemon=True)
+        http.start()
+        self._report(Line(f"importing {arguments.target}"))
+        app = load_application(
+            arguments.target, dict(pair.split("=", 1) for pair in arguments.arguments), arguments.app_dir
+        )
+        spec = build(app, arguments.name, arguments.route_prefix)
+        for deployment in spec.deployments:
+            count = deployment.options.num_replicas
+            self._report(Line(f"starting {deployment.name}: {count} replica{'s' if count != 1 else ''}"))
+        answer = driver().ask(Deploy(spec), on_progress=lambda line: self._report(Line(line)))
+        http.join()
+        if self._http_failure is not None:
+            raise self._http_failure
+        revision = answer.revision if isinstance(answer, Deployed) else 0
+        self._report(Ready(spec.name, revision, spec.route_prefix, self._address(options)))
+
+    def _start_http(self, options: HTTPOptions) -> None:
+        if not options.ingress_workers:
+            return
+        try:
+            driver().ask(StartHTTP(options))
+        except BaseException as error:
+            # A busy port is no reason to wait for minutes of imports: say so and end at once.
+            self._http_failure = error
+            if isinstance(error, HeadraceError):
+                self._report(Failure(str(error)))
+                os._exit(1)
+            raise
+
+    def _address(self, options: HTTPOptions) -> str:
+        """Where HTTP answers, "" without it; the port is the one that was found when any would do."""
+        if not options.ingress_workers:
+            return ""
+        port = options.port
+        if not port:
+            answer = driver().ask(GetStatus())
+            ports = [proxy.port for proxy in answer.status.proxies.values()] if isinstance(answer, Status) else []
+            port = next(iter(ports), 0)
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        return f"http://{host}:{port}"
+
+
+def arguments_of(values: Sequence[str] | None = None) -> argparse.Namespace:
+    """What `headrace run` starts the builder with; it has checked them."""
+    parser = argparse.ArgumentParser(prog="python -m headrace.serve.build")
+    parser.add_argument("target")
+    parser.add_argument("arguments", nargs="*")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--name", default="default")
+    parser.add_argument("--route-prefix", default="/")
+    parser.add_argument("--app-dir", default=".")
+    parser.add_argument("--ingress-workers", type=int, default=1)
+    return parser.parse_args(values)
+
+
+def main(values: Sequence[str] | None = None) -> int:
+    """Returns 0 when the application runs, 1 when it does not; the reason was reported then."""
+
+    def report(event: Event) -> None:
+        print(written(event), flush=True)
+
+    try:
+        Builder(arguments_of(values), report).run()
+    except UserCodeRaised as error:
+        report(Failure(str(error), traceback=True))
+        return 1
+    except HeadraceError as error:
+        report(Failure(str(error)))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

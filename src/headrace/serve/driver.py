@@ -1,0 +1,216 @@
+"""The process's tie to its instance: finds it, starts one where none runs, asks its controller, ends it.
+
+In: operations of `serve.*`. Out: requests to the controller; a keeper process, started and ended. One per process, as
+an instance is; a fork begins with none.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from headrace import runtime as runtimes
+from headrace.engine.directory import InstanceDirectory
+from headrace.spec.config import HTTPOptions
+from headrace.spec.errors import HeadraceError, InstanceError
+from headrace.spec.snapshot import Snapshot
+from headrace.wire.client import ControlClient
+from headrace.wire.control import Answer, GetSnapshot, Operation, Shutdown, SnapshotMessage
+
+START_TIMEOUT_S = 30.0
+AWAY_TIMEOUT_S = 15.0  # how long a controller may be away (it is restarted by the keeper) before a request fails
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.01
+
+
+class Driver:
+    """Requests to the instance of this process, and the keeper, where this process started it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.keeper: subprocess.Popen[bytes] | None = None
+        self.detached = False
+        self.http: HTTPOptions | None = None  # what HTTP was started with, as far as this process knows
+        self._lifeline: int | None = None  # its end tells the keeper that this process is gone
+
+    def __repr__(self) -> str:
+        return f"<Driver of {self.directory().path}{' with its keeper' if self.keeper else ''}>"
+
+    def directory(self) -> InstanceDirectory:
+        """Where the instance of this process lives, whether it runs or not."""
+        return runtimes.own_directory()
+
+    def runs(self) -> bool:
+        """Whether the instance has a keeper."""
+        return self.directory().keeper_pid() is not None
+
+    def start(self, detached: bool = False) -> bool:
+        """See to it that the instance runs; True when this started it. Raises InstanceError when it does not come up.
+
+        Unless `detached`, the instance ends with this process.
+        """
+        with self.lock:
+            if self.runs():
+                return False
+            if runtimes.in_instance():
+                raise InstanceError("the instance that this process belongs to is gone")
+            self._spawn(detached)
+            return True
+
+    def _spawn(self, detached: bool) -> None:
+        directory = self.directory()
+        directory.create()
+        command = [sys.executable, "-m", "headrace.engine.keeper", "--instance", directory.name]
+        watched, lifeline = os.pipe()
+        try:
+            environment = dict(os.environ)
+            if detached:
+                os.close(lifeline)
+            else:
+                environment["HEADRACE_DRIVER_FD"] = str(watched)
+            # A session of its own: Ctrl-C at the terminal is for the script, which then ends the instance in order.
+            self.keeper = subprocess.Popen(
+                command, env=environment, pass_fds=() if detached else (watched,), start_new_session=True
+            )
+        except BaseException:
+            if not detached:
+                os.close(lifeline)
+            raise
+        finally:
+            os.close(watched)
+        self._lifeline = None if detached else lifeline
+        self.detached = detached
+        try:
+            self._await_controller(directory, time.monotonic() + START_TIMEOUT_S)
+        except BaseException:
+            self._end_keeper()
+            raise
+
+    def _await_controller(self, directory: InstanceDirectory, deadline: float) -> None:
+        keeper = self.keeper
+        while True:
+            client = ControlClient(str(directory.control_socket))
+            try:
+                client.connect()
+            except InstanceError:
+                if keeper is not None and keeper.poll() is not None:
+                    if self.runs():
+                        self.keeper = None  # somebody else was faster: their instance is as good
+                        keeper = None
+                        continue
+                    raise InstanceError(
+                        f"instance {directory.name!r} did not start: its keeper exited with code {keeper.returncode}, "
+                        "and what it said is above"
+                    ) from None
+                if time.monotonic() > deadline:
+                    raise InstanceError(
+                        f"instance {directory.name!r} did not start within {START_TIMEOUT_S:g} s; see {directory.logs}"
+                    ) from None
+                time.sleep(POLL_S)
+            else:
+                return
+            finally:
+                client.close()
+
+    def ask(
+        self, operation: Operation, timeout_s: float | None = None, on_progress: Callable[[str], None] | None = None
+    ) -> Answer:
+        """The controller's answer. While the controller is away and the keeper brings it back, the request is repeated.
+
+        Raises InstanceError when the instance does not run, else the error that the controller answers with.
+        """
+        runtimes.check_not_on_loop(type(operation).__name__)
+        directory = self.directory()
+        away_since: float | None = None
+        while True:
+            # A connection for each: a deploy that takes minutes holds up no other thread's question, nor a fork's.
+            client = ControlClient(str(directory.control_socket))
+            try:
+                return client.request(operation, timeout_s, on_progress)
+            except InstanceError as error:
+                if type(error) is not InstanceError:
+                    raise
+                now = time.monotonic()
+                away_since = away_since or now
+                if not self.runs():
+                    raise runtimes.not_running(directory) from None
+                if now - away_since > AWAY_TIMEOUT_S:
+                    raise
+                time.sleep(POLL_S)
+            finally:
+                client.close()
+
+    def snapshot(self) -> Snapshot:
+        """The controller's snapshot, which the process's router follows from now on as well."""
+        answer = self.ask(GetSnapshot())
+        if not isinstance(answer, SnapshotMessage):
+            raise HeadraceError(f"the controller answered GetSnapshot with {type(answer).__name__}")
+        return answer.snapshot
+
+    def shutdown(self) -> None:
+        """End the instance and wait until it is gone. No error when none runs."""
+        with self.lock:
+            runtimes.close_own()
+            self.http = None
+            directory = self.directory()
+            pid = directory.keeper_pid()
+            if pid is not None:
+                with contextlib.suppress(InstanceError):
+                    self.ask(Shutdown())
+            if runtimes.in_instance():
+                return  # this very process ends with it
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            while directory.keeper_pid() is not None:
+                if time.monotonic() > deadline:
+                    raise InstanceError(f"instance {directory.name!r} did not end within {STOP_TIMEOUT_S:g} s")
+                time.sleep(POLL_S)
+            self._end_keeper()
+
+    def _end_keeper(self) -> None:
+        """Let go of the lifeline, upon which the keeper ends if it has not yet, and take its exit status."""
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+        keeper, self.keeper = self.keeper, None
+        if keeper is None or self.detached:
+            return
+        try:
+            keeper.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            keeper.kill()
+            keeper.wait()
+
+    def at_exit(self) -> None:
+        """The script is at its end: so is the instance that it started, unless it is detached."""
+        if self.keeper is not None and not self.detached:
+            with contextlib.suppress(HeadraceError):
+                self.shutdown()
+
+    def forked(self) -> Driver:
+        """What a forked child has: the same instance, but none of the parent's connections, and not its lifeline."""
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+        return Driver()
+
+
+class _Process:
+    driver = Driver()
+
+
+def driver() -> Driver:
+    """The one of this process."""
+    return _Process.driver
+
+
+def _after_fork_in_child() -> None:
+    _Process.driver = _Process.driver.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(lambda: _Process.driver.at_exit())

@@ -1,0 +1,163 @@
+"""From bound applications to a specification: one deployment for each bound node, handles where nodes were bound.
+
+In: an `Application` as the user wrote it. Out: an `ApplicationSpec`, in which callees stand before their callers. No
+user object is in it, only bytes that make one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from headrace.serve.builder import not_an_application
+from headrace.serve.deployment import Application, Deployment, checked_name
+from headrace.serve.digest import digest
+from headrace.spec.application import ApplicationSpec, DeploymentSpec, Environment
+from headrace.spec.errors import GraphError, OptionError, OptionTypeError, PayloadError
+from headrace.spec.options import DeploymentOptions
+from headrace.wire.code import pack_arguments, pack_code
+
+DEFAULT_ASYNC_ONGOING = 100
+
+
+def build(app: Application, name: str = "default", route_prefix: str | None = "/") -> ApplicationSpec:
+    """The specification of `app` under this name and route prefix.
+
+    Raises OptionError, OptionTypeError, GraphError, or PayloadError naming what cannot be sent to a replica.
+    """
+    if not isinstance(app, Application):
+        raise OptionTypeError(not_an_application(app))
+    checked_name(name)
+    prefix = checked_route_prefix(route_prefix)
+    graph = _Graph()
+    ingress = graph.add(app)
+    return ApplicationSpec(
+        name=name,
+        route_prefix=prefix,
+        ingress=ingress,
+        deployments=tuple(graph.deployments),
+        environment=environment(),
+    )
+
+
+def checked_route_prefix(prefix: object) -> str | None:
+    """The prefix without a slash at its end, None as it is. Raises OptionTypeError, OptionError."""
+    if prefix is None:
+        return None
+    if not isinstance(prefix, str):
+        raise OptionTypeError(f"route_prefix={prefix!r} must be a string or None, not {type(prefix).__name__}")
+    if not prefix.startswith("/"):
+        raise OptionError(f"route_prefix={prefix!r} must start with '/'; did you mean {'/' + prefix!r}?")
+    if any(c in prefix for c in "{}?#") or not prefix.isprintable() or " " in prefix:
+        raise OptionError(f"route_prefix={prefix!r} must be a plain path, without patterns, '?', '#' or spaces")
+    return prefix.rstrip("/") or "/"
+
+
+def environment() -> Environment:
+    """Where this process imports code from, as paths that hold in any working directory."""
+    cwd = Path.cwd()
+    return Environment(sys_path=tuple(str(cwd / entry) for entry in sys.path), cwd=str(cwd))
+
+
+class _Graph:
+    """Walks the bound nodes, children before parents, and names each."""
+
+    def __init__(self) -> None:
+        self.deployments: list[DeploymentSpec] = []
+        self._names: dict[int, str] = {}  # id of the node -> its name
+        self._nodes: list[Application] = []  # alive as long as their ids are used
+        self._under_way: set[int] = set()
+        self._failure: Exception | None = None
+
+    def add(self, app: Application) -> str:
+        """The name of the node's deployment; the node and all below it are in `deployments` from now on."""
+        key = id(app)
+        known = self._names.get(key)
+        if known is not None:
+            return known
+        bound = app._bound_deployment
+        if key in self._under_way:
+            raise GraphError(f"the arguments of {bound.name!r} lead back to itself: an application cannot be a cycle")
+        self._under_way.add(key)
+        for label, value in (*enumerate(app._args), *app._kwargs.items()):
+            if isinstance(value, Deployment):
+                raise GraphError(
+                    f"argument {label!r} of {bound.name!r} is the unbound deployment {value.name!r}: "
+                    f"pass {value.name}.bind(...) instead"
+                )
+        arguments, uses = self._pack(app)
+        name = self._unique(bound.name)
+        self._names[key] = name
+        self._nodes.append(app)
+        self.deployments.append(_specify(bound, name, arguments, uses))
+        return name
+
+    def _pack(self, app: Application) -> tuple[bytes, tuple[str, ...]]:
+        try:
+            return pack_arguments(app._args, app._kwargs, self._name_of)
+        except PayloadError as error:
+            # What went wrong in a node below is told as it is, not as a trouble of the pickle that found the node.
+            failure = self._failure or error
+            raise failure from failure.__cause__
+
+    def _name_of(self, value: object) -> str | None:
+        if not isinstance(value, Application):
+            return None
+        try:
+            return self.add(value)
+        except Exception as error:  # it crosses the pickler, which would wrap it; _pack raises it as it is
+            self._failure = self._failure or error
+            raise
+
+    def _unique(self, name: str) -> str:
+        taken = set(self._names.values())
+        unique, number = name, 0
+        while unique in taken:
+            number += 1
+            unique = f"{name}_{number}"
+        return unique
+
+
+def _specify(bound: Deployment, name: str, arguments: bytes, uses: tuple[str, ...]) -> DeploymentSpec:
+    target, options = bound.func_or_class, bound._options
+    code = pack_code(target)
+    return DeploymentSpec(
+        name=name,
+        code=code,
+        arguments=arguments,
+        options=options,
+        digest=digest(target, code, arguments, options),
+        max_ongoing_requests=resolved_max_ongoing(target, options),
+        uses=uses,
+        is_function=not inspect.isclass(target),
+    )
+
+
+def resolved_max_ongoing(target: Callable[..., Any], options: DeploymentOptions) -> int:
+    """`max_ongoing_requests` as given; else 100 where calls are coroutines, and a replica's CPUs where they are not."""
+    if options.max_ongoing_requests is not None:
+        return options.max_ongoing_requests
+    if _is_async(target):
+        return DEFAULT_ASYNC_ONGOING
+    return max(1, math.ceil(options.num_cpus or 1))
+
+
+def _is_async(target: Callable[..., Any]) -> bool:
+    """Whether calls run on the event loop: by `__call__`, or by any public method of a class that has none."""
+    if not inspect.isclass(target):
+        return _is_async_function(target)
+    called = inspect.getattr_static(target, "__call__", None)
+    if "__call__" in {name for cls in target.__mro__ for name in vars(cls)}:
+        return _is_async_function(called)
+    return any(
+        _is_async_function(method) for name, method in inspect.getmembers_static(target) if not name.startswith("_")
+    )
+
+
+def _is_async_function(function: object) -> bool:
+    plain = getattr(function, "__func__", function)  # of a static or class method
+    return inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain)

@@ -1,0 +1,139 @@
+"""From `module:attribute` to an application: import, look up, call the builder, and say well what is wrong.
+
+In: the text of a command line or a config file. Out: an `Application`. Errors of the user's own code keep their
+traceback; ours name the part of the path that is wrong and what is near.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.machinery
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+from headrace.serve.builder import call_builder
+from headrace.serve.deployment import Application, Deployment
+from headrace.spec.errors import HeadraceError, ImportPathError
+
+_OURS = str(Path(__file__).parents[1]) + os.sep
+_MACHINERY = ("<frozen importlib", "<frozen runpy")
+
+
+class UserCodeRaised(HeadraceError):
+    """The user's module or builder raised. The message is its traceback, from the first line of the user's own."""
+
+
+def load_application(path: str, arguments: Mapping[str, str], app_dir: str = ".") -> Application:
+    """The application at `path` (`module:attribute`), its module found in `app_dir` first.
+
+    Raises ImportPathError when the path is wrong, UserCodeRaised when the user's code raises, OptionTypeError when what
+    is there is no application.
+    """
+    module_name, attribute = split_path(path)
+    directory = str(Path(app_dir).absolute())
+    if not Path(directory).is_dir():
+        raise ImportPathError(f"--app-dir {app_dir!r} is not a directory")
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    found = _find(_import(module_name, directory), attribute, path)
+    if isinstance(found, Application):
+        return call_builder(found, arguments)
+    try:
+        return call_builder(found, arguments)
+    except HeadraceError:
+        raise
+    except Exception as error:  # whatever the user's builder raises, it is theirs to see
+        raise UserCodeRaised(user_traceback(error)) from error
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """(`module`, `attribute`). Raises ImportPathError for what is not of that form, with what it should have been."""
+    module, colon, attribute = path.partition(":")
+    if "/" in module or module.endswith(".py"):
+        directory, _, file = module.rpartition("/")
+        where = f" --app-dir {directory}" if directory else ""
+        raise ImportPathError(
+            f"{path!r} names a file: give the module and the application in it, such as "
+            f"{file.removesuffix('.py')}:{attribute or 'app'}{where}"
+        )
+    if (
+        not colon
+        or not attribute
+        or not all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
+    ):
+        raise ImportPathError(f"{path!r} is not MODULE:APP, such as {module or 'digits'}:{attribute or 'app'}")
+    return module, attribute
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback of `error` without the frames of ours and of the import system before the user's first."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return "".join(traceback.format_exception_only(error))
+    trimmed = _first_of_user(error.__traceback__)
+    return "".join(traceback.format_exception(type(error), error, trimmed))
+
+
+def _first_of_user(frames: TracebackType | None) -> TracebackType | None:
+    while frames is not None:
+        name = frames.tb_frame.f_code.co_filename
+        if not name.startswith((_OURS, *_MACHINERY)) and os.sep + "importlib" + os.sep not in name:
+            return frames
+        frames = frames.tb_next
+    return None
+
+
+def _import(name: str, directory: str) -> ModuleType:
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise UserCodeRaised(user_traceback(error)) from error
+        near = difflib.get_close_matches(name, _modules_in(directory), 1)
+        hint = f"did you mean {near[0]!r}?" if near else "--app-dir says where to look"
+        raise ImportPathError(
+            f"there is no module {error.name!r} in {directory} or on the Python path: {hint}"
+        ) from None
+    except (Exception, SystemExit) as error:  # whatever the user's module raises, it is theirs to see
+        raise UserCodeRaised(user_traceback(error)) from error
+
+
+def _modules_in(directory: str) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [
+            entry.name.removesuffix(".py")
+            for entry in entries
+            if entry.name.endswith(".py") or (entry.is_dir() and entry.name.isidentifier())
+        ]
+
+
+def _find(module: ModuleType, attribute: str, path: str) -> Any:
+    found: Any = module
+    for name in attribute.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise ImportPathError(_no_attribute(module, attribute, path)) from None
+    return found
+
+
+def _no_attribute(module: ModuleType, attribute: str, path: str) -> str:
+    """What is there instead: the nearest name, else the applications and deployments of the module."""
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    applications = [name for name, value in public.items() if isinstance(value, Application)]
+    deployments = [name for name, value in public.items() if isinstance(value, Deployment)]
+    message = f"module {module.__name__!r} ({module.__file__}) has no {attribute!r}"
+    near = difflib.get_close_matches(attribute, [*applications, *public], 1)
+    if near:
+        return f"{message}: did you mean {module.__name__}:{near[0]}?"
+    if applications:
+        return f"{message}: its applications are {', '.join(applications)}"
+    if deployments:
+        return f"{message}, and no application: bind one, such as {attribute} = {deployments[0]}.bind(...)"
+    return f"{message}, and no application"
