@@ -1,6 +1,6 @@
 """Whether a deployment has changed: a digest over its code, its arguments and its resources.
 
-In: what `graph.py` has packed. Out: 16 hex digits; equal ones may share replicas. In doubt a deployment counts as changed.
+In: what `graph.py` has packed. Out: 16 hex digits; equal ones may share replicas.
 """
 
 from __future__ import annotations
