@@ -1,0 +1,165 @@
+"""What all client connections of one ingress process share: options, routes, router, the clock, and the end.
+
+In: snapshots; connections as they open and close. Out: answers to the paths that are the ingress's own; request ids;
+one sweep for all timeouts of all connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from headrace.ingress.request import HEALTHZ, ROUTES, HeadReader
+from headrace.ingress.response import ResponseHeads
+from headrace.ingress.routes import RouteTable
+from headrace.spec.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from headrace.ingress.connection import ClientConnection
+    from headrace.ingress.exchange import Exchange
+    from headrace.router import Router
+    from headrace.spec.config import HTTPOptions
+
+SWEEP_S = 1.0  # at most; shorter limits are looked at more often
+LEAST_SWEEP_S = 0.05
+PRECISE_S = 5.0  # limits of single requests below this have a timer of their own
+
+
+class Door:
+    """The state of the HTTP side of one process. All methods are called on the loop's thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, router: Router, options: HTTPOptions) -> None:
+        self.loop = loop
+        self.router = router
+        self.options = options
+        self.heads = ResponseHeads()
+        self.connections: set[ClientConnection] = set()
+        self.now = 0.0  # the loop's clock at the last sweep: near enough for limits of seconds
+        self.draining = False
+        self.reader = HeadReader(RouteTable(Snapshot()), options.max_body_bytes, options.request_timeout_s)
+        self.new_request_id = RequestIds(os.urandom(16)).next
+        self._had_routes = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Event | None = None
+
+    def __repr__(self) -> str:
+        return f"<Door {len(self.connections)} connections {'draining ' if self.draining else ''}{self.table}>"
+
+    @property
+    def table(self) -> RouteTable:
+        return self.reader.table
+
+    # --- routes ----------------------------------------------------------------------------------------------------
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Route by this snapshot from the next request on."""
+        if snapshot.applications == self.table.applications and self.table.known:
+            return
+        options = self.options
+        table = RouteTable(snapshot, options.root_path)
+        self.reader = HeadReader(table, options.max_body_bytes, options.request_timeout_s)
+        self._had_routes = self._had_routes or bool(table.prefixes)
+        for connection in self.connections:
+            connection.reread()
+
+    def answer(self, exchange: Exchange) -> None:
+        """Answer a path of the ingress's own: `/-/healthz`, `/-/routes`, `OPTIONS *`."""
+        head = exchange.head
+        if head.local == HEALTHZ:
+            if self.draining:
+                exchange.answer(503, "draining")
+            elif self._had_routes:
+                exchange.answer(200, "success")
+            else:
+                exchange.answer(503, "no routes yet")
+        elif head.local == ROUTES:
+            exchange.answer(200, "", body=msgspec.json.encode(self.table.prefixes))
+        else:
+            exchange.answer(200, "")
+
+    # --- connections -----------------------------------------------------------------------------------------------
+
+    def opened(self, connection: ClientConnection) -> bool:
+        """Take the connection in. False: there are too many."""
+        if self._timer is None:
+            # Nobody has looked at the clock while there was nobody to look after.
+            self._tick()
+            self._timer = self.loop.call_later(self.sweep_interval_s(), self._tick)
+        self.connections.add(connection)
+        return len(self.connections) <= self.options.max_connections
+
+    def closed(self, connection: ClientConnection) -> None:
+        self.connections.discard(connection)
+        if self._empty is not None and not self.connections:
+            self._empty.set()
+
+    # --- time ------------------------------------------------------------------------------------------------------
+
+    def time(self, exchange: Exchange, timeout_s: float) -> None:
+        """Give the exchange its deadline."""
+        exchange.deadline = self.loop.time() + timeout_s
+        if timeout_s < PRECISE_S and timeout_s != self.options.request_timeout_s:
+            self.loop.call_at(exchange.deadline, exchange.expire)
+
+    def sweep_interval_s(self) -> float:
+        """How often limits are looked at: about a tenth of the shortest."""
+        options = self.options
+        limits = [options.keep_alive_timeout_s, options.header_timeout_s, options.body_timeout_s]
+        if options.request_timeout_s is not None:
+            limits.append(options.request_timeout_s)
+        return min(SWEEP_S, max(LEAST_SWEEP_S, min(limits) / 10))
+
+    def _tick(self) -> None:
+        """One timer for all connections; none while there are no connections."""
+        self.sweep(self.loop.time())
+        self._timer = self.loop.call_later(self.sweep_interval_s(), self._tick) if self.connections else None
+
+    def sweep(self, now: float) -> None:
+        """Renew the date, and end what has lasted too long. `now` on the loop's clock."""
+        self.now = now
+        self.heads.date(time.time())
+        for connection in list(self.connections):
+            connection.sweep(now)
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    async def drain(self, timeout_s: float) -> None:
+        """Answer what is in work and what still comes on open connections, and close each; after the timeout, abort."""
+        self.draining = True
+        self.now = self.loop.time()
+        for connection in list(self.connections):
+            connection.drain()
+        self._empty = asyncio.Event()
+        if self.connections:
+            try:
+                await asyncio.wait_for(self._empty.wait(), timeout_s)
+            except TimeoutError:
+                for connection in list(self.connections):
+                    connection.transport.abort()
+        self.stop()
+
+    def stop(self) -> None:
+        """No more sweeps."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class RequestIds:
+    """Ids of the form of a random UUID: 74 random bits drawn once, and a counter in the place of the last 48."""
+
+    __slots__ = ("_count", "_prefix")
+
+    def __init__(self, random: bytes) -> None:
+        text = random.hex()
+        variant = "89ab"[random[8] & 3]
+        self._prefix = f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-%012x"
+        self._count = itertools.count(int.from_bytes(random[12:16])).__next__
+
+    def next(self) -> str:
+        return self._prefix % (self._count() & 0xFFFFFFFFFFFF)

@@ -1,0 +1,273 @@
+"""One request and its response: the call that the router carries, and how what comes back is put into HTTP.
+
+In: the reply, stream parts or error from the router. Out: bytes of one response to the client's connection, which asks
+for one exchange at a time: responses leave in the order of their requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from headrace.ingress.request import Refusal, RequestHead
+from headrace.ingress.response import OK_JSON, BadResponseError, Prepared, phrase
+from headrace.router import Call
+from headrace.spec.errors import ApplicationNotFound, BackPressureError, HeadraceError, RequestTimeoutError
+from headrace.wire.frames import HTTP, MORE, ErrorInfo
+
+if TYPE_CHECKING:
+    from headrace.ingress.connection import ClientConnection
+
+log = logging.getLogger("headrace.ingress")
+
+# Errors of a nested call that say something about load or time, and not that the handler is wrong.
+PASSED_ON = frozenset({408, 429, 502, 503, 504})
+# Errors of the router whose message is for the client. That of others may quote a traceback, and is for the log.
+TOLD = (ApplicationNotFound, BackPressureError, RequestTimeoutError)
+
+
+class Exchange(Call):
+    """A request on its way and the state of its response.
+
+    `received`: the request's body has come whole. `persistent`: the connection may serve another request afterwards.
+    `begun`: the response's head has left. `over`: nothing more will be written. What is usual is a class attribute, so
+    that a usual request stores little.
+    """
+
+    received = True
+    size = 0  # bytes of the body so far
+    begun = False
+    over = False
+    submitted = False
+    invited = False  # the client has been told to go on with the body
+    refusal: Refusal | None = None
+    chunked = False  # the response's body is sent in chunks
+    left: int | None = None  # bytes of the response's body that its content-length still promises
+    until_close = False  # the response's body ends with the connection
+    owed = 0  # bytes of the response that the transport holds, for which the replica has no credit yet
+
+    def __init__(self, connection: ClientConnection, head: RequestHead, body: bytes = b"") -> None:
+        # Not super().__init__: on the path of every request, and there is nothing in it but these assignments.
+        self.connection = connection
+        self.head = head
+        self.body = body
+        self.persistent = head.keep_alive
+        self.request_id = head.request_id or connection.door.new_request_id()
+        route = head.route
+        if route is not None:
+            self.app = route.app
+            self.deployment = route.deployment
+            self.http = head.http
+            # Three attributes that most requests do without: each is looked at once, and stored only where it is set.
+            if head.sticky is not None:
+                self.sticky = head.sticky
+            if head.model_id is not None:
+                self.model_id = head.model_id
+            if head.trace is not None:
+                self.trace = head.trace
+
+    def __repr__(self) -> str:
+        state = "over" if self.over else "begun" if self.begun else "in work" if self.submitted else "waiting"
+        return f"<Exchange {self.request_id} {state}>"
+
+    # --- from the router -------------------------------------------------------------------------------------------
+
+    def on_reply(self, flags: int, meta: bytes, payload: bytes) -> None:
+        connection = self.connection
+        # The usual answer: whole, 200, JSON, to a client that stays.
+        if flags & (HTTP | MORE) == HTTP and not meta and self.head.plain and self.received and self.persistent:
+            self.over = True
+            connection.transport.write(
+                b"%b%b\r\ncontent-length: %d\r\n\r\n%b"
+                % (connection.door.heads.ok_json, self.request_id.encode(), len(payload), payload)
+            )
+            connection.first = None
+            if connection.busy:
+                connection.proceed()
+            return
+        if not flags & HTTP:
+            log.error("request %s: the replica's reply is no HTTP response", self.request_id)
+            return self.answer(500, "Internal Server Error", drop=bool(flags & MORE))
+        try:
+            prepared = connection.door.heads.prepared(meta) if meta else OK_JSON
+        except BadResponseError as error:
+            log.error("request %s: %s of %s: %s", self.request_id, self.deployment, self.app, error)
+            return self.answer(500, "Internal Server Error", drop=bool(flags & MORE))
+        self._begin(prepared, payload, bool(flags & MORE))
+
+    def on_data(self, payload: bytes, more: bool) -> None:
+        if self.over:
+            return
+        self._write_body(payload, more)
+        if more and not self.over:
+            if self.connection.writing_paused:
+                self.owed += len(payload)
+            else:
+                self.connection.door.router.consumed(self, len(payload))
+
+    def on_error(self, error: HeadraceError | ErrorInfo) -> None:
+        if self.over:
+            return
+        if self.begun:
+            log.warning("request %s: the response broke off: %s", self.request_id, _describe(error))
+            return self.break_off()
+        if isinstance(error, ErrorInfo):
+            status = error.status if error.status in PASSED_ON else 500
+            text, retry_after_s = phrase(status), error.retry_after_s
+        else:
+            status = error.status
+            told = isinstance(error, TOLD)
+            text = f"{phrase(status)}: {error}" if told else phrase(status)
+            retry_after_s = error.retry_after_s if isinstance(error, BackPressureError) else 0.0
+            if not told:
+                log.error("request %s: %s", self.request_id, _describe(error))
+        headers = b""
+        if status == 503:
+            headers = b"retry-after: %d\r\n" % max(1, math.ceil(retry_after_s))
+        self.answer(status, text, headers=headers)
+
+    def on_writable(self) -> None:
+        self.connection.resume_body()
+
+    # --- from the connection ---------------------------------------------------------------------------------------
+
+    def drained(self) -> None:
+        """The client has read what was written: the replica may send as much again."""
+        owed, self.owed = self.owed, 0
+        if owed and not self.over:
+            self.connection.door.router.consumed(self, owed)
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more."""
+        if not self.over:
+            self.over = True
+            if self.submitted:
+                self.connection.door.router.cancel(self)
+
+    def expire(self) -> None:
+        """The request's time is up."""
+        if self.over:
+            return
+        self.drop_call()
+        self.on_error(RequestTimeoutError(f"request {self.request_id} was not answered in time"))
+
+    def drop_call(self) -> None:
+        """Have the replica stop its work; the client gets another answer than its own."""
+        if self.submitted:
+            self.submitted = False
+            self.connection.door.router.cancel(self)
+
+    def answer(
+        self,
+        status: int,
+        text: str,
+        *,
+        headers: bytes = b"",
+        close: bool = False,
+        drop: bool = False,
+        body: bytes = b"",
+    ) -> None:
+        """Answer with the ingress's own words. `drop`: more of the replica's reply would follow, and is not wanted.
+
+        `body` (JSON) instead of the text, where it is given.
+        """
+        if drop:
+            self.drop_call()
+        if close or not self.received:
+            self.persistent = False
+        connection = self.connection
+        self.over = True
+        connection.transport.write(
+            connection.door.heads.own(
+                status,
+                text,
+                self.request_id,
+                headers=headers,
+                json=body,
+                close=not self.persistent,
+                keep_alive=self.head.version_1_0 and self.persistent,
+                without_body=self.head.is_head,
+            )
+        )
+        connection.finished(self)
+
+    def break_off(self) -> None:
+        """End a response that is not whole so that the client can tell: no last chunk, or fewer bytes than said."""
+        self.over = True
+        if self.until_close:
+            # Here the end of the connection is the end of the body: only a reset tells.
+            self.connection.transport.abort()
+        else:
+            self.connection.transport.close()
+
+    # --- the response ----------------------------------------------------------------------------------------------
+
+    def _begin(self, prepared: Prepared, payload: bytes, more: bool) -> None:
+        """Write the head and what there is of the body."""
+        head = self.head
+        framing = b""
+        bodyless = prepared.bodyless or head.is_head
+        if not self.received or prepared.close:
+            self.persistent = False
+        if prepared.bodyless:
+            pass
+        elif not more:
+            length = len(payload)
+            if head.is_head and not payload and prepared.length is not None:
+                length = prepared.length
+            framing = b"content-length: %d\r\n" % length
+        elif prepared.length is not None:
+            self.left = prepared.length
+            framing = b"content-length: %d\r\n" % prepared.length
+        elif not head.version_1_0:
+            self.chunked = True
+            framing = b"transfer-encoding: chunked\r\n"
+        else:
+            self.until_close = True
+            self.persistent = False
+        if not self.persistent:
+            framing += b"connection: close\r\n"
+        elif head.version_1_0:
+            framing += b"connection: keep-alive\r\n"
+        transport = self.connection.transport
+        heads = self.connection.door.heads
+        start = b"%b%b%b\r\n%b\r\n" % (prepared.lines, heads.common, self.request_id.encode(), framing)
+        self.begun = True
+        if bodyless or not more:
+            if more:
+                self.drop_call()
+            self.over = True
+            transport.write(start if bodyless else start + payload)
+            self.connection.finished(self)
+        else:
+            transport.write(start)
+            self._write_body(payload, True)
+
+    def _write_body(self, data: bytes, more: bool) -> None:
+        transport = self.connection.transport
+        if self.chunked:
+            # An empty chunk would be the end.
+            if data:
+                transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            if not more:
+                transport.write(b"0\r\n\r\n")
+        else:
+            if self.left is not None:
+                if len(data) > self.left or (not more and len(data) < self.left):
+                    log.error("request %s: the response's body is not as long as its content-length", self.request_id)
+                    transport.write(data[: self.left])
+                    if more:
+                        self.drop_call()
+                    return self.break_off()
+                self.left -= len(data)
+            transport.write(data)
+        if not more:
+            self.over = True
+            self.connection.finished(self)
+
+
+def _describe(error: HeadraceError | ErrorInfo) -> str:
+    if isinstance(error, ErrorInfo):
+        return f"{error.type_name}: {error.message}"
+    return f"{type(error).__name__}: {error}"

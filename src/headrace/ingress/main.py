@@ -1,0 +1,124 @@
+"""The ingress process: the composition root of what clients reach (`python -m headrace.ingress`).
+
+In: HEADRACE_HTTP_OPTIONS (JSON of HTTPOptions) from the controller; HEADRACE_PROCESS_ID, HEADRACE_RUNTIME_DIR and
+HEADRACE_LIFELINE_FD from the keeper. Out: exit code 0 after a drain, 1 when it could not start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+
+import msgspec
+import uvloop
+
+from headrace.engine.directory import read_snapshot, runtime_directory
+from headrace.ingress.ingress import Ingress
+from headrace.router import Router
+from headrace.spec.config import HTTPOptions, http_options
+from headrace.spec.errors import HeadraceError, OptionError
+
+log = logging.getLogger("headrace.ingress")
+
+ORPHAN_DRAIN_S = 3.5  # gone within five seconds after the keeper
+
+
+def main() -> int:
+    """Run the ingress of this process to its end."""
+    faulthandler.enable()
+    write_log()
+    # Ctrl-C in a terminal reaches every process of it; the keeper decides what it means for this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        options = options_of(os.environ)
+        allow_files(options.max_connections)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(options))
+    except HeadraceError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def options_of(environment: os._Environ[str]) -> HTTPOptions:
+    """The options in HEADRACE_HTTP_OPTIONS (all defaults without it). Raises OptionError."""
+    text = environment.get("HEADRACE_HTTP_OPTIONS") or "{}"
+    try:
+        values = msgspec.json.decode(text, type=dict[str, object])
+    except msgspec.MsgspecError as error:
+        raise OptionError(f"HEADRACE_HTTP_OPTIONS={text[:200]!r} must be a JSON object: {error}") from error
+    return http_options(values)
+
+
+async def serve(options: HTTPOptions) -> None:
+    """Listen until SIGTERM or the end of the keeper, then drain."""
+    loop = asyncio.get_running_loop()
+    process_id = os.environ["HEADRACE_PROCESS_ID"]
+    directory = runtime_directory(os.environ["HEADRACE_RUNTIME_DIR"])
+    router = Router(loop, process_id, "ingress")
+    ingress = Ingress(process_id, options, router, str(directory.control_socket), snapshot=read_snapshot(directory))
+    loop.add_signal_handler(signal.SIGTERM, ingress.stop)
+    watch_lifeline(loop, ingress)
+    spare_collector()
+    try:
+        await ingress.run()
+    finally:
+        await router.close()
+
+
+def spare_collector() -> None:
+    """Have the cycle collector run seldom: a request makes no cycles, and a connection breaks its own at its end.
+
+    By default it would look at each young object after every 700 that are not freed yet: with many requests in flight
+    all the time, to find nothing. What is there at the start stays for good and is never looked at.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def allow_files(connections: int) -> None:
+    """Raise the limit on open files as far as the connections and some replicas need, and the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + 2048
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):  # connections beyond the limit are refused by accept
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
+def watch_lifeline(loop: asyncio.AbstractEventLoop, ingress: Ingress) -> None:
+    """Drain when the keeper is gone: the write end of the lifeline is its alone."""
+    text = os.environ.get("HEADRACE_LIFELINE_FD")
+    if not text:
+        return
+    descriptor = int(text)
+    os.set_inheritable(descriptor, False)
+    os.set_blocking(descriptor, False)
+
+    def readable() -> None:
+        with contextlib.suppress(BlockingIOError):
+            if os.read(descriptor, 64):
+                return
+            loop.remove_reader(descriptor)
+            log.warning("the keeper is gone: this ingress ends")
+            ingress.stop(ORPHAN_DRAIN_S)
+
+    loop.add_reader(descriptor, readable)
+
+
+def write_log() -> None:
+    """Headrace's log lines to stderr, at once; the keeper puts the process's name before each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    ours = logging.getLogger("headrace")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
