@@ -63,11 +63,15 @@ class Replica:
 
 @dataclass(slots=True, kw_only=True)
 class Failures:
-    """What went wrong with one deployment (by key): `starts` counts failures before ready since the last deploy."""
+    """What went wrong with one deployment (by key): `starts` counts failures before ready since the last deploy.
+
+    `final` says that trying again is of no use: the name of the error class that says why.
+    """
 
     restarts: Restarts
     starts: int = 0
     error: str = ""
+    final: str = ""
 
 
 @dataclass(slots=True, kw_only=True)

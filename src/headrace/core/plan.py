@@ -63,9 +63,10 @@ class Promote(msgspec.Struct, frozen=True):
 
 
 class Abandon(msgspec.Struct, frozen=True):
-    """Give the target up; what had the traffic keeps it."""
+    """Give the target up; what had the traffic keeps it. `kind` names the class of the error."""
 
     error: str
+    kind: str = "DeployFailedError"
 
 
 class Settle(msgspec.Struct, frozen=True):
@@ -143,8 +144,12 @@ class _Planner:
         if app.deploying:
             for deployment in callees_first(app.spec):
                 failures = app.failures.get(entry_key(app.name, deployment))
+                if failures is not None and failures.final:
+                    self.actions.append(Abandon(f"deployment {deployment.name}: {failures.error}", failures.final))
+                    return
                 if failures is not None and failures.starts >= start_limit(deployment):
-                    self.actions.append(Abandon(failures.error))
+                    error = f"deployment {deployment.name} failed to start {failures.starts} times; its last error:"
+                    self.actions.append(Abandon(f"{error}\n{failures.error}"))
                     return
         if app.target != app.current:
             if not app.failure and self.is_ready(app.spec):

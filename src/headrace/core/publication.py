@@ -88,16 +88,20 @@ def same_routes(one: Snapshot, other: Snapshot) -> bool:
     return one.applications == other.applications and one.deployments == other.deployments
 
 
-def note_published(apps: Iterable[Application], snapshot: Snapshot) -> None:
-    """Note in the records what routers that know `snapshot` know."""
+def note_published(apps: Iterable[Application], snapshot: Snapshot) -> bool:
+    """Note in the records what routers that know `snapshot` know. True: something was new, so plans may go further."""
+    news = False
     for app in apps:
         if app.weights_at is None:
             app.weights_at = snapshot.version
+            news = True
         listed = {id(replica) for replicas in listed_replicas(app).values() for replica in replicas}
         for replica in app.replicas.values():
             replica.listed = id(replica) in listed
-            if replica.listed:
-                replica.listed_at = snapshot.version if replica.listed_at is None else replica.listed_at
-                replica.unlisted_at = None
-            elif replica.listed_at is not None and replica.unlisted_at is None:
+            if replica.listed and replica.listed_at is None:
+                replica.listed_at = snapshot.version
+                news = True
+            elif not replica.listed and replica.listed_at is not None and replica.unlisted_at is None:
                 replica.unlisted_at = snapshot.version
+                news = True
+    return news

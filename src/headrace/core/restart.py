@@ -53,6 +53,10 @@ class Restarts:
         heapq.heappush(self._waiting, (now + wait_s, level))
         return wait_s
 
+    def postpone(self, due: float, level: int) -> None:
+        """The start of a replica of this level could not be tried: let it be tried at `due`."""
+        heapq.heappush(self._waiting, (due, level))
+
     def escalated(self, now: float, wanted: int) -> bool:
         """Whether the failures within the last period are more than the policy takes for chance."""
         while self._failures and self._failures[0] <= now - self._policy.period_s:

@@ -57,7 +57,11 @@ class SnapshotAck(msgspec.Struct, frozen=True, tag=True):
 
 
 class HostReplica(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Host this replica: load its code, construct it, listen on `address`, and report."""
+    """Host this replica: load its code, construct it, listen on `address`, and report.
+
+    Said to a worker at each hello until the controller has its first report: one that hosts the replica already only
+    reports.
+    """
 
     replica_id: str
     app: str

@@ -1,0 +1,273 @@
+"""The controller's hands: each action of a plan, carried out.
+
+In: actions from `core.plan`, by the reconciler. Out: starts and stops to the engine, messages to workers, changes of
+the records, lines and answers to those who wait. What an act cannot finish at once goes on as a task, which wakes the
+reconciler when it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from headrace.controller.registry import Registry
+from headrace.controller.waiters import Waiters
+from headrace.core import plan
+from headrace.core.fleet import Application, Replica
+from headrace.core.lifecycle import COUNTED, Event, Phase
+from headrace.engine.base import Engine, ProcessRequest, Resources
+from headrace.spec.application import DeploymentSpec
+from headrace.spec.errors import DeployFailedError, HeadraceError, OptionError, ResourcesShortError
+from headrace.wire.channel import ControlChannel
+from headrace.wire.control import (
+    Deployed,
+    Done,
+    DrainReplica,
+    Failed,
+    HostReplica,
+    Message,
+    ReconfigureReplica,
+)
+
+logger = logging.getLogger(__name__)
+
+LEAVING = frozenset({Phase.RETIRING, Phase.DRAINING, Phase.FAILED, Phase.STOPPING})
+RESOURCES_WAIT_S = 0.2
+
+
+class Actor:
+    """Carries out actions. `version` tells that of the present snapshot, `wake` has the reconciler look again."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Registry,
+        waiters: Waiters,
+        version: Callable[[], int],
+        wake: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._waiters = waiters
+        self._version = version
+        self._wake = wake
+        self._channels: dict[str, ControlChannel] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Actor {len(self._channels)} workers connected, {len(self._tasks)} tasks>"
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run the coroutine as a task of this object, to its end or until `close`."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a task of the controller failed", exc_info=task.exception())
+
+    async def close(self) -> None:
+        """Cancel what still goes on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def perform(self, app: Application, action: plan.Action, now: float) -> None:
+        """Take up the action: the record changes at once, what takes time follows."""
+        match action:
+            case plan.Start():
+                self._start(app, action, now)
+            case plan.Retire(id=id):
+                app.replicas[id].on(Event.RETIRE)
+            case plan.Drain(id=id, deadline_s=deadline_s):
+                self._drain(app.replicas[id], deadline_s, now)
+            case plan.Stop(id=id, grace_s=grace_s, error=error):
+                self._stop(app, app.replicas[id], grace_s, error, now)
+            case plan.Reconfigure(id=id, spec=spec):
+                self._reconfigure(app.replicas[id], spec)
+            case plan.Promote():
+                self._promote(app)
+            case plan.Abandon(error=error, kind=kind):
+                self._abandon(app, error, kind)
+            case plan.Settle():
+                self._settle(app)
+            case plan.Forget(revision=revision):
+                self._registry.forget_revision(app, revision)
+            case plan.Vanish():
+                self._registry.forget_application(app)
+                logger.info("application %r is gone", app.name)
+                self._waiters.end_delete(app.name, Done())
+
+    # --- replicas ---------------------------------------------------------------------------------------------------
+
+    def _start(self, app: Application, action: plan.Start, now: float) -> None:
+        replica = self._registry.add_replica(app, action, now)
+        logger.info("starting %s of application %r", replica.id, app.name)
+        self.spawn(self._launch(app, replica, action.spec))
+
+    async def _launch(self, app: Application, replica: Replica, spec: DeploymentSpec) -> None:
+        options = spec.options
+        request = ProcessRequest(
+            id=replica.process_id,
+            role="worker",
+            argv=(sys.executable, "-m", "headrace.replica"),
+            env=app.revisions[replica.revision].environment.variables | options.environment,
+            resources=Resources(cpus=options.num_cpus, gpus=options.num_gpus),
+        )
+        try:
+            info = await self._engine.start(request)
+        except HeadraceError as error:
+            self._refused(app, replica, error)
+        else:
+            replica.pid = info.pid
+            if replica.phase is not Phase.GONE:
+                replica.on(Event.LAUNCHED)
+            if replica.phase is Phase.STOPPING:
+                # It was stopped before the engine knew of it.
+                self._engine.stop(replica.process_id, plan.KILL_GRACE_S)
+        self._wake()
+
+    def _refused(self, app: Application, replica: Replica, error: HeadraceError) -> None:
+        """The engine does not start the replica."""
+        now = asyncio.get_running_loop().time()
+        wanted = replica.phase is Phase.LAUNCHING
+        replica.on(Event.EXITED)
+        self._registry.remove_replica(replica)
+        if not wanted:
+            return
+        failures = app.failures_of(replica.key)
+        if isinstance(error, ResourcesShortError) and any(r.phase in LEAVING for r in self._registry.replicas()):
+            failures.restarts.postpone(now + RESOURCES_WAIT_S, replica.level)
+            return
+        if app.deploying and isinstance(error, ResourcesShortError | OptionError):
+            failures.final = type(error).__name__
+        self.failed(app, replica, str(error), now, starting=True)
+
+    def failed(self, app: Application, replica: Replica, error: str, now: float, *, starting: bool) -> None:
+        """Note that the replica failed (while `starting`, or later), tell who waits, and plan its successor."""
+        replica.error = error
+        failures = app.failures_of(replica.key)
+        failures.error = error
+        failures.starts += starting
+        if app.deleting:
+            return
+        wait_s = failures.restarts.fail(now, replica.level, now - replica.launched_at, app.number_wanted(replica.key))
+        what = "failed to start" if starting else "failed"
+        logger.error("%s of application %r %s (next try in %g s): %s", replica.id, app.name, what, wait_s, error)
+        self._waiters.progress(app.name, f"{replica.id} {what}:\n{error}")
+
+    def _drain(self, replica: Replica, deadline_s: float, now: float) -> None:
+        replica.on(Event.DRAIN)
+        replica.stop_by = now + deadline_s + plan.DRAIN_MARGIN_S
+        self._send(replica, DrainReplica(replica.id, deadline_s))
+
+    def _stop(self, app: Application, replica: Replica, grace_s: float, error: str, now: float) -> None:
+        starting = replica.phase is not Phase.RUNNING
+        replica.on(Event.STOP)
+        self._engine.stop(replica.process_id, grace_s)
+        if error:
+            self.failed(app, replica, error, now, starting=starting)
+
+    def _reconfigure(self, replica: Replica, spec: DeploymentSpec) -> None:
+        replica.configured = spec
+        replica.reconfiguring = self._send(replica, ReconfigureReplica(replica.id, spec))
+        if not replica.reconfiguring:
+            replica.configured = None  # it comes back, and is told then
+
+    # --- workers' connections ---------------------------------------------------------------------------------------
+
+    def connected(self, replica: Replica, channel: ControlChannel, now: float) -> None:
+        """The replica's worker has said hello: tell it what it should be."""
+        self._channels[replica.process_id] = channel
+        if replica.phase in (Phase.LAUNCHING, Phase.STARTING, Phase.RECOVERING):
+            self._host(replica)
+        elif replica.phase is Phase.DRAINING:
+            self._send(replica, DrainReplica(replica.id, max(0.0, replica.stop_by - plan.DRAIN_MARGIN_S - now)))
+        elif replica.reconfiguring and replica.configured is not None:
+            self._send(replica, ReconfigureReplica(replica.id, replica.configured))
+
+    def disconnected(self, process_id: str, channel: ControlChannel) -> None:
+        """A worker's connection has ended; whether its process has, the engine says."""
+        if self._channels.get(process_id) is channel:
+            del self._channels[process_id]
+
+    def _host(self, replica: Replica) -> None:
+        app = self._registry.app_of(replica)
+        spec = app.wanted().get(replica.key) or plan.specification(app, replica.key)
+        if spec is None:
+            return
+        number = replica.revision if replica.revision in app.revisions else max(app.revisions)
+        if replica.phase is not Phase.RECOVERING:
+            replica.configured = spec  # one that hosts it already goes by what it was told before
+        self._send(
+            replica,
+            HostReplica(
+                replica_id=replica.id,
+                app=app.name,
+                key=replica.key,
+                revision=number,
+                spec=spec,
+                environment=app.revisions[number].environment,
+                address=replica.address,
+            ),
+        )
+
+    def _send(self, replica: Replica, message: Message) -> bool:
+        channel = self._channels.get(replica.process_id)
+        return channel is not None and channel.send(message)
+
+    # --- revisions --------------------------------------------------------------------------------------------------
+
+    def _promote(self, app: Application) -> None:
+        before, app.current = app.current, app.target
+        app.weights_at = None
+        self._registry.keep(app)
+        logger.info("revision %d of application %r takes the traffic", app.current, app.name)
+        if before:
+            self._waiters.progress(app.name, f"revision {app.current} takes the traffic from revision {before}")
+
+    def _abandon(self, app: Application, error: str, kind: str) -> None:
+        app.failure = error
+        app.deploying = False
+        self._registry.keep(app)
+        goes_on = f"; revision {app.current} goes on serving" if app.current not in (0, app.target) else ""
+        message = f"application {app.name!r}, revision {app.target}, did not come up{goes_on}: {error}"
+        logger.error("%s", message)
+        self._waiters.end_deploy(app.name, Failed(kind, message))
+
+    def _settle(self, app: Application) -> None:
+        app.failure = ""
+        app.deploying = False
+        for key in app.wanted():
+            app.failures_of(key).starts = 0
+        self._registry.keep(app)
+        logger.info("application %r runs as revision %d", app.name, app.current)
+        self._waiters.end_deploy(app.name, Deployed(app.name, app.current, self._version()))
+
+    def supersede(self, app: str, by: int) -> None:
+        """Tell those who wait for the deploy before this one that it will not be."""
+        error = DeployFailedError(f"application {app!r} was deployed again meanwhile: revision {by} takes its place")
+        self._waiters.end_deploy(app, Failed(type(error).__name__, str(error)))
+
+    def started(self, replica: Replica) -> None:
+        """The replica takes calls: tell who waits."""
+        app = self._registry.app_of(replica)
+        ready = sum(other.phase is Phase.RUNNING for other in app.of(replica.key))
+        wanted = app.number_wanted(replica.key)
+        logger.info("%s of application %r is ready (pid %d)", replica.id, app.name, replica.pid)
+        self._waiters.progress(app.name, f"{replica.id} is ready ({ready} of {wanted})")
+
+    def gone(self, replica: Replica, error: str, now: float) -> None:
+        """The replica's process is gone; `error` says how, where it should not be."""
+        app = self._registry.app_of(replica)
+        before = replica.phase
+        replica.on(Event.EXITED)
+        if before in COUNTED:
+            starting = before in (Phase.LAUNCHING, Phase.STARTING)
+            self.failed(app, replica, error, now, starting=starting)
+        self._registry.remove_replica(replica)

@@ -1,0 +1,155 @@
+"""The control socket: who may talk to the controller, and what becomes of what they say.
+
+In: connections of this user's processes. Out: their messages, to the reconciler and the operations; what cannot be
+understood or is not allowed ends that connection, with an error in the log, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.controller.operations import Operations
+from headrace.controller.reconcile import Reconciler
+from headrace.controller.waiters import Waiter
+from headrace.engine.linux import peer_uid
+from headrace.spec.errors import PeerVersionError, ProtocolError
+from headrace.wire.channel import ControlChannel
+from headrace.wire.control import (
+    CONTROL_VERSION,
+    Hello,
+    IngressReport,
+    Message,
+    ReplicaReport,
+    Request,
+    SnapshotAck,
+    Subscribe,
+)
+
+logger = logging.getLogger(__name__)
+
+ROLES = frozenset({"worker", "ingress", "driver", "cli"})
+HELLO_TIMEOUT_S = 10.0
+MAX_UNSENT_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class _Session:
+    """Who is at the other end, once it has said so."""
+
+    timer: asyncio.TimerHandle
+    hello: Hello | None = None
+    subscribed: bool = False
+
+
+class ControlServer:
+    """Listens on the control socket, for this user alone."""
+
+    def __init__(self, path: Path, reconciler: Reconciler, operations: Operations) -> None:
+        self._path = path
+        self._reconciler = reconciler
+        self._operations = operations
+        self._sessions: dict[ControlChannel, _Session] = {}
+        self._server: asyncio.Server | None = None
+
+    def __repr__(self) -> str:
+        return f"<ControlServer {self._path}, {len(self._sessions)} connections>"
+
+    async def listen(self) -> None:
+        """Bind and listen. A socket that an earlier controller left is replaced: the keeper runs one at a time."""
+        self._path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(self._path))
+        finally:
+            os.umask(mask)
+        self._server = await asyncio.get_running_loop().create_unix_server(
+            lambda: ControlChannel(self._received, self._closed, on_open=self._opened, name="a newcomer"),
+            sock=listener,
+            backlog=1024,
+        )
+
+    async def close(self) -> None:
+        """Close the socket and all connections."""
+        if self._server is not None:
+            self._server.close()
+        for channel in list(self._sessions):
+            channel.close()
+        self._path.unlink(missing_ok=True)
+
+    # --- connections ------------------------------------------------------------------------------------------------
+
+    def _opened(self, channel: ControlChannel) -> None:
+        assert channel.transport is not None
+        uid = peer_uid(channel.transport.get_extra_info("socket"))
+        timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self._silent, channel)
+        self._sessions[channel] = _Session(timer)
+        if uid is not None and uid != os.getuid():
+            logger.error("closing a control connection of user %d: the instance is of user %d", uid, os.getuid())
+            channel.abort()
+
+    def _silent(self, channel: ControlChannel) -> None:
+        logger.error("closing a control connection that said no hello within %g s", HELLO_TIMEOUT_S)
+        channel.abort()
+
+    def _closed(self, channel: ControlChannel) -> None:
+        session = self._sessions.pop(channel)
+        session.timer.cancel()
+        if session.hello is not None:
+            if session.hello.role == "worker":
+                self._reconciler.worker_lost(session.hello.id, channel)
+            if session.subscribed and not self._is_back(session.hello.id):
+                self._reconciler.unsubscribed(session.hello.id)
+
+    def _is_back(self, id: str) -> bool:
+        """Whether the process has a newer connection, over which it subscribed already."""
+        return any(
+            other.hello is not None and other.hello.id == id and other.subscribed for other in self._sessions.values()
+        )
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def _received(self, channel: ControlChannel, message: Message) -> None:
+        session = self._sessions[channel]
+        if session.hello is None:
+            self._greeted(channel, session, message)
+            return
+        now = asyncio.get_running_loop().time()
+        id = session.hello.id
+        match message:
+            case Subscribe(have=have):
+                session.subscribed = True
+                self._reconciler.subscribed(id, have, channel, now)
+            case SnapshotAck(version=version):
+                self._reconciler.acknowledged(id, version, now)
+            case ReplicaReport() if session.hello.role == "worker":
+                self._reconciler.reported(id, message, now)
+            case IngressReport() if session.hello.role == "ingress":
+                self._reconciler.ingress_reported(id, message)
+            case Request(id=number, operation=operation):
+                self._operations.take(operation, Waiter(number, channel.send), now)
+            case _:
+                raise ProtocolError(f"{session.hello.role} {id} sent {type(message).__name__}, which it may not")
+
+    def _greeted(self, channel: ControlChannel, session: _Session, message: Message) -> None:
+        if not isinstance(message, Hello):
+            raise ProtocolError(f"the first message is {type(message).__name__}, not Hello")
+        # Answered in any case: who speaks another version is to learn which one we speak.
+        channel.send(Hello(role="controller", id="controller", pid=os.getpid()))
+        if message.version != CONTROL_VERSION:
+            raise PeerVersionError(
+                f"{message.role} {message.id} (pid {message.pid}) speaks version {message.version} of the control "
+                f"protocol, this controller version {CONTROL_VERSION}"
+            )
+        if message.role not in ROLES:
+            raise ProtocolError(f"role {message.role!r} is none of {', '.join(sorted(ROLES))}")
+        session.timer.cancel()
+        session.hello = message
+        channel.name = f"{message.role} {message.id} (pid {message.pid})"
+        if message.role == "worker":
+            self._reconciler.worker_connected(message.id, channel, asyncio.get_running_loop().time())

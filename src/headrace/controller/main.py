@@ -1,0 +1,215 @@
+"""The composition root of the controller, and its life: adopt what runs, reconcile, and end in order.
+
+In: the instance's directory and an engine. Out: the control socket. The end comes by SIGTERM, by a Shutdown over the
+socket, or by the loss of the lifeline: the first two drain in order (ingress, then applications), the last kills what
+does not go by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+from headrace.controller.act import Actor
+from headrace.controller.api import ControlServer
+from headrace.controller.feed import Feed
+from headrace.controller.operations import Operations
+from headrace.controller.proxies import Proxies
+from headrace.controller.reconcile import Reconciler
+from headrace.controller.registry import Registry
+from headrace.controller.store import Store
+from headrace.controller.waiters import Waiters
+from headrace.core.plan import DRAIN_MARGIN_S
+from headrace.core.restart import RestartPolicy
+from headrace.engine import linux
+from headrace.engine.base import Engine, EngineEvent, EngineLost
+from headrace.engine.directory import InstanceDirectory, read_snapshot, runtime_directory, write_snapshot
+from headrace.engine.local import LocalEngine
+from headrace.spec.errors import InstanceError
+from headrace.spec.snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
+
+END_MARGIN_S = 10.0
+LOST_GRACE_S = 5.0
+
+
+class Controller:
+    """One controller. `life` names the life of the instance: state kept in another life is forgotten."""
+
+    def __init__(
+        self, engine: Engine, directory: InstanceDirectory, life: str, policy: RestartPolicy | None = None
+    ) -> None:
+        policy = policy or RestartPolicy()
+        self.engine = engine
+        self.directory = directory
+        self.life = life
+        self.store = Store(directory.state)
+        self.feed = Feed(directory.name)
+        self.waiters = Waiters()
+        self.registry = Registry(self.store, directory, policy)
+        self.ended = asyncio.Event()
+        self.actor = Actor(engine, self.registry, self.waiters, lambda: self.feed.snapshot.version, self.wake)
+        self.proxies = Proxies(engine, self.actor.spawn, self.wake, policy)
+        self.reconciler = Reconciler(
+            engine=engine,
+            registry=self.registry,
+            actor=self.actor,
+            proxies=self.proxies,
+            feed=self.feed,
+            write=self._write,
+            after_round=self._check_end,
+        )
+        self.operations = Operations(
+            engine=engine,
+            registry=self.registry,
+            store=self.store,
+            actor=self.actor,
+            waiters=self.waiters,
+            proxies=self.proxies,
+            feed=self.feed,
+            wake=self.wake,
+            end=self.end,
+            spawn=self.actor.spawn,
+        )
+        self.server = ControlServer(directory.control_socket, self.reconciler, self.operations)
+        self.lost = ""
+
+    def __repr__(self) -> str:
+        return f"<Controller of {self.directory.name}{' ending' if self.operations.ending else ''}>"
+
+    def wake(self) -> None:
+        """Have the reconciler look again."""
+        self.reconciler.wake()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        """Keep the snapshot on disk. A full disk must not stop the instance: routers are told all the same."""
+        try:
+            self.store.keep_fact("version", str(snapshot.version))
+            write_snapshot(self.directory, snapshot)
+        except OSError as error:
+            logger.error("snapshot %d could not be kept on disk: %s", snapshot.version, error)
+
+    async def run(self, started: Callable[[], None] | None = None) -> None:
+        """Live until the end was asked for and is reached. Raises InstanceError when it cannot begin."""
+        self.store.open()
+        work: list[asyncio.Task[None]] = []
+        try:
+            await self.engine.open(self._engine_event)
+            await self._recover()
+            await self.server.listen()
+            work.append(asyncio.create_task(self.reconciler.run(), name="reconcile"))
+            if started is not None:
+                started()
+            await self.ended.wait()
+            if self.lost:
+                logger.error("%s: ending what it left behind", self.lost)
+                await self.end_what_is_left()
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            await self.server.close()
+            await self.actor.close()
+            await self.engine.close()
+            self.store.close()
+
+    async def _recover(self) -> None:
+        """Take up what an earlier controller of this life left; forget what one of another life did."""
+        published = read_snapshot(self.directory)
+        version = int(self.store.fact("version") or 0)
+        if self.store.fact("life") != self.life:
+            if self.store.set_aside is None:
+                self.store.forget_all()
+            self.store.keep_fact("life", self.life)
+        self.feed.begin(published, version)
+        self.registry.load()
+        self.proxies.options = self.store.http_options()
+        now = asyncio.get_running_loop().time()
+        self.reconciler.adopt(list(await self.engine.list()), published, now)
+        # Before anybody is let in: whoever subscribes gets what this controller stands for.
+        self.reconciler.step(now)
+
+    def _engine_event(self, event: EngineEvent) -> None:
+        match event:
+            case EngineLost(reason=reason):
+                self.lost = reason
+                self.ended.set()
+            case _:
+                self.reconciler.exited(event, asyncio.get_running_loop().time())
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """Begin the orderly end: the ingress drains, then the applications go, callers before callees."""
+        if self.operations.ending:
+            return
+        logger.info("shutting down")
+        self.operations.ending = True
+        self.engine.shutdown(self.drain_bound_s())
+        self.proxies.drain_all()
+
+    def lose(self, reason: str) -> None:
+        """The keeper is gone: nothing can be drained in order any more."""
+        self.lost = reason
+        self.ended.set()
+
+    def drain_bound_s(self) -> float:
+        """How long the orderly end may take: each drain in turn, at its longest."""
+        options = self.proxies.options
+        bound_s = END_MARGIN_S + (options.drain_timeout_s if options is not None else 0.0)
+        applications_s = [
+            sum(each.options.graceful_shutdown_timeout_s + DRAIN_MARGIN_S for each in app.spec.deployments)
+            for app in self.registry.apps.values()
+        ]
+        return bound_s + max(applications_s, default=0.0)
+
+    def _check_end(self) -> None:
+        if not self.operations.ending or not self.proxies.gone:
+            return
+        for app in self.registry.apps.values():
+            if not app.deleting:
+                self.operations.begin_delete(app)
+                self.wake()
+        if not self.registry.apps:
+            self.ended.set()
+
+    async def end_what_is_left(self) -> None:
+        """End all processes by ourselves, and wait until they are gone: for when the keeper that would do it is not."""
+        pids = [replica.pid for replica in self.registry.replicas()] + self.proxies.pids()
+        for id in [replica.process_id for replica in self.registry.replicas()] + self.proxies.ids():
+            self.engine.stop(id, LOST_GRACE_S)
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + LOST_GRACE_S + 1.0
+        # They are not our children: nobody tells when they go.
+        while any(linux.started_at(pid) is not None for pid in pids if pid) and loop.time() < give_up:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def serve() -> int:
+    """Run the controller of the instance that the environment names. Returns the exit status."""
+    directory = runtime_directory(os.environ["HEADRACE_RUNTIME_DIR"])
+    keeper = os.getppid()
+    engine = LocalEngine(directory)
+    controller = Controller(engine, directory, f"{keeper}@{linux.started_at(keeper)}")
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, controller.end)
+    lifeline = os.environ.get("HEADRACE_LIFELINE_FD")
+    if lifeline is not None:
+        loop.add_reader(int(lifeline), controller.lose, "the keeper is gone")
+    try:
+        await controller.run()
+    except InstanceError as error:
+        logger.error("%s", error)
+        return 1
+    return 1 if controller.lost else 0
+
+
+def main() -> int:
+    """The controller's process. Returns its exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    return asyncio.run(serve())

@@ -1,0 +1,231 @@
+"""What drivers and the CLI ask for: deploys, deletes, HTTP, status, the end.
+
+In: operations of the control socket, each with its Waiter. Out: changed wishes in the registry, which the reconciler
+acts on; answers, at once or when it is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from headrace.controller.act import Actor
+from headrace.controller.feed import Feed
+from headrace.controller.proxies import Proxies
+from headrace.controller.registry import Registry
+from headrace.controller.store import Store
+from headrace.controller.waiters import Waiter, Waiters
+from headrace.core.fleet import Application, callees_first
+from headrace.core.status import serve_status
+from headrace.engine.base import Engine
+from headrace.spec.application import ApplicationSpec
+from headrace.spec.config import HTTPOptions
+from headrace.spec.errors import (
+    ApplicationNotFound,
+    DeployFailedError,
+    GraphError,
+    HeadraceError,
+    InstanceError,
+    OptionError,
+)
+from headrace.wire.control import (
+    Delete,
+    Deploy,
+    Deployed,
+    Done,
+    Failed,
+    GetSnapshot,
+    GetStatus,
+    Operation,
+    Shutdown,
+    SnapshotMessage,
+    StartHTTP,
+    Status,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Operations:
+    """Takes up operations. `wake` has the reconciler look; `end` begins the orderly end of the instance."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        registry: Registry,
+        store: Store,
+        actor: Actor,
+        waiters: Waiters,
+        proxies: Proxies,
+        feed: Feed,
+        wake: Callable[[], None],
+        end: Callable[[], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._store = store
+        self._actor = actor
+        self._waiters = waiters
+        self._proxies = proxies
+        self._feed = feed
+        self._wake = wake
+        self._end = end
+        self._spawn = spawn
+        self._after: dict[str, tuple[Deploy, Waiter]] = {}
+        self.ending = False
+
+    def __repr__(self) -> str:
+        return f"<Operations{' ending' if self.ending else ''}>"
+
+    def take(self, operation: Operation, waiter: Waiter, now: float) -> None:
+        """Take up the operation. Its errors are its answer."""
+        try:
+            self._take(operation, waiter, now)
+        except HeadraceError as error:
+            waiter.fail(error)
+        self._wake()
+
+    def _take(self, operation: Operation, waiter: Waiter, now: float) -> None:
+        match operation:
+            case GetStatus():
+                apps = self._registry.apps.values()
+                waiter.answer(Status(serve_status(apps, self._proxies.details(), self._feed.snapshot.instance, now)))
+            case GetSnapshot():
+                waiter.answer(SnapshotMessage(self._feed.snapshot))
+            case Shutdown():
+                waiter.answer(Done())
+                self._end()
+            case _ if self.ending:
+                raise InstanceError(f"the instance is shutting down: {type(operation).__name__} comes too late")
+            case Deploy():
+                self._deploy(operation, waiter)
+            case Delete(app=name):
+                self._delete(name, waiter)
+            case StartHTTP(options=options):
+                self._start_http(options, waiter)
+
+    # --- applications -----------------------------------------------------------------------------------------------
+
+    def _deploy(self, operation: Deploy, waiter: Waiter) -> None:
+        spec = operation.spec
+        check_application(spec, self._registry.apps)
+        app = self._registry.apps.get(spec.name)
+        if app is not None and app.deleting:
+            # When it is gone; until then the last who asks wins.
+            before = self._after.pop(spec.name, None)
+            if before is not None:
+                before[1].fail(DeployFailedError(f"application {spec.name!r} was deployed again meanwhile"))
+            self._after[spec.name] = (operation, waiter)
+            waiter.progress(f"waiting for the deletion of application {spec.name!r}")
+            self._waiters.when_gone(spec.name, lambda: self._deploy_next(spec.name))
+            return
+        if app is not None and not app.failure and same_code(app.spec, spec):
+            self._registry.replace_target(app, spec, time.time())
+        else:
+            if app is not None and app.deploying:
+                self._actor.supersede(spec.name, app.target + 1)
+            app = self._registry.add_revision(spec, time.time())
+            logger.info("deploying application %r as revision %d", spec.name, app.target)
+        if not operation.wait:
+            waiter.answer(Deployed(spec.name, app.target, self._feed.snapshot.version))
+            return
+        self._waiters.add_deploy(spec.name, waiter)
+        what = ", ".join(
+            f"{each.name} ({each.options.num_replicas} replica{'s' * (each.options.num_replicas != 1)})"
+            for each in callees_first(spec)
+        )
+        waiter.progress(f"deploying application {spec.name!r} as revision {app.target}: {what}")
+
+    def _deploy_next(self, name: str) -> None:
+        """The application is gone: take up the deploy that waited for that."""
+        operation, waiter = self._after.pop(name)
+        self.take(operation, waiter, 0.0)
+
+    def _delete(self, name: str, waiter: Waiter) -> None:
+        app = self._registry.apps.get(name)
+        if app is None:
+            known = ", ".join(sorted(self._registry.apps)) or "none"
+            raise ApplicationNotFound(f"no application is called {name!r}; there are: {known}")
+        self._waiters.add_delete(name, waiter)
+        self.begin_delete(app)
+
+    def begin_delete(self, app: Application) -> None:
+        """Let the application go: its routes first, then its replicas."""
+        if app.deleting:
+            return
+        app.deleting = True
+        app.weights_at = None
+        self._registry.keep(app)
+        logger.info("deleting application %r", app.name)
+        error = DeployFailedError(f"application {app.name!r} was deleted while it was being deployed")
+        self._waiters.end_deploy(app.name, Failed(type(error).__name__, str(error)))
+
+    # --- HTTP -------------------------------------------------------------------------------------------------------
+
+    def _start_http(self, options: HTTPOptions, waiter: Waiter) -> None:
+        present = self._proxies.options
+        if present is not None and present.ingress_workers and not same_address(present, options):
+            waiter.progress(
+                f"HTTP is served already on {present.host}:{present.port}, and stays there: "
+                f"{options.host}:{options.port} is not used (stop the instance first to change it)"
+            )
+            options = present
+        self._spawn(self._listen(options, waiter))
+
+    async def _listen(self, options: HTTPOptions, waiter: Waiter) -> None:
+        try:
+            if options.ingress_workers:
+                port = await self._engine.reserve_port(options.host, options.port)
+                options = msgspec.structs.replace(options, port=port)
+        except HeadraceError as error:
+            waiter.fail(error)
+            return
+        self._store.keep_http_options(options)
+        self._proxies.configure(options)
+        self._proxies.when_listening(lambda error: waiter.answer(Done()) if error is None else waiter.fail(error))
+
+
+def same_address(present: HTTPOptions, asked: HTTPOptions) -> bool:
+    """Whether who asks for these options means the address that is listened on already (port 0: any)."""
+    return present.host == asked.host and asked.port in (0, present.port)
+
+
+def same_code(one: ApplicationSpec, other: ApplicationSpec) -> bool:
+    """Whether two specifications are of one revision: the same deployments by digest, and the same at the door."""
+    return one.ingress == other.ingress and digests(one) == digests(other)
+
+
+def digests(spec: ApplicationSpec) -> dict[str, str]:
+    """Deployment name -> digest."""
+    return {deployment.name: deployment.digest for deployment in spec.deployments}
+
+
+def check_application(spec: ApplicationSpec, apps: dict[str, Application]) -> None:
+    """Raise the error that says why the application cannot be deployed beside the others, if it cannot."""
+    if not spec.name:
+        raise OptionError("name='' is no name for an application: give it at least one character")
+    callees_first(spec)
+    names = [deployment.name for deployment in spec.deployments]
+    if spec.ingress not in names:
+        raise GraphError(
+            f"application {spec.name!r}: {spec.ingress!r} should take its requests, but its deployments are "
+            f"{', '.join(names) or 'none'}"
+        )
+    if spec.route_prefix is None:
+        return
+    if not spec.route_prefix.startswith("/"):
+        raise OptionError(f"route_prefix={spec.route_prefix!r} of application {spec.name!r} must start with '/'")
+    for other in apps.values():
+        numbers = () if other.deleting or other.name == spec.name else (other.target, other.current)
+        taken = {other.revisions[number].route_prefix for number in numbers if number}
+        if spec.route_prefix.rstrip("/") in {prefix.rstrip("/") for prefix in taken if prefix is not None}:
+            raise OptionError(
+                f"route_prefix={spec.route_prefix!r} of application {spec.name!r} is taken by application "
+                f"{other.name!r}: choose another, or delete {other.name!r} first"
+            )

@@ -1,0 +1,244 @@
+"""What must outlive the controller: applications, their revisions, their replicas, the HTTP options; in SQLite.
+
+In: records from the reconciler, each time they change. Out: the records as they were, to the next controller. A file
+that cannot be read is set aside under another name, loudly, and a new one begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from headrace.core.fleet import Application, Replica
+from headrace.spec.application import ApplicationSpec
+from headrace.spec.config import HTTPOptions
+from headrace.spec.errors import InstanceError
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE applications (
+    name TEXT PRIMARY KEY, target INTEGER NOT NULL, current INTEGER NOT NULL, failure TEXT NOT NULL,
+    deleting INTEGER NOT NULL, next_replica INTEGER NOT NULL, deployed_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE revisions (
+    app TEXT NOT NULL REFERENCES applications ON DELETE CASCADE, number INTEGER NOT NULL, spec BLOB NOT NULL,
+    PRIMARY KEY (app, number)
+);
+CREATE TABLE replicas (
+    app TEXT NOT NULL REFERENCES applications ON DELETE CASCADE, id TEXT NOT NULL, key TEXT NOT NULL,
+    name TEXT NOT NULL, revision INTEGER NOT NULL, address TEXT NOT NULL, level INTEGER NOT NULL,
+    PRIMARY KEY (app, id)
+) WITHOUT ROWID;
+"""
+
+_decode_spec = msgspec.msgpack.Decoder(ApplicationSpec).decode
+_decode_http = msgspec.msgpack.Decoder(HTTPOptions).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Store:
+    """The controller's file. All methods are quick and synchronous; each is one transaction."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._database: sqlite3.Connection | None = None
+        self.set_aside: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"<Store {self._path}{'' if self._database else ' closed'}>"
+
+    def open(self) -> None:
+        """Open the file, or begin it. Raises InstanceError when neither can be done."""
+        try:
+            self._database = self._connect()
+        except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
+            self._put_aside(error)
+            try:
+                self._database = self._connect()
+            except sqlite3.Error as again:
+                raise InstanceError(f"the controller's state cannot be kept in {self._path}: {again}") from again
+
+    def _connect(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self._path, isolation_level=None)
+        try:
+            # Survives the process, which is all that is asked: an instance does not survive its machine.
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = NORMAL")
+            database.execute("PRAGMA foreign_keys = ON")
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            elif version != SCHEMA_VERSION:
+                raise sqlite3.DatabaseError(f"its schema is version {version}, this is version {SCHEMA_VERSION}")
+            ((verdict,),) = database.execute("PRAGMA quick_check(1)").fetchall()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+            self._read(database)
+            self._read_http(database)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _put_aside(self, error: Exception) -> None:
+        """Keep the unreadable file for a person to look at. Its journal goes along: it belongs to that file alone."""
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        aside = self._path.with_name(f"{self._path.name}.unreadable-{stamp}")
+        try:
+            self._path.rename(aside)
+            for suffix in ("-wal", "-shm"):
+                beside = self._path.with_name(self._path.name + suffix)
+                if beside.exists():
+                    beside.rename(aside.with_name(aside.name + suffix))
+        except OSError as failed:
+            raise InstanceError(f"the controller's state in {self._path} cannot be read ({error}) or moved") from failed
+        self.set_aside = aside
+        logger.error(
+            "the controller's state in %s cannot be read (%s): it begins anew without any application, and the old "
+            "file is kept as %s",
+            self._path,
+            error,
+            aside,
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    @property
+    def _open(self) -> sqlite3.Connection:
+        if self._database is None:
+            raise InstanceError(f"the controller's state in {self._path} is not open")
+        return self._database
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        database = self._open
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            yield database
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+        database.execute("COMMIT")
+
+    def fact(self, name: str) -> str:
+        """A fact that was kept under this name, "" when none was."""
+        row = self._open.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return "" if row is None else str(row[0])
+
+    def keep_fact(self, name: str, value: str) -> None:
+        """Keep a fact under this name."""
+        self._open.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def http_options(self) -> HTTPOptions | None:
+        """How the ingress should listen; None when it was never started."""
+        return self._read_http(self._open)
+
+    def keep_http_options(self, options: HTTPOptions) -> None:
+        """Keep how the ingress should listen."""
+        self._open.execute("INSERT OR REPLACE INTO facts VALUES ('http', ?)", (_encode(options),))
+
+    @staticmethod
+    def _read_http(database: sqlite3.Connection) -> HTTPOptions | None:
+        row = database.execute("SELECT value FROM facts WHERE name = 'http'").fetchone()
+        return None if row is None else _decode_http(row[0])
+
+    def applications(self) -> dict[str, Application]:
+        """All applications with their revisions and replicas (of which nothing but their names is known yet)."""
+        return self._read(self._open)
+
+    @staticmethod
+    def _read(database: sqlite3.Connection) -> dict[str, Application]:
+        apps = {
+            name: Application(
+                name=name,
+                target=target,
+                current=current,
+                failure=failure,
+                deleting=bool(deleting),
+                deploying=target != current and not failure,
+                next_replica=next_replica,
+                deployed_at=deployed_at,
+            )
+            for name, target, current, failure, deleting, next_replica, deployed_at in database.execute(
+                "SELECT name, target, current, failure, deleting, next_replica, deployed_at FROM applications"
+            )
+        }
+        for app, number, spec in database.execute("SELECT app, number, spec FROM revisions ORDER BY number"):
+            apps[app].revisions[number] = _decode_spec(spec)
+        for app, id, key, name, revision, address, level in database.execute(
+            "SELECT app, id, key, name, revision, address, level FROM replicas"
+        ):
+            apps[app].replicas[id] = Replica(
+                id=id, app=app, key=key, name=name, revision=revision, address=address, level=level
+            )
+        for app in apps.values():
+            if app.target not in app.revisions or (app.current and app.current not in app.revisions):
+                raise sqlite3.DatabaseError(f"application {app.name!r} lacks a revision that it runs")
+            app.replicas = dict(sorted(app.replicas.items(), key=lambda item: item[1].number))
+        return apps
+
+    def keep_application(self, app: Application) -> None:
+        """Keep what is said of the application itself; not its revisions, not its replicas."""
+        self._open.execute(
+            "INSERT INTO applications VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+            " target = excluded.target, current = excluded.current, failure = excluded.failure,"
+            " deleting = excluded.deleting, next_replica = excluded.next_replica, deployed_at = excluded.deployed_at",
+            (app.name, app.target, app.current, app.failure, app.deleting, app.next_replica, app.deployed_at),
+        )
+
+    def keep_revision(self, app: Application, number: int) -> None:
+        """Keep the application and this revision of it, together."""
+        with self._transaction() as database:
+            self.keep_application(app)
+            database.execute(
+                "INSERT OR REPLACE INTO revisions VALUES (?, ?, ?)", (app.name, number, _encode(app.revisions[number]))
+            )
+
+    def forget_revision(self, app: str, number: int) -> None:
+        """Forget the revision."""
+        self._open.execute("DELETE FROM revisions WHERE app = ? AND number = ?", (app, number))
+
+    def keep_replica(self, app: Application, replica: Replica) -> None:
+        """Keep the replica, and that its number is used."""
+        with self._transaction() as database:
+            self.keep_application(app)
+            database.execute(
+                "INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    app.name,
+                    replica.id,
+                    replica.key,
+                    replica.name,
+                    replica.revision,
+                    replica.address,
+                    replica.level,
+                ),
+            )
+
+    def forget_replica(self, app: str, id: str) -> None:
+        """Forget the replica."""
+        self._open.execute("DELETE FROM replicas WHERE app = ? AND id = ?", (app, id))
+
+    def forget_application(self, app: str) -> None:
+        """Forget the application and all that belongs to it."""
+        self._open.execute("DELETE FROM applications WHERE name = ?", (app,))
+
+    def forget_all(self) -> None:
+        """Forget everything but the facts that name the instance and count its versions."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM applications")
+            database.execute("DELETE FROM facts WHERE name = 'http'")

@@ -1,0 +1,77 @@
+"""Those who wait for an operation: what is told to them meanwhile, and their one answer.
+
+In: what happens to applications, from the reconciler. Out: Progress lines and one Response each, to drivers and CLI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from headrace.spec.errors import HeadraceError
+from headrace.wire.control import Answer, Failed, Message, Progress, Response
+
+
+class Waiter:
+    """One request's way back. Answers after the first are dropped, and so is all that a driver that left would get."""
+
+    def __init__(self, id: int, send: Callable[[Message], bool]) -> None:
+        self._id = id
+        self._send = send
+        self.answered = False
+
+    def __repr__(self) -> str:
+        return f"<Waiter {self._id}{' answered' if self.answered else ''}>"
+
+    def progress(self, line: str) -> None:
+        """Tell what is going on."""
+        if not self.answered:
+            self._send(Progress(self._id, line))
+
+    def answer(self, answer: Answer) -> None:
+        """Answer the request."""
+        if not self.answered:
+            self.answered = True
+            self._send(Response(self._id, answer))
+
+    def fail(self, error: HeadraceError) -> None:
+        """Answer with the error, by its class."""
+        self.answer(Failed(type(error).__name__, str(error)))
+
+
+class Waiters:
+    """Who waits for which application to be deployed, and to be gone."""
+
+    def __init__(self) -> None:
+        self._deploys: dict[str, list[Waiter]] = {}
+        self._deletes: dict[str, list[Waiter]] = {}
+        self._gone: dict[str, Callable[[], None]] = {}
+
+    def add_deploy(self, app: str, waiter: Waiter) -> None:
+        """The waiter wants to know how the deploy ends."""
+        self._deploys.setdefault(app, []).append(waiter)
+
+    def add_delete(self, app: str, waiter: Waiter) -> None:
+        """The waiter wants to know when the application is gone."""
+        self._deletes.setdefault(app, []).append(waiter)
+
+    def when_gone(self, app: str, callback: Callable[[], None]) -> None:
+        """Call this, in place of what was to be called before, once the application is gone."""
+        self._gone[app] = callback
+
+    def progress(self, app: str, line: str) -> None:
+        """Tell those who wait for the deploy."""
+        for waiter in self._deploys.get(app, ()):
+            waiter.progress(line)
+
+    def end_deploy(self, app: str, answer: Answer) -> None:
+        """Answer those who wait for the deploy."""
+        for waiter in self._deploys.pop(app, ()):
+            waiter.answer(answer)
+
+    def end_delete(self, app: str, answer: Answer) -> None:
+        """Answer those who wait for the application to be gone."""
+        for waiter in self._deletes.pop(app, ()):
+            waiter.answer(answer)
+        callback = self._gone.pop(app, None)
+        if callback is not None:
+            callback()

@@ -1,0 +1,313 @@
+"""An instance in one event loop for tests: a controller, the fake engine, and workers and ingress processes that speak the
+control protocol over the real socket but run no user code.
+
+What a worker does is named by its code: `ok` gets ready, `raise` fails with a traceback, `hang` never gets ready, `die`
+exits while it constructs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headrace.controller.main import Controller
+from headrace.core.restart import RestartPolicy
+from headrace.engine.base import ProcessRequest
+from headrace.engine.directory import InstanceDirectory
+from headrace.engine.fake import FakeEngine
+from headrace.spec.application import ApplicationSpec, DeploymentSpec, ImportedCode
+from headrace.spec.config import HTTPOptions
+from headrace.spec.options import DeploymentOptions
+from headrace.spec.snapshot import Snapshot, apply
+from headrace.spec.status import ReplicaState, ServeStatus
+from headrace.wire.client import ControlClient
+from headrace.wire.control import (
+    Answer,
+    DeltaMessage,
+    Deploy,
+    DrainReplica,
+    GetStatus,
+    Hello,
+    HostReplica,
+    IngressReport,
+    Message,
+    Operation,
+    ReconfigureReplica,
+    ReplicaReport,
+    SnapshotMessage,
+    Status,
+)
+from headrace.wire.link import ControlLink
+
+TRACEBACK = 'Traceback (most recent call last):\n  File "model.py", line 3\nValueError: no such model'
+
+
+def deployment(
+    name: str, does: str = "ok", *, digest: str = "", uses: tuple[str, ...] = (), **options: Any
+) -> DeploymentSpec:
+    """A deployment whose workers do as named. The digest follows what they do unless it is given."""
+    options.setdefault("num_cpus", 0.0)
+    return DeploymentSpec(
+        name=name,
+        code=ImportedCode("fake", does),
+        arguments=b"",
+        options=DeploymentOptions(**options),
+        digest=digest or f"{does}-1",
+        max_ongoing_requests=options.get("max_ongoing_requests", 10),
+        uses=uses,
+    )
+
+
+def application(*deployments: DeploymentSpec, name: str = "app", route: str | None = "/") -> ApplicationSpec:
+    """An application with the first deployment at the door."""
+    return ApplicationSpec(name=name, route_prefix=route, ingress=deployments[0].name, deployments=deployments)
+
+
+class FakeWorker:
+    """A process that hosts one replica, as far as the controller can see."""
+
+    def __init__(self, shop: Workshop, request: ProcessRequest) -> None:
+        self.shop = shop
+        self.request = request
+        self.told: HostReplica | None = None
+        self.state = ReplicaState.STARTING
+        self.error = ""
+        self.snapshot = Snapshot()
+        self.reconfigured: list[Any] = []
+        self.drained: float | None = None
+        self.hosted = 0
+        self._end = asyncio.Event()
+        self.code = 0
+        self.link = ControlLink(
+            str(shop.directory.control_socket),
+            Hello(role="worker", id=request.id, pid=0),
+            self._on_message,
+            have=lambda: self.snapshot.version,
+            on_connect=self._report,
+        )
+
+    async def run(self) -> int:
+        link = asyncio.create_task(self.link.run())
+        try:
+            await self._end.wait()
+            return self.code
+        finally:
+            link.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await link
+
+    def stop(self) -> None:
+        self._end.set()
+
+    def _report(self) -> None:
+        if self.told is not None:
+            self.link.send(
+                ReplicaReport(
+                    replica_id=self.told.replica_id,
+                    app=self.told.app,
+                    key=self.told.key,
+                    revision=self.told.revision,
+                    state=self.state,
+                    address=self.told.address,
+                    pid=0,
+                    error=self.error,
+                )
+            )
+
+    def _on_message(self, message: Message) -> None:
+        match message:
+            case SnapshotMessage(snapshot=snapshot):
+                self.snapshot = snapshot
+            case DeltaMessage(delta=delta):
+                self.snapshot = apply(self.snapshot, delta)
+            case HostReplica() if self.told is None:
+                self.told = message
+                self._construct(message.spec)
+            case ReconfigureReplica(spec=spec):
+                self.reconfigured.append(spec.options.user_config)
+                self._report()
+            case DrainReplica(deadline_s=deadline_s):
+                self.drained = deadline_s
+                self.shop.order.append(message.replica_id)
+                if not self.shop.busy:
+                    self._end.set()
+            case _:
+                self._report()
+
+    def _construct(self, spec: DeploymentSpec) -> None:
+        self.hosted += 1
+        self._report()
+        assert isinstance(spec.code, ImportedCode)
+        match spec.code.qualname:
+            case "ok":
+                self.ready()
+            case "raise":
+                self.state, self.error = ReplicaState.FAILED, TRACEBACK
+                self._report()
+            case "die":
+                self.code = -11
+                self._end.set()
+
+    def ready(self) -> None:
+        self.state = ReplicaState.RUNNING
+        self._report()
+
+
+class FakeIngress:
+    """A process that says that it listens."""
+
+    def __init__(self, shop: Workshop, request: ProcessRequest) -> None:
+        self.options = msgspec.json.decode(request.env["HEADRACE_HTTP_OPTIONS"], type=HTTPOptions)
+        self.request = request
+        self.snapshot = Snapshot()
+        self._end = asyncio.Event()
+        self.link = ControlLink(
+            str(shop.directory.control_socket),
+            Hello(role="ingress", id=request.id, pid=0),
+            self._on_message,
+            have=lambda: self.snapshot.version,
+            on_connect=self._report,
+        )
+
+    async def run(self) -> int:
+        link = asyncio.create_task(self.link.run())
+        try:
+            await self._end.wait()
+            return 0
+        finally:
+            link.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await link
+
+    def stop(self) -> None:
+        self._end.set()
+
+    def _report(self) -> None:
+        self.link.send(IngressReport(ingress_id=self.request.id, pid=0, host=self.options.host, port=self.options.port))
+
+    def _on_message(self, message: Message) -> None:
+        match message:
+            case SnapshotMessage(snapshot=snapshot):
+                self.snapshot = snapshot
+            case DeltaMessage(delta=delta):
+                self.snapshot = apply(self.snapshot, delta)
+
+
+class Workshop:
+    """One instance."""
+
+    def __init__(self, path: Path, cpus: float) -> None:
+        self.directory = InstanceDirectory(path / "i")
+        self.directory.create()
+        self.engine = FakeEngine({"worker": self._worker, "ingress": self._ingress}, cpus=cpus)
+        self.workers: dict[str, FakeWorker] = {}
+        self.ingress: dict[str, FakeIngress] = {}
+        self.started: list[str] = []
+        self.order: list[str] = []  # of draining
+        self.busy = False
+        self.controller: Controller
+        self._running: asyncio.Task[None] | None = None
+        self.clients: list[ControlClient] = []
+
+    async def _worker(self, request: ProcessRequest) -> FakeWorker:
+        worker = self.workers[request.id] = FakeWorker(self, request)
+        self.started.append(request.id)
+        return worker
+
+    async def _ingress(self, request: ProcessRequest) -> FakeIngress:
+        ingress = self.ingress[request.id] = FakeIngress(self, request)
+        self.started.append(request.id)
+        return ingress
+
+    async def begin(self, life: str = "one") -> None:
+        """Start a controller, and wait until it can be talked to."""
+        policy = RestartPolicy(first_wait_s=0.001, longest_wait_s=0.01)
+        self.controller = Controller(self.engine, self.directory, life, policy)
+        up = asyncio.Event()
+        self._running = asyncio.create_task(self.controller.run(up.set))
+        waiting = asyncio.create_task(up.wait())
+        await asyncio.wait([waiting, self._running], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if self._running.done():
+            self._running.result()
+
+    async def kill(self) -> None:
+        """End the controller as a kill would, as far as others can see: nothing is drained."""
+        assert self._running is not None
+        self._running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._running
+        self._running = None
+
+    async def ended(self) -> None:
+        """Wait until the controller has ended by itself."""
+        assert self._running is not None
+        await self._running
+        self._running = None
+
+    async def ask(self, operation: Operation, lines: list[str] | None = None) -> Answer:
+        """What the controller answers. Raises what it answers by."""
+        client = ControlClient(str(self.directory.control_socket))
+        try:
+            on_progress = None if lines is None else lines.append
+            return await asyncio.to_thread(client.request, operation, 20.0, on_progress)
+        finally:
+            client.close()
+
+    async def deploy(self, spec: ApplicationSpec, lines: list[str] | None = None) -> Answer:
+        return await self.ask(Deploy(spec), lines)
+
+    async def status(self) -> ServeStatus:
+        answer = await self.ask(GetStatus())
+        assert isinstance(answer, Status)
+        return answer.status
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for the condition."""
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.controller.feed.snapshot
+
+    def listed(self, key: str) -> list[str]:
+        """The replicas that routers send calls to."""
+        entry = self.snapshot.deployments.get(key)
+        return [] if entry is None else [replica.id for replica in entry.replicas]
+
+    async def living(self) -> list[str]:
+        return sorted(info.id for info in await self.engine.list())
+
+
+@contextlib.asynccontextmanager
+async def workshop(cpus: float = 64.0) -> AsyncIterator[Workshop]:
+    """An instance with its controller; whatever is left of it at the end is ended."""
+    path = Path(tempfile.mkdtemp(prefix="hr"))  # short: socket paths have a limit
+    shop = Workshop(path, cpus)
+    try:
+        await shop.begin()
+        yield shop
+    finally:
+        if shop._running is not None:
+            await shop.kill()
+        await shop.engine.end()
+        shutil.rmtree(path)
+
+
+def run(test: Callable[[Workshop], Awaitable[None]], cpus: float = 64.0) -> None:
+    """Run the test against a workshop of its own."""
+
+    async def body() -> None:
+        async with asyncio.timeout(60), workshop(cpus) as shop:
+            await test(shop)
+
+    asyncio.run(body())
