@@ -29,14 +29,19 @@ def pack_code(target: Callable[..., Any]) -> Code:
     import system finds it by its name now, which it then also does in a replica, whose `sys.path` is the driver's.
     Raises PayloadError naming what it refers to that cannot be pickled.
     """
-    module_name = getattr(target, "__module__", None) or ""
-    qualname = getattr(target, "__qualname__", "")
-    module = sys.modules.get(module_name)
-    if module is not None and qualname and _is_importable(module_name, module):
-        if _find(module, qualname) is target:
-            return ImportedCode(module_name, qualname)
-        return PickledCode(_pickle_code(target))
+    if found_by_import(target):
+        return ImportedCode(target.__module__, target.__qualname__)
+    module = sys.modules.get(getattr(target, "__module__", None) or "")
     return PickledCode(_pickle_code(target, module))
+
+
+def found_by_import(target: Any) -> bool:
+    """Whether a process with our `sys.path` finds this very class or function by importing its module."""
+    module_name, qualname = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    module = sys.modules.get(module_name or "")
+    if module is None or module_name is None or not qualname or not _is_importable(module_name, module):
+        return False
+    return _find(module, qualname) is target
 
 
 def load_code(code: Code) -> Any:
@@ -120,12 +125,6 @@ class _ArgumentUnpickler(pickle.Unpickler):
         raise ProtocolError(f"constructor arguments refer to {pid!r}, which is no deployment")
 
 
-def is_by_value(module_name: str) -> bool:
-    """Whether code of this module travels by value, because a replica could not import it."""
-    module = sys.modules.get(module_name)
-    return module is None or not _is_importable(module_name, module)
-
-
 def _is_importable(name: str, module: ModuleType) -> bool:
     """Whether a process with our `sys.path` finds this very module by its name."""
     if name == "__main__" or getattr(module, "__spec__", None) is None:
@@ -167,7 +166,7 @@ def _bare(found: Any) -> Any:
 
 def _pickle_code(target: Callable[..., Any], module: ModuleType | None = None) -> bytes:
     """The cloudpickle of `target`; what it uses of `module`, which no replica can import, goes along."""
-    register = module is not None and module.__name__ != "__main__"
+    register = module is not None and module.__name__ != "__main__" and not _is_importable(module.__name__, module)
     if register:
         cloudpickle.register_pickle_by_value(module)
     try:

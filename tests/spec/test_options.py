@@ -1,0 +1,261 @@
+"""headrace.spec.options: right values go through, others are errors that name them; Ray Serve's names are handled."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.spec.errors import OptionError, OptionTypeError
+from headrace.spec.options import (
+    ACTOR_NO_EFFECT,
+    GONE,
+    NO_EFFECT,
+    NOT_YET,
+    UNLIMITED_QUEUE,
+    DeploymentOptions,
+    deployment_options,
+)
+
+RAY_SERVE_OPTIONS = [
+    "name",
+    "num_replicas",
+    "ray_actor_options",
+    "placement_group_bundles",
+    "placement_group_strategy",
+    "placement_group_bundle_label_selector",
+    "max_replicas_per_node",
+    "user_config",
+    "max_ongoing_requests",
+    "max_queued_requests",
+    "backpressure_config",
+    "autoscaling_config",
+    "graceful_shutdown_wait_loop_s",
+    "graceful_shutdown_timeout_s",
+    "health_check_period_s",
+    "health_check_timeout_s",
+    "logging_config",
+    "request_router_config",
+    "max_constructor_retry_count",
+    "gang_scheduling_config",
+    "deployment_actors",
+    "rolling_update_percentage",
+    "max_surge_percent",
+    "version",
+]
+
+
+def test_every_option_of_ray_serve_is_handled_somewhere() -> None:
+    known = {"name", "ray_actor_options", *DeploymentOptions.__struct_fields__, *NO_EFFECT, *NOT_YET, *GONE}
+
+    assert set(RAY_SERVE_OPTIONS) <= known
+
+
+def test_no_option_is_handled_twice() -> None:
+    names = [*DeploymentOptions.__struct_fields__, *NO_EFFECT, *NOT_YET, *GONE]
+
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("num_replicas", 0, OptionError),
+        ("num_replicas", -3, OptionError),
+        ("num_replicas", True, OptionTypeError),
+        ("num_replicas", 2.0, OptionTypeError),
+        ("num_replicas", "2", OptionTypeError),
+        ("max_ongoing_requests", 0, OptionError),
+        ("max_ongoing_requests", "many", OptionTypeError),
+        ("max_queued_requests", 0, OptionError),
+        ("max_queued_requests", -2, OptionError),
+        ("max_queued_requests", None, OptionTypeError),
+        ("num_cpus", -1, OptionError),
+        ("num_cpus", float("nan"), OptionError),
+        ("num_cpus", float("inf"), OptionError),
+        ("num_cpus", "1", OptionTypeError),
+        ("num_gpus", 1.5, OptionError),
+        ("num_gpus", None, OptionTypeError),
+        ("environment", [("A", "1")], OptionTypeError),
+        ("environment", {"A": 1}, OptionTypeError),
+        ("environment", {"A=B": "1"}, OptionError),
+        ("environment", {"": "1"}, OptionError),
+        ("environment", {"A": "\0"}, OptionError),
+        ("user_config", object(), OptionTypeError),
+        ("user_config", {"a": [lambda: 0]}, OptionTypeError),
+        ("user_config", 2**70, OptionTypeError),
+        ("repeatable", 1, OptionTypeError),
+        ("graceful_shutdown_timeout_s", -0.1, OptionError),
+        ("graceful_shutdown_timeout_s", "20", OptionTypeError),
+        ("max_constructor_retry_count", 0, OptionError),
+        ("start_timeout_s", 0, OptionError),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_option(name: str, value: Any, error: type[Exception]) -> None:
+    for make in (lambda: DeploymentOptions(**{name: value}), lambda: deployment_options({name: value})):
+        with pytest.raises(error, match=name):
+            make()
+
+
+def test_a_wrong_value_is_told_with_what_would_be_right() -> None:
+    with pytest.raises(OptionError, match=r"^num_replicas=0 must be at least 1$"):
+        deployment_options({"num_replicas": 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_replicas", 100),
+        ("max_ongoing_requests", None),
+        ("num_cpus", 0),
+        ("num_cpus", 0.25),
+        ("num_gpus", 0.5),
+        ("num_gpus", 2),
+        ("graceful_shutdown_timeout_s", 0),
+        ("user_config", {}),
+        ("user_config", {"a": [1, 2.0, None, "x", {"b": True}]}),
+        ("repeatable", False),
+    ],
+)
+def test_a_right_value_is_taken_as_it_is(name: str, value: Any) -> None:
+    assert getattr(deployment_options({name: value}), name) == value
+
+
+def test_an_unlimited_queue_is_a_number_that_is_never_reached() -> None:
+    assert deployment_options({"max_queued_requests": -1}).max_queued_requests == UNLIMITED_QUEUE
+
+
+def test_an_unknown_option_is_an_error_with_the_nearest_name() -> None:
+    with pytest.raises(OptionTypeError, match=r"'num_replica'.*did you mean 'num_replicas'"):
+        deployment_options({"num_replica": 2})
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_what_is_no_option_any_more_says_what_took_its_place(name: str) -> None:
+    with pytest.raises(OptionError, match=name):
+        deployment_options({name: "x"})
+
+
+@pytest.mark.parametrize("name", NOT_YET)
+def test_what_would_change_an_answer_and_does_not_work_yet_is_an_error(name: str) -> None:
+    with pytest.raises(OptionError, match=f"{name}=.*does not work yet"):
+        deployment_options({name: {"x": 1}})
+    assert deployment_options({name: None}) == DeploymentOptions()
+
+
+def test_auto_replicas_are_an_error() -> None:
+    with pytest.raises(OptionError, match="num_replicas='auto' does not work yet"):
+        deployment_options({"num_replicas": "auto"})
+
+
+def test_no_number_of_replicas_is_one() -> None:
+    assert deployment_options({"num_replicas": None}).num_replicas == 1
+
+
+def test_the_back_pressure_that_we_have_anyway_is_accepted() -> None:
+    options = {"backpressure_config": {"status_code": 503}}
+
+    assert deployment_options(options) == DeploymentOptions()
+
+
+@pytest.mark.parametrize("name", NO_EFFECT)
+def test_what_cannot_change_an_answer_is_accepted_with_one_warning(name: str) -> None:
+    with pytest.warns(UserWarning, match=f"no effect in Headrace: {name}") as caught:
+        assert deployment_options({name: 3}) == DeploymentOptions()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_several_options_without_effect_give_one_warning_together() -> None:
+    with pytest.warns(UserWarning, match="options have no effect") as caught:
+        deployment_options(dict.fromkeys(NO_EFFECT, 1) | {"ray_actor_options": dict.fromkeys(ACTOR_NO_EFFECT, 1)})
+    assert len(caught) == 1
+    for name in (*NO_EFFECT, *ACTOR_NO_EFFECT):
+        assert name in str(caught[0].message)
+
+
+def test_none_of_what_has_no_effect_is_no_cause_to_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        deployment_options(dict.fromkeys(NO_EFFECT) | {"ray_actor_options": dict.fromkeys(ACTOR_NO_EFFECT)})
+
+
+def test_actor_options_become_ours() -> None:
+    options = deployment_options(
+        {
+            "ray_actor_options": {
+                "num_cpus": 2,
+                "num_gpus": 0.5,
+                "runtime_env": {"env_vars": {"A": "1"}},
+                "resources": {},
+            }
+        }
+    )
+
+    assert (options.num_cpus, options.num_gpus, options.environment) == (2, 0.5, {"A": "1"})
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ("num_cpus", OptionTypeError, "must be a dict"),
+        ({"num_cpu": 1}, OptionError, "did you mean 'num_cpus'"),
+        ({"max_restarts": 1}, OptionError, "max_restarts"),
+        ({"resources": {"TPU": 1}}, OptionError, "resources.*does not work yet"),
+        ({"runtime_env": {"pip": ["torch"]}}, OptionError, "'pip' does not work yet"),
+        ({"runtime_env": "env"}, OptionTypeError, "runtime_env='env'"),
+        ({"runtime_env": {"env_vars": {"A": 1}}}, OptionTypeError, "env_vars"),
+        ({"num_cpus": -1}, OptionError, "num_cpus=-1"),
+    ],
+)
+def test_wrong_actor_options_are_named(given: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        deployment_options({"ray_actor_options": given})
+
+
+def test_two_names_for_one_thing_must_agree() -> None:
+    assert deployment_options({"num_cpus": 2, "ray_actor_options": {"num_cpus": 2}}).num_cpus == 2
+    with pytest.raises(OptionError, match="num_cpus=1 and ray_actor_options"):
+        deployment_options({"num_cpus": 1, "ray_actor_options": {"num_cpus": 2}})
+
+
+def test_changes_keep_what_they_do_not_name() -> None:
+    base = deployment_options({"num_replicas": 3, "num_cpus": 2, "user_config": {"a": 1}})
+    changed = deployment_options({"num_replicas": 4}, base)
+
+    assert (changed.num_replicas, changed.num_cpus, changed.user_config) == (4, 2, {"a": 1})
+    assert base.num_replicas == 3
+    with pytest.raises(OptionError, match="num_replicas"):
+        deployment_options({"num_replicas": 0}, base)
+
+
+def test_actor_options_replace_all_resources() -> None:
+    base = deployment_options({"num_cpus": 2, "num_gpus": 1, "environment": {"A": "1"}})
+    changed = deployment_options({"ray_actor_options": {"num_cpus": 1}}, base)
+
+    assert (changed.num_cpus, changed.num_gpus, changed.environment) == (1, 0, {})
+
+
+def test_what_is_wrong_is_refused_when_it_is_decoded_too() -> None:
+    with pytest.raises(msgspec.ValidationError, match="num_replicas=0"):
+        msgspec.msgpack.decode(msgspec.msgpack.encode({"num_replicas": 0}), type=DeploymentOptions)
+
+
+@given(
+    st.builds(
+        DeploymentOptions,
+        num_replicas=st.integers(1, 1000),
+        max_ongoing_requests=st.none() | st.integers(1, 1000),
+        max_queued_requests=st.just(-1) | st.integers(1, 1000),
+        num_cpus=st.none() | st.floats(0, 64),
+        num_gpus=st.floats(0, 1) | st.integers(0, 8),
+        environment=st.dictionaries(st.text("ABC_", min_size=1), st.text("xyz")),
+        user_config=st.none() | st.dictionaries(st.text(), st.integers(-(2**63), 2**63) | st.text()),
+    )
+)
+def test_options_survive_the_wire(options: DeploymentOptions) -> None:
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(options), type=DeploymentOptions) == options
