@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.replica")
 
+_current_task = asyncio.current_task
 _set_request = request_variable.set
 _decode, _encode = payload.decode, payload.encode
 _GONE = ErrorInfo("headrace.spec.errors.RequestCancelledError", "the caller has left", "", RequestCancelledError.status)
@@ -88,8 +89,7 @@ class Invoker:
         deadline = None if remaining < 0 else self._loop.time() + remaining
         if method.is_async:
             run = self._run_http if incoming.flags & HTTP else self._run_call
-            task = asyncio.Task(run(incoming, method, deadline), loop=self._loop, name="call")
-            incoming.on_cancel = task.cancel  # type: ignore[assignment]  # what it returns says nothing here
+            asyncio.Task(run(incoming, method, deadline), loop=self._loop, name="call")
         else:
             # Nothing cancels a thread: on_cancel stays empty, and the slot taken until it has returned.
             self._threads.submit(partial(self._in_thread, incoming, method, deadline))
@@ -107,8 +107,14 @@ class Invoker:
 
     # ---- on the loop
 
+    # A task that is cancelled before its first step never takes it, and could not free its slot: so each makes itself
+    # cancellable in its first step, which looks whether that is too late.
+
     async def _run_http(self, incoming: Incoming, method: Method, deadline: float | None) -> None:
         try:
+            incoming.on_cancel = _current_task(self._loop).cancel  # type: ignore[assignment, union-attr]
+            if incoming.cancelled:
+                raise asyncio.CancelledError
             if deadline is not None:
                 self._check_deadline(incoming, deadline)
             _set_request(RequestContext(incoming.meta, deadline, self._replica))
@@ -126,6 +132,9 @@ class Invoker:
 
     async def _run_call(self, incoming: Incoming, method: Method, deadline: float | None) -> None:
         try:
+            incoming.on_cancel = _current_task(self._loop).cancel  # type: ignore[assignment, union-attr]
+            if incoming.cancelled:
+                raise asyncio.CancelledError
             if deadline is not None:
                 self._check_deadline(incoming, deadline)
             _set_request(RequestContext(incoming.meta, deadline, self._replica))
@@ -137,6 +146,11 @@ class Invoker:
     async def _run_rest(self, incoming: Incoming, request: HttpRequest | None, result: Any) -> None:
         """What is left to do on the loop of a call whose method ran in a thread."""
         try:
+            incoming.on_cancel = _current_task(self._loop).cancel  # type: ignore[assignment, union-attr]
+            if incoming.cancelled:
+                if inspect.iscoroutine(result):
+                    result.close()
+                raise asyncio.CancelledError
             if inspect.isawaitable(result):
                 result = await result
             if request is None:
@@ -209,10 +223,7 @@ class Invoker:
     def _go_on(
         self, incoming: Incoming, request: HttpRequest | None, result: Any, context: contextvars.Context
     ) -> None:
-        task = self._loop.create_task(self._run_rest(incoming, request, result), context=context)
-        incoming.on_cancel = task.cancel  # type: ignore[assignment]
-        if incoming.cancelled:
-            task.cancel()
+        self._loop.create_task(self._run_rest(incoming, request, result), context=context)
 
     # ---- errors
 

@@ -44,11 +44,10 @@ def main() -> int:
     # not SIG_IGN, which processes that user code starts would inherit.
     signal.signal(signal.SIGINT, lambda *_: None)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve())
-    return 0
+        return runner.run(serve())
 
 
-async def serve() -> None:
+async def serve() -> int:
     """Host what the controller orders until it is drained, the process is terminated, or the keeper is gone."""
     loop = asyncio.get_running_loop()
     process_id = os.environ["HEADRACE_PROCESS_ID"]
@@ -71,7 +70,7 @@ async def serve() -> None:
     loop.add_signal_handler(signal.SIGTERM, worker.stop)
     watch_lifeline(loop, worker)
     try:
-        await worker.run()
+        return await worker.run()
     finally:
         await router.close()
 

@@ -69,14 +69,15 @@ class Worker:
     def __repr__(self) -> str:
         return f"<Worker {self._process_id} {self.replica or 'without a replica'}>"
 
-    async def run(self) -> None:
-        """Until the replica has ended, or `stop` found none. Cancelled, it ends as a killed process would."""
+    async def run(self) -> int:
+        """Until the replica has ended, or `stop` found none; the exit code. Cancelled, it ends as if killed."""
         linked = asyncio.get_running_loop().create_task(self._link.run(), name="link")
         try:
             await self._ended.wait()
             if self._life is not None:
                 await self._life
             await asyncio.sleep(0)  # the loop writes what was sent in this round: the last report
+            return 0
         finally:
             for task in (self._life, linked):
                 if task is not None:
