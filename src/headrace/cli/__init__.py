@@ -21,7 +21,7 @@ DESCRIPTION = "Serve machine-learning models from plain Python."
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A mistake of the user's is one message, never a traceback."""
     try:
-        parsed = parser().parse_args(arguments)
+        parsed = parse(arguments)
         return int(importlib.import_module(f"headrace.cli.{parsed.command}").main(parsed))
     except HeadraceError as error:
         print(f"headrace: {error}", file=sys.stderr)
@@ -32,6 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone (`headrace status | head`): end quietly, also when the streams are flushed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments, understood. Exits with 2 and a usage line when they are not right."""
+    root = parser()
+    parsed, rest = root.parse_known_args(arguments)
+    if rest[:1] == ["--"]:
+        rest = rest[1:]
+    elif any(word.startswith("-") for word in rest):
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
+    # argparse ends a list of words at the first option: `run m:app --port 1 key=value` has the rest of it here.
+    if rest and parsed.command != "run":
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.arguments += rest
+    return parsed
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from headrace import __version__
 from headrace.cli.terminal import Style, shown_name
@@ -19,6 +20,7 @@ from headrace.engine.directory import instance_directory
 from headrace.engine.keeper import Keeper
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import InstanceError, OptionError
+from headrace.spec.names import checked_name, checked_route_prefix, split_import_path
 from headrace.wire.report import Failure, Line, Ready, read
 
 BUILDER = "builder"
@@ -54,6 +56,11 @@ def main(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> None:
     """What can be told to be wrong before anything is started. Raises OptionError."""
+    split_import_path(arguments.target)
+    checked_name(arguments.name)
+    checked_route_prefix(arguments.route_prefix)
+    if not Path(arguments.app_dir).is_dir():
+        raise OptionError(f"--app-dir {arguments.app_dir!r} is not a directory")
     HTTPOptions(host=arguments.host, port=arguments.port, ingress_workers=arguments.ingress_workers)
     for pair in arguments.arguments:
         if "=" not in pair or pair.startswith("="):

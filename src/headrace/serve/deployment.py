@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar, overload
 
-from headrace.spec.errors import OptionError, OptionTypeError
+from headrace.spec.errors import OptionTypeError
+from headrace.spec.names import checked_name
 from headrace.spec.options import DeploymentOptions, deployment_options
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -138,15 +139,6 @@ class Deployment:
             f"the deployment {self._name!r} is not called directly: {self._name}.bind(...) makes an application of it "
             f"for serve.run, and {self._name}.func_or_class is the plain class or function, to use as it is"
         )
-
-
-def checked_name(name: object) -> str:
-    """`name` when it can name a deployment or an application. Raises OptionTypeError, OptionError."""
-    if not isinstance(name, str):
-        raise OptionTypeError(f"name={name!r} must be a string, not {type(name).__name__}")
-    if not name or len(name) > 100 or not all(c.isalnum() or c in "-_.:+" for c in name):
-        raise OptionError(f"name={name!r} must be 1 to 100 letters, digits or any of - _ . : +")
-    return name
 
 
 def checked_target(target: object) -> Callable[..., Any]:

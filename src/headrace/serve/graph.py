@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from headrace.serve.builder import not_an_application
-from headrace.serve.deployment import Application, Deployment, checked_name
+from headrace.serve.deployment import Application, Deployment
 from headrace.serve.digest import digest
 from headrace.spec.application import ApplicationSpec, DeploymentSpec, Environment
-from headrace.spec.errors import GraphError, OptionError, OptionTypeError, PayloadError
+from headrace.spec.errors import GraphError, OptionTypeError, PayloadError
+from headrace.spec.names import checked_name, checked_route_prefix
 from headrace.spec.options import DeploymentOptions
 from headrace.wire.code import pack_arguments, pack_code
 
@@ -42,19 +43,6 @@ def build(app: Application, name: str = "default", route_prefix: str | None = "/
         deployments=tuple(graph.deployments),
         environment=environment(),
     )
-
-
-def checked_route_prefix(prefix: object) -> str | None:
-    """The prefix without a slash at its end, None as it is. Raises OptionTypeError, OptionError."""
-    if prefix is None:
-        return None
-    if not isinstance(prefix, str):
-        raise OptionTypeError(f"route_prefix={prefix!r} must be a string or None, not {type(prefix).__name__}")
-    if not prefix.startswith("/"):
-        raise OptionError(f"route_prefix={prefix!r} must start with '/'; did you mean {'/' + prefix!r}?")
-    if any(c in prefix for c in "{}?#") or not prefix.isprintable() or " " in prefix:
-        raise OptionError(f"route_prefix={prefix!r} must be a plain path, without patterns, '?', '#' or spaces")
-    return prefix.rstrip("/") or "/"
 
 
 def environment() -> Environment:
@@ -93,7 +81,19 @@ class _Graph:
         name = self._unique(bound.name)
         self._names[key] = name
         self._nodes.append(app)
-        self.deployments.append(_specify(bound, name, arguments, uses))
+        options = bound._options
+        self.deployments.append(
+            DeploymentSpec(
+                name=name,
+                code=pack_code(bound.func_or_class),
+                arguments=arguments,
+                options=options,
+                digest=digest(bound.func_or_class, app._args, app._kwargs, options, self._name_of),
+                max_ongoing_requests=resolved_max_ongoing(bound.func_or_class, options),
+                uses=uses,
+                is_function=not inspect.isclass(bound.func_or_class),
+            )
+        )
         return name
 
     def _pack(self, app: Application) -> tuple[bytes, tuple[str, ...]]:
@@ -120,21 +120,6 @@ class _Graph:
             number += 1
             unique = f"{name}_{number}"
         return unique
-
-
-def _specify(bound: Deployment, name: str, arguments: bytes, uses: tuple[str, ...]) -> DeploymentSpec:
-    target, options = bound.func_or_class, bound._options
-    code = pack_code(target)
-    return DeploymentSpec(
-        name=name,
-        code=code,
-        arguments=arguments,
-        options=options,
-        digest=digest(target, code, arguments, options),
-        max_ongoing_requests=resolved_max_ongoing(target, options),
-        uses=uses,
-        is_function=not inspect.isclass(target),
-    )
 
 
 def resolved_max_ongoing(target: Callable[..., Any], options: DeploymentOptions) -> int:

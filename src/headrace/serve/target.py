@@ -20,6 +20,7 @@ from typing import Any
 from headrace.serve.builder import call_builder
 from headrace.serve.deployment import Application, Deployment
 from headrace.spec.errors import HeadraceError, ImportPathError
+from headrace.spec.names import split_import_path
 
 _OURS = str(Path(__file__).parents[1]) + os.sep
 _MACHINERY = ("<frozen importlib", "<frozen runpy")
@@ -35,7 +36,7 @@ def load_application(path: str, arguments: Mapping[str, str], app_dir: str = "."
     Raises ImportPathError when the path is wrong, UserCodeRaised when the user's code raises, OptionTypeError when what
     is there is no application.
     """
-    module_name, attribute = split_path(path)
+    module_name, attribute = split_import_path(path)
     directory = str(Path(app_dir).absolute())
     if not Path(directory).is_dir():
         raise ImportPathError(f"--app-dir {app_dir!r} is not a directory")
@@ -50,25 +51,6 @@ def load_application(path: str, arguments: Mapping[str, str], app_dir: str = "."
         raise
     except Exception as error:  # whatever the user's builder raises, it is theirs to see
         raise UserCodeRaised(user_traceback(error)) from error
-
-
-def split_path(path: str) -> tuple[str, str]:
-    """(`module`, `attribute`). Raises ImportPathError for what is not of that form, with what it should have been."""
-    module, colon, attribute = path.partition(":")
-    if "/" in module or module.endswith(".py"):
-        directory, _, file = module.rpartition("/")
-        where = f" --app-dir {directory}" if directory else ""
-        raise ImportPathError(
-            f"{path!r} names a file: give the module and the application in it, such as "
-            f"{file.removesuffix('.py')}:{attribute or 'app'}{where}"
-        )
-    if (
-        not colon
-        or not attribute
-        or not all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
-    ):
-        raise ImportPathError(f"{path!r} is not MODULE:APP, such as {module or 'digits'}:{attribute or 'app'}")
-    return module, attribute
 
 
 def user_traceback(error: BaseException) -> str:

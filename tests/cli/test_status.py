@@ -1,0 +1,122 @@
+from headrace.cli.status import table
+from headrace.cli.terminal import Style, shown_name
+from headrace.spec.status import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+    DeploymentStatusOverview,
+    ProxyDetails,
+    ProxyStatus,
+    ReplicaDetails,
+    ReplicaState,
+    ServeStatus,
+)
+
+PLAIN = Style(False)
+TRACEBACK = "Traceback (most recent call last):\n  ...\nValueError: no model"
+
+
+def status(**deployments):
+    states = [d.status for d in deployments.values()]
+    failed = DeploymentStatus.DEPLOY_FAILED in states
+    return ServeStatus(
+        instance="default",
+        proxies={"ingress#0": ProxyDetails(status=ProxyStatus.HEALTHY, pid=1, host="127.0.0.1", port=8000)},
+        applications={
+            "app": ApplicationStatusOverview(
+                status=ApplicationStatus.DEPLOY_FAILED if failed else ApplicationStatus.RUNNING,
+                route_prefix="/",
+                revision=2,
+                message="deployment Digits: " + TRACEBACK if failed else "",
+                deployments=deployments,
+            )
+        },
+    )
+
+
+WELL = DeploymentStatusOverview(
+    status=DeploymentStatus.HEALTHY,
+    replica_states={"STARTING": 1, "RUNNING": 2, "STOPPED": 0},
+    replicas=(
+        ReplicaDetails(id="Digits#0", state=ReplicaState.RUNNING, restarts=1, ongoing=3),
+        ReplicaDetails(id="Digits#1", state=ReplicaState.RUNNING, restarts=2),
+    ),
+)
+
+
+def test_what_runs():
+    assert table(status(Digits=WELL, Other=DeploymentStatusOverview(status=DeploymentStatus.UPDATING)), PLAIN) == [
+        "instance default · http://127.0.0.1:8000 (1 ingress process)",
+        "",
+        "APPLICATION  ROUTE  STATUS   REVISION",
+        "app          /      RUNNING  2",
+        "",
+        "DEPLOYMENT  STATUS    REPLICAS               RESTARTS  ONGOING",
+        "app/Digits  HEALTHY   2 running, 1 starting  3         3",
+        "app/Other   UPDATING  none                   0         0",
+    ]
+
+
+def test_what_is_not_well_is_told_once():
+    failed = DeploymentStatusOverview(
+        status=DeploymentStatus.DEPLOY_FAILED,
+        message=TRACEBACK,
+        replicas=(ReplicaDetails(id="Digits#0", state=ReplicaState.FAILED, error=TRACEBACK),),
+    )
+    lines = table(status(Digits=failed), PLAIN)
+    assert lines[-4:] == ["app/Digits:", "  Traceback (most recent call last):", "    ...", "  ValueError: no model"]
+    assert sum("ValueError" in line for line in lines) == 1
+
+
+def test_nothing_runs():
+    lines = table(ServeStatus(instance="x"), PLAIN)
+    assert lines[0] == "instance x · no HTTP"
+    assert "no application runs" in lines[-1]
+
+
+def test_an_ingress_that_is_not_well_and_an_address_of_version_6():
+    proxies = {
+        "ingress#0": ProxyDetails(status=ProxyStatus.HEALTHY, host="::1", port=8000),
+        "ingress#1": ProxyDetails(status=ProxyStatus.STARTING, host="::1", port=8000),
+    }
+    head = table(ServeStatus(proxies=proxies), PLAIN)[0]
+    assert head == "instance default · http://[::1]:8000 (2 ingress processes) · ingress#1 STARTING"
+
+
+def test_colours_do_not_shift_columns():
+    plain = table(status(Digits=WELL), PLAIN)
+    coloured = table(status(Digits=WELL), Style(True))
+    assert any("\x1b[32mRUNNING\x1b[0m" in line for line in coloured)
+    stripped = [line.replace("\x1b[32m", "").replace("\x1b[0m", "") for line in coloured]
+    assert stripped == plain
+
+
+class Stream:
+    def __init__(self, terminal):
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+def test_colour_only_on_a_terminal(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert Style.of(Stream(True)).good("x") == "\x1b[32mx\x1b[0m"
+    assert Style.of(Stream(False)).good("x") == "x"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert Style.of(Stream(True)).good("x") == "x"
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert Style.of(Stream(True)).good("x") == "x"
+
+
+def test_a_deployment_has_one_colour():
+    style = Style(True)
+    assert style.process("A#1").replace("A#1", "") == style.process("A#2").replace("A#2", "")
+
+
+def test_names_of_processes():
+    assert shown_name("Digits#3@default") == "Digits#3"
+    assert shown_name("Digits#3@other") == "Digits#3@other"
+    assert shown_name("ingress#0") == "ingress#0"
