@@ -18,7 +18,8 @@ class Peer:
     """One row of the table. `command` may contain {python}, {bin} (its folder) and {port}.
 
     `folder` names its app and its requirements in `bench/peers/`, and its environment; None: Headrace itself, in the
-    environment that runs the bench. `calls` names the framework for the measurements of handles, "" where it has none.
+    environment that runs the bench. `port` None: any free one, drawn at each start. `calls` names the framework for the
+    measurements of handles, "" where it has none.
     """
 
     name: str
@@ -26,7 +27,7 @@ class Peer:
     command: tuple[str, ...]
     folder: str | None
     path: str = "/"
-    port: int = 8121
+    port: int | None = None
     env: dict[str, str] = field(default_factory=dict)
     calls: str = ""
 
@@ -42,8 +43,8 @@ class Peer:
     def working_folder(self) -> Path:
         return BENCH.parent if self.folder is None else BENCH / "peers" / self.folder
 
-    def command_line(self) -> list[str]:
-        values = {"python": self.python, "bin": str(Path(self.python).parent), "port": str(self.port)}
+    def command_line(self, port: int) -> list[str]:
+        values = {"python": self.python, "bin": str(Path(self.python).parent), "port": str(port)}
         return [part.format(**values) for part in self.command]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import subprocess
 import tempfile
 import time
@@ -52,10 +53,9 @@ class HttpRound(msgspec.Struct):
 
 def measure_http(peer: Peer, seconds: float) -> HttpRound:
     """Start the peer, check its answer, load it with 1, 32 and 128 connections for `seconds` each, stop it."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, _running(peer, Path(folder)) as start_s:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, _running(peer, Path(folder)) as (start_s, url):
         pids = processes.descendants()
         memory_mb = processes.pss_mb(pids)
-        url = f"http://127.0.0.1:{peer.port}{peer.path}"
         load.run_wrk(url, 32, 1)  # warms caches and connections; not counted
         loads = {connections: _loaded(url, connections, seconds) for connections in CONNECTIONS}
         return HttpRound(start_s, memory_mb, len(pids), loads)
@@ -70,13 +70,14 @@ def environment_of(peer: Peer, folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _running(peer: Peer, folder: Path) -> Iterator[float]:
-    """The peer's server, answering rightly; yields the seconds from its command to that first answer."""
+def _running(peer: Peer, folder: Path) -> Iterator[tuple[float, str]]:
+    """The peer's server, answering rightly; yields the seconds from its command to that first answer, and its URL."""
     log = folder / "log.txt"
+    port = peer.port or _free_port()
     with log.open("wb") as output:
         began = time.perf_counter()
         server = subprocess.Popen(
-            peer.command_line(),
+            peer.command_line(port),
             cwd=peer.working_folder,
             env=environment_of(peer, folder),
             stdin=subprocess.DEVNULL,
@@ -84,22 +85,22 @@ def _running(peer: Peer, folder: Path) -> Iterator[float]:
             stderr=subprocess.STDOUT,
         )
         try:
-            _wait_for_answer(peer, server)
-            yield time.perf_counter() - began
+            _wait_for_answer(server, port, peer.path)
+            yield time.perf_counter() - began, f"http://127.0.0.1:{port}{peer.path}"
         except (PeerFailed, load.LoadFailed) as error:
             raise PeerFailed(f"{error}{_last_words(log)}") from None
         finally:
             processes.stop_all(server.pid, STOP_GRACE_S)
 
 
-def _wait_for_answer(peer: Peer, server: subprocess.Popen[bytes]) -> None:
+def _wait_for_answer(server: subprocess.Popen[bytes], port: int, path: str) -> None:
     end = time.monotonic() + START_TIMEOUT_S
     seen = "nothing listened"
     while time.monotonic() < end:
         if server.poll() is not None:
             raise PeerFailed(f"ended with status {server.returncode} before it answered")
         try:
-            status, body = _ask(peer)
+            status, body = _ask(port, path)
         except (OSError, http.client.HTTPException) as error:
             seen = f"{type(error).__name__}: {error}"
             time.sleep(0.005)
@@ -113,10 +114,10 @@ def _wait_for_answer(peer: Peer, server: subprocess.Popen[bytes]) -> None:
     raise PeerFailed(f"did not answer within {START_TIMEOUT_S:.0f} s ({seen})")
 
 
-def _ask(peer: Peer) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", peer.port, timeout=5)
+def _ask(port: int, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request("POST", peer.path, REQUEST, {"content-type": "application/json"})
+        connection.request("POST", path, REQUEST, {"content-type": "application/json"})
         response = connection.getresponse()
         return response.status, response.read()
     finally:
@@ -133,6 +134,12 @@ def _loaded(url: str, connections: int, seconds: float) -> LoadFigures:
         raise PeerFailed(f"{seen.failed} of {seen.requests} requests failed at {connections} connections")
     used_s = sum(time_s - before.get(pid, 0.0) for pid, time_s in after.items())
     return LoadFigures(seen.rate, seen.p50_us, used_s * 1e6 / seen.requests, seen.failed)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _last_words(log: Path) -> str:

@@ -1,0 +1,130 @@
+"""The budgets that the project holds itself to, and whether a run met them.
+
+In: `Results`. Out: `Verdict`s, in the order of the design; a budget whose figures are missing is not met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.results import Results
+
+Figure = Callable[[Results], float | None]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One promise: `figure` of a run is at least, or at most, `limit` (in `unit`)."""
+
+    what: str
+    figure: Figure
+    limit: float
+    unit: str
+    at_least: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a budget: the figure (None: not measured) and whether it is met."""
+
+    budget: Budget
+    figure: float | None
+    met: bool
+
+
+def _rate(peer: str, connections: int) -> Figure:
+    return lambda results: results.http(peer, lambda seen: seen.loads[connections].rate)
+
+
+def _p50(peer: str, connections: int) -> Figure:
+    return lambda results: results.http(peer, lambda seen: seen.loads[connections].p50_us)
+
+
+def _ratio(over: Figure, under: Figure) -> Figure:
+    def figure(results: Results) -> float | None:
+        a, b = over(results), under(results)
+        return None if a is None or not b else a / b
+
+    return figure
+
+
+def _noop(against: str, title: str, limit: float) -> Budget:
+    what = f"no-op JSON over HTTP, 32 connections: requests/s against {title}"
+    return Budget(what, _ratio(_rate("headrace", 32), _rate(against, 32)), limit, "×", True)
+
+
+BUDGETS = (
+    _noop("fastapi", "FastAPI on uvicorn", 4.0),
+    _noop("mosec32", "Mosec with batches of 32", 1.1),
+    _noop("uvicorn", "uvicorn with a bare ASGI function", 1.0),
+    _noop("nohop", "the handler without a hop", 0.45),
+    Budget(
+        "the same, one connection: p50 against the handler without a hop",
+        _ratio(_p50("headrace", 1), _p50("nohop", 1)),
+        1.6,
+        "×",
+        False,
+    ),
+    Budget(
+        "server CPU for each such request, all processes (32 connections)",
+        lambda results: results.http("headrace", lambda seen: seen.loads[32].cpu_us),
+        25.0,
+        " µs",
+        False,
+    ),
+    Budget(
+        "handle call in sequence from a coroutine in a replica: p50",
+        lambda results: results.call("headrace", lambda seen: seen.sequence_us),
+        100.0,
+        " µs",
+        False,
+    ),
+    Budget(
+        "handle call in sequence by .result() from a script: p50",
+        lambda results: results.call("headrace", lambda seen: seen.result_us),
+        150.0,
+        " µs",
+        False,
+    ),
+    Budget(
+        "handle calls, 64 at once: calls/s",
+        lambda results: results.call("headrace", lambda seen: seen.at_once_per_s),
+        25_000.0,
+        "/s",
+        True,
+    ),
+    Budget(
+        "10 MB array as an argument, same host: p50",
+        lambda results: results.call("headrace", lambda seen: seen.array_10mb_us / 1000),
+        1.0,
+        " ms",
+        False,
+    ),
+    Budget(
+        "start: `headrace run` to the first 200",
+        lambda results: results.http("headrace", lambda seen: seen.start_s),
+        1.0,
+        " s",
+        False,
+    ),
+    Budget(
+        "memory of an idle instance with a no-op model, all processes (PSS)",
+        lambda results: results.http("headrace", lambda seen: seen.memory_mb),
+        150.0,
+        " MB",
+        False,
+    ),
+)
+
+PEERS_NEEDED = ("headrace", "nohop", "uvicorn", "fastapi", "mosec32")
+
+
+def judge(results: Results) -> list[Verdict]:
+    """Each budget held against the run."""
+    verdicts = []
+    for budget in BUDGETS:
+        figure = budget.figure(results)
+        met = figure is not None and (figure >= budget.limit if budget.at_least else figure <= budget.limit)
+        verdicts.append(Verdict(budget, figure, met))
+    return verdicts

@@ -1,0 +1,158 @@
+"""Turns a run into markdown, and puts it between the markers of the documents.
+
+In: `Results`. Out: tables as text; `write_between` changes a file between `<!-- bench:begin -->` and
+`<!-- bench:end -->`, and nothing else in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.budgets import judge
+from bench.results import PeerResults, Results
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+NONE = "–"
+LEFT, RIGHT = "---", "---:"
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Three significant digits at most, thousands apart; a dash for what was not measured."""
+    if value is None:
+        return NONE
+    if value >= 1000:
+        return f"{float(f'{value:.3g}'):,.0f}{unit}"
+    text = f"{value:.3g}"
+    return f"{text}{unit}"
+
+
+def ratio(value: float | None, reference: float | None) -> str:
+    """Value over reference, with a ×."""
+    return NONE if value is None or not reference else number(value / reference, " ×")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first column to the left, the others to the right."""
+    ruler = [LEFT] + [RIGHT] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ruler, *rows])
+
+
+def name_of(peer: PeerResults) -> str:
+    return f"{peer.title} {peer.version}".strip()
+
+
+def http_table(results: Results) -> str:
+    """No-op JSON over HTTP, a row a peer, and at 32 connections how many times Headrace's rate is of theirs."""
+    header = ["server", "1 conn./s", "p50", "32 conn./s", "p50", "128 conn./s", "p50", "CPU a request", "Headrace is"]
+    ours = results.http("headrace", lambda seen: seen.loads[32].rate)
+    rows = []
+    for name, peer in results.peers.items():
+        cells = [name_of(peer)]
+        for connections in (1, 32, 128):
+            cells.append(number(results.http(name, lambda seen, c=connections: seen.loads[c].rate)))
+            cells.append(number(results.http(name, lambda seen, c=connections: seen.loads[c].p50_us), " µs"))
+        cells.append(number(results.http(name, lambda seen: seen.loads[32].cpu_us), " µs"))
+        theirs = results.http(name, lambda seen: seen.loads[32].rate)
+        cells.append("" if name == "headrace" else ratio(ours, theirs))
+        rows.append(cells)
+    return markdown(header, rows)
+
+
+def cost_table(results: Results) -> str:
+    """Start time and memory, a row a peer."""
+    header = ["server", "command to first 200", "memory, idle (PSS)", "processes"]
+    rows = [
+        [
+            name_of(peer),
+            number(results.http(name, lambda seen: seen.start_s), " s"),
+            number(results.http(name, lambda seen: seen.memory_mb), " MB"),
+            number(results.http(name, lambda seen: seen.processes)),
+        ]
+        for name, peer in results.peers.items()
+    ]
+    return markdown(header, rows)
+
+
+def calls_table(results: Results) -> str:
+    """Handle calls, a row a figure, a column a framework that has handles."""
+    names = [name for name, peer in results.peers.items() if peer.calls]
+    figures = [
+        ("call from a coroutine in a replica, in sequence, p50", lambda seen: seen.sequence_us, " µs"),
+        ("call by `.result()` from a script, in sequence, p50", lambda seen: seen.result_us, " µs"),
+        ("calls from a coroutine in a replica, 64 at once", lambda seen: seen.at_once_per_s, "/s"),
+        ("1 MB array as an argument, from a replica, p50", lambda seen: seen.array_1mb_us / 1000, " ms"),
+        ("10 MB array as an argument, from a replica, p50", lambda seen: seen.array_10mb_us / 1000, " ms"),
+        ("10 MB array as an argument, by `.result()`, p50", lambda seen: seen.driver_array_10mb_us / 1000, " ms"),
+    ]
+    rows = [[what, *(number(results.call(name, figure), unit) for name in names)] for what, figure, unit in figures]
+    return markdown(["handle calls", *(name_of(results.peers[name]) for name in names)], rows)
+
+
+def budgets_table(results: Results) -> str:
+    """The project's own budgets, with what the run found."""
+    rows = []
+    for verdict in judge(results):
+        budget = verdict.budget
+        limit = f"{'≥' if budget.at_least else '≤'} {number(budget.limit, budget.unit)}"
+        state = "not measured" if verdict.figure is None else "met" if verdict.met else "**missed**"
+        rows.append([budget.what, limit, number(verdict.figure, budget.unit), state])
+    return markdown(["what", "budget", "found", ""], rows)
+
+
+def failures(results: Results) -> str:
+    """A line for each peer that failed in some rounds or in all, with the reason; "" when none did."""
+    lines = []
+    for peer in results.peers.values():
+        if peer.errors:
+            good = results.rounds - len(peer.errors)
+            state = f"measured in {good} of {results.rounds} rounds" if peer.http or peer.calls else "not measured"
+            lines.append(f"- {name_of(peer)}: {state}: {peer.errors[-1]}")
+    return "\n".join(lines)
+
+
+def how(results: Results) -> str:
+    """One line that says what the figures are figures of."""
+    return (
+        f"Medians of {results.rounds} interleaved round{'s' * (results.rounds != 1)}, {results.seconds:g} s a figure, "
+        f"on {results.machine}, wrk beside it; {results.when[:10]}, commit {results.commit}."
+    )
+
+
+def report(results: Results) -> str:
+    """All tables of a run."""
+    parts = ["## Budgets", budgets_table(results)] if "headrace" in results.peers else []
+    parts += ["## No-op JSON over HTTP", http_table(results)]
+    parts += ["## Start and memory", cost_table(results)]
+    if any(peer.calls for peer in results.peers.values()):
+        parts += ["## Handle calls", calls_table(results)]
+    if reasons := failures(results):
+        parts += ["## Not measured, or not in every round", reasons]
+    return "\n\n".join([how(results), *parts]) + "\n"
+
+
+def short(results: Results) -> str:
+    """The README's table: rate and CPU at 32 connections, handle call, start, memory."""
+    header = ["no-op model", "requests/s", "CPU a request", "handle call", "start", "memory"]
+    rows = []
+    for name, peer in results.peers.items():
+        rows.append(
+            [
+                peer.title,
+                number(results.http(name, lambda seen: seen.loads[32].rate)),
+                number(results.http(name, lambda seen: seen.loads[32].cpu_us), " µs"),
+                number(results.call(name, lambda seen: seen.sequence_us), " µs"),
+                number(results.http(name, lambda seen: seen.start_s), " s"),
+                number(results.http(name, lambda seen: seen.memory_mb), " MB"),
+            ]
+        )
+    return f"{markdown(header, rows)}\n\n{how(results)}\n"
+
+
+def write_between(path: Path, text: str) -> None:
+    """Replace what stands between the markers of the file by the text. ValueError when it has no markers."""
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path} has no {BEGIN} and {END}")
+    path.write_text(f"{before}{BEGIN}\n{text.strip()}\n{END}{after}")
