@@ -43,8 +43,7 @@ class ControlChannel(asyncio.Protocol):
         return f"<ControlChannel to {self.name}{' closed' if self._closed else ''}>"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport  # type: ignore[assignment]  # uvloop's is no asyncio.Transport
         if self._on_open is not None:
             self._on_open(self)
 
