@@ -16,7 +16,6 @@ from headrace.spec.options import (
     GONE,
     NO_EFFECT,
     NOT_YET,
-    UNLIMITED_QUEUE,
     DeploymentOptions,
     deployment_options,
 )
@@ -111,6 +110,7 @@ def test_a_wrong_value_is_told_with_what_would_be_right() -> None:
     [
         ("num_replicas", 100),
         ("max_ongoing_requests", None),
+        ("max_queued_requests", -1),
         ("num_cpus", 0),
         ("num_cpus", 0.25),
         ("num_gpus", 0.5),
@@ -123,10 +123,6 @@ def test_a_wrong_value_is_told_with_what_would_be_right() -> None:
 )
 def test_a_right_value_is_taken_as_it_is(name: str, value: Any) -> None:
     assert getattr(deployment_options({name: value}), name) == value
-
-
-def test_an_unlimited_queue_is_a_number_that_is_never_reached() -> None:
-    assert deployment_options({"max_queued_requests": -1}).max_queued_requests == UNLIMITED_QUEUE
 
 
 def test_an_unknown_option_is_an_error_with_the_nearest_name() -> None:

@@ -19,8 +19,6 @@ import msgspec
 
 from headrace.spec.errors import OptionError, OptionTypeError
 
-UNLIMITED_QUEUE = 1_000_000_000  # what `max_queued_requests=-1` stands for
-
 NO_EFFECT: dict[str, str] = {
     "graceful_shutdown_wait_loop_s": "a draining replica ends when its last call does, without looking at intervals",
     "health_check_period_s": "a replica is well while its process and its connection live, and is never probed",
@@ -69,10 +67,10 @@ _PACKAGE = str(Path(__file__).parents[1])
 class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options of one deployment, described in docs/reference/options.md. Times in seconds.
 
-    `max_ongoing_requests` None: chosen by the kind of the methods. `max_queued_requests` -1: UNLIMITED_QUEUE.
-    `num_cpus` None: none is reserved. `environment` is set in the process of each replica. `user_config` is JSON-like
-    data. `repeatable` False: a call that a replica had started is not tried on another when the replica dies. Raises
-    OptionError for a value that is not allowed, OptionTypeError for one of a wrong type.
+    `max_ongoing_requests` None: chosen by the kind of the methods. `max_queued_requests` -1: no limit. `num_cpus` None:
+    none is reserved. `environment` is set in the process of each replica. `user_config` is JSON-like data. `repeatable`
+    False: a call that a replica had started is not tried on another when the replica dies. Raises OptionError for a
+    value that is not allowed, OptionTypeError for one of a wrong type.
     """
 
     num_replicas: int = 1
@@ -91,9 +89,8 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
         _check_integer("num_replicas", self.num_replicas, 1)
         if self.max_ongoing_requests is not None:
             _check_integer("max_ongoing_requests", self.max_ongoing_requests, 1)
-        if self.max_queued_requests == -1:
-            msgspec.structs.force_setattr(self, "max_queued_requests", UNLIMITED_QUEUE)
-        _check_integer("max_queued_requests", self.max_queued_requests, 1, " (-1: no limit)")
+        if self.max_queued_requests != -1:
+            _check_integer("max_queued_requests", self.max_queued_requests, 1, " (-1: no limit)")
         if self.num_cpus is not None:
             _check_number("num_cpus", self.num_cpus)
         _check_number("num_gpus", self.num_gpus)

@@ -1,0 +1,63 @@
+"""docs/reference/options.md: every option is described, with its default, and nothing that is no option."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from headrace.spec.config import HTTPOptions
+from headrace.spec.options import ACTOR_NO_EFFECT, GONE, NO_EFFECT, NOT_YET, DeploymentOptions
+
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "options.md").read_text()
+OF_DEPLOYMENT, OF_HTTP = PAGE.split("## Of HTTP")
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Name -> the other cells of its row, for each name in the first column of the tables of `text`."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("| ") and not line.startswith(("| option |", "| name |")):
+            first, *others = [cell.strip() for cell in line.strip("|").split(" | ")]
+            for name in re.findall(r"`([a-z_]+)[`=]", first):
+                found.setdefault(name, others)  # the table of what works comes first
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["name", "ray_actor_options", *DeploymentOptions.__struct_fields__, *NO_EFFECT, *NOT_YET, *GONE]
+)
+def test_every_option_of_a_deployment_is_described(name: str) -> None:
+    assert name in rows(OF_DEPLOYMENT)
+
+
+@pytest.mark.parametrize("name", ACTOR_NO_EFFECT)
+def test_every_key_of_the_actor_options_is_described(name: str) -> None:
+    assert name in rows(OF_DEPLOYMENT)
+
+
+@pytest.mark.parametrize("name", HTTPOptions.__struct_fields__)
+def test_every_option_of_http_is_described(name: str) -> None:
+    assert name in rows(OF_HTTP)
+
+
+def test_nothing_is_described_that_is_no_option() -> None:
+    keys = {"name", "ray_actor_options", "resources", "runtime_env", "env_vars", *ACTOR_NO_EFFECT}
+    known = keys | {*DeploymentOptions.__struct_fields__, *NO_EFFECT, *NOT_YET, *GONE}
+
+    assert set(rows(OF_DEPLOYMENT)) <= known
+    assert set(rows(OF_HTTP)) <= set(HTTPOptions.__struct_fields__)
+
+
+@pytest.mark.parametrize("kind", [DeploymentOptions, HTTPOptions])
+def test_the_defaults_in_the_docs_are_the_real_ones(kind: type[msgspec.Struct]) -> None:
+    described = rows(OF_HTTP if kind is HTTPOptions else OF_DEPLOYMENT)
+    in_words = {"chosen": "None", "none": "None"}
+    options = kind()
+    for name in kind.__struct_fields__:
+        written = described[name][0].strip("`").replace('"', "")
+        default = getattr(options, name)
+        shown = f"{default:.12g}" if type(default) in (int, float) else str(default)
+        assert in_words.get(written, written) == shown, name
