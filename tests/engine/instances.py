@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,12 +22,13 @@ PATIENCE_S = 20.0
 IDLE_CONTROLLER = ("/bin/sleep", "1000")
 
 _KEEPER = """
-import sys
+import os, sys
 from headrace.engine.directory import instance_directory
 from headrace.engine.keeper import Keeper, print_line
 from headrace.spec.errors import HeadraceError
+driver_fd = int(os.environ["DRIVER_FD"]) if "DRIVER_FD" in os.environ else None
 try:
-    keeper = Keeper(instance_directory("t"), controller_argv=sys.argv[1:], on_line=print_line)
+    keeper = Keeper(instance_directory("t"), controller_argv=sys.argv[1:], on_line=print_line, driver_fd=driver_fd)
     code = keeper.run()
 except HeadraceError as error:
     sys.exit(f"{type(error).__name__}: {error}")
@@ -75,31 +77,39 @@ class KeeperProcess:
         controller_argv: Sequence[str] = IDLE_CONTROLLER,
         environment: Mapping[str, str] | None = None,
         home: Path | None = None,
+        printed: int | None = None,
     ) -> None:
         self.home = home if home is not None else Path(tempfile.mkdtemp(prefix="hr-", dir="/tmp"))
         self.directory = InstanceDirectory(self.home / "t")
         self._own_home = home is None
+        self._stdout = printed
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._argv = [sys.executable, "-c", _KEEPER, *controller_argv]
         self._environment = {**os.environ, "HEADRACE_HOME": str(self.home), **(environment or {})}
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> KeeperProcess:
+    def start(self, driver_fd: int | None = None) -> KeeperProcess:
         self.process = subprocess.Popen(
             self._argv,
-            env=self._environment,
+            env=self._environment | ({} if driver_fd is None else {"DRIVER_FD": str(driver_fd)}),
             stdin=subprocess.DEVNULL,
-            stdout=self._printed,
+            stdout=self._printed if self._stdout is None else self._stdout,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=() if driver_fd is None else (driver_fd,),
         )
         return self
 
-    def start_ready(self) -> KeeperProcess:
-        self.start()
-        until(lambda: self.directory.keeper_socket.exists() or self.poll() is not None, "the keeper's socket")
+    def start_ready(self, driver_fd: int | None = None) -> KeeperProcess:
+        self.start(driver_fd)
+        until(lambda: self.listens() or self.poll() is not None, "the keeper's socket")
         assert self.poll() is None, self.printed()
         return self
+
+    def listens(self) -> bool:
+        """Whether it can be asked: a socket file alone may be an ended keeper's."""
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self.directory.keeper_socket)) == 0
 
     @property
     def pid(self) -> int:

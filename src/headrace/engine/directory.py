@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from headrace.spec.snapshot import Snapshot
 
 MAX_SOCKET_PATH_BYTES = 99  # sun_path is 108 bytes on Linux and 104 on macOS
 _LONGEST_SOCKET = "r/9999999999.sock"
+_LOCK_PATIENCE_S = 1.0
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
@@ -90,15 +92,22 @@ class InstanceDirectory:
     def lock_keeper(self) -> KeeperLock:
         """Become the one keeper of this instance. Raises InstanceError naming the keeper that runs already."""
         descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise InstanceError(
-                f"instance {self.name} already runs, pid {pid or 'unknown'}; stop it by "
-                f"`headrace shutdown --instance {self.name}` or choose another name by --instance"
-            ) from error
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                pid = _lock_owner(descriptor)
+                # Whoever asks whether a keeper runs holds the lock too, for a moment, and is no keeper.
+                if pid is None and time.monotonic() < deadline:
+                    time.sleep(0.002)
+                    continue
+                os.close(descriptor)
+                raise InstanceError(
+                    f"instance {self.name} already runs, pid {pid or 'unknown'}; stop it by "
+                    f"`headrace shutdown --instance {self.name}` or choose another name by --instance"
+                ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return KeeperLock(descriptor)
@@ -112,8 +121,7 @@ class InstanceDirectory:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            text = os.pread(descriptor, 32, 0).strip()
-            return int(text) if text.isdigit() else None
+            return _lock_owner(descriptor)
         else:
             return None
         finally:
@@ -192,6 +200,20 @@ def write_snapshot(directory: InstanceDirectory, snapshot: Snapshot) -> None:
         temporary.replace(directory.snapshot)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _lock_owner(descriptor: int) -> int | None:
+    """The living process whose pid stands in the lock."""
+    text = os.pread(descriptor, 32, 0).strip()
+    if not text.isdigit():
+        return None
+    try:
+        os.kill(int(text), 0)
+    except ProcessLookupError:  # a keeper that was killed leaves its pid
+        return None
+    except PermissionError:
+        pass
+    return int(text)
 
 
 def _home() -> Path:

@@ -56,6 +56,7 @@ class Family:
         self._deadlines: list[tuple[float, int, Child]] = []
         self._foreign: frozenset[int] = frozenset()
         self._lifeline = (-1, -1)
+        self._life = os.urandom(8).hex()  # the same for all processes of this keeper, and of no other
 
     def __repr__(self) -> str:
         return f"Family({', '.join(self._by_id)}; {self._ledger!r})"
@@ -68,6 +69,8 @@ class Family:
     def open(self) -> None:
         """Make the lifeline, and note which children this process has already: they are not touched."""
         reader, writer = os.pipe()
+        # All children share this one end and its mode: "readable" is the end, and no read of one blocks another.
+        os.set_blocking(reader, False)
         self._lifeline = (reader, writer)
         self._foreign = frozenset(linux.children(os.getpid()))
 
@@ -95,6 +98,7 @@ class Family:
         identity = {
             "HEADRACE_INSTANCE": self._directory.name,
             "HEADRACE_RUNTIME_DIR": str(self._directory.path),
+            "HEADRACE_LIFE": self._life,
             "HEADRACE_PROCESS_ID": request.id,
             "HEADRACE_LIFELINE_FD": str(LIFELINE_FD),
             _TOKEN: token,

@@ -116,8 +116,11 @@ class Keeper:
             if self._on_ready is not None:
                 self._on_ready()
             while not self._finished():
+                registered = self._selector.get_map()
                 for key, events in self._selector.select(self._timeout()):
-                    key.data(events)
+                    # What came first may have closed what comes next, and its number may be another's by now.
+                    if registered.get(key.fd) is key:
+                        key.data(events)
                 self._act()
         finally:
             self._close(handlers)
