@@ -1,0 +1,135 @@
+"""`headrace run` as a user starts it: a real process, with its own directory and port, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], what: str, limit_s: float = 60) -> Any:
+    """The first true answer of `condition`."""
+    end = time.monotonic() + limit_s
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        assert time.monotonic() < end, f"waited {limit_s} s in vain until {what}"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class Instance:
+    """One running `headrace run`. Use as a context manager: leaving it interrupts it and waits for its end."""
+
+    def __init__(self, home: Path, target: str, app_dir: Path, *arguments: str, name: str = "default") -> None:
+        self.port = free_port()
+        self.name = name
+        self.env = os.environ | {"HEADRACE_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+        self.output: list[str] = []
+        self.command = [
+            *(sys.executable, "-m", "headrace.cli", "run", target),
+            *("--port", str(self.port), "--app-dir", str(app_dir), "--instance", name, *arguments),
+        ]
+
+    def __enter__(self) -> Instance:
+        self.process = subprocess.Popen(
+            self.command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        return self
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output.append(line)
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise AssertionError(f"it did not stop:\n{self.text}") from None
+        self._reader.join(10)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.output)
+
+    def ready(self) -> Instance:
+        """Wait until the application answers."""
+
+        def up() -> bool:
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.text}"
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/healthz", timeout=5) as answer:
+                    return bool(answer.status == 200)
+            except OSError:
+                return False
+
+        wait_for(up, f"it is up:\n{self.text}")
+        return self
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "headrace.cli", *arguments, "--instance", self.name]
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60, check=False)
+
+    def status(self) -> dict[str, Any]:
+        done = self.cli("status", "--json")
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def replicas(self, app: str = "default", deployment: str = "Model") -> dict[str, int]:
+        """The running replicas: id to pid."""
+        details = self.status()["applications"][app]["deployments"][deployment]["replicas"]
+        return {replica["id"]: replica["pid"] for replica in details if replica["state"] == "RUNNING"}
+
+    def ask(self, path: str = "/", body: bytes = b'{"n": 1}', timeout: float = 30) -> tuple[int, bytes, dict[str, str]]:
+        """Status, body and headers of one POST."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=body)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return answer.status, answer.read(), dict(answer.headers)
+        except urllib.error.HTTPError as error:
+            return error.code, error.read(), dict(error.headers)
+
+    def children(self) -> dict[str, int]:
+        """All processes of the instance: HEADRACE_PROCESS_ID to pid."""
+        found: dict[str, int] = {}
+        marker = f"HEADRACE_RUNTIME_DIR={self.env['HEADRACE_HOME']}/{self.name}".encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    environment = (entry / "environ").read_bytes().split(b"\0")
+                except OSError:
+                    continue
+                if marker in environment and alive(int(entry.name)):
+                    for variable in environment:
+                        if variable.startswith(b"HEADRACE_PROCESS_ID="):
+                            found[variable.partition(b"=")[2].decode()] = int(entry.name)
+        return found
