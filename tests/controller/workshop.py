@@ -1,5 +1,5 @@
-"""An instance in one event loop for tests: a controller, the fake engine, and workers and ingress processes that speak the
-control protocol over the real socket but run no user code.
+"""An instance in one event loop for tests: a controller, the fake engine, and workers and ingress processes that speak
+the control protocol over the real socket but run no user code.
 
 What a worker does is named by its code: `ok` gets ready, `raise` fails with a traceback, `hang` never gets ready, `die`
 exits while it constructs.
@@ -82,7 +82,7 @@ class FakeWorker:
         self.snapshot = Snapshot()
         self.reconfigured: list[Any] = []
         self.drained: float | None = None
-        self.hosted = 0
+        self.answers = True
         self._end = asyncio.Event()
         self.code = 0
         self.link = ControlLink(
@@ -132,7 +132,10 @@ class FakeWorker:
                 self._construct(message.spec)
             case ReconfigureReplica(spec=spec):
                 self.reconfigured.append(spec.options.user_config)
-                self._report()
+                if spec.options.user_config == "bad":
+                    self.state, self.error = ReplicaState.FAILED, TRACEBACK
+                if self.answers:
+                    self._report()
             case DrainReplica(deadline_s=deadline_s):
                 self.drained = deadline_s
                 self.shop.order.append(message.replica_id)
@@ -142,7 +145,6 @@ class FakeWorker:
                 self._report()
 
     def _construct(self, spec: DeploymentSpec) -> None:
-        self.hosted += 1
         self._report()
         assert isinstance(spec.code, ImportedCode)
         match spec.code.qualname:
@@ -272,7 +274,7 @@ class Workshop:
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait for the condition."""
         async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110
+            while not condition():
                 await asyncio.sleep(0.001)
 
     @property

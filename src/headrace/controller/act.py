@@ -115,7 +115,7 @@ class Actor:
         request = ProcessRequest(
             id=replica.process_id,
             role="worker",
-            argv=(sys.executable, "-m", "headrace.replica"),
+            argv=(sys.executable, "-P", "-m", "headrace.replica"),
             env=app.revisions[replica.revision].environment.variables | options.environment,
             resources=Resources(cpus=options.num_cpus, gpus=options.num_gpus),
         )
@@ -234,14 +234,16 @@ class Actor:
     def _abandon(self, app: Application, error: str, kind: str) -> None:
         app.failure = error
         app.deploying = False
+        self._registry.restore_target(app)
         self._registry.keep(app)
-        goes_on = f"; revision {app.current} goes on serving" if app.current not in (0, app.target) else ""
+        goes_on = f"; revision {app.current} goes on serving as before" if app.current else ""
         message = f"application {app.name!r}, revision {app.target}, did not come up{goes_on}: {error}"
         logger.error("%s", message)
         self._waiters.end_deploy(app.name, Failed(kind, message))
 
     def _settle(self, app: Application) -> None:
         app.failure = ""
+        app.before = None
         app.deploying = False
         for key in app.wanted():
             app.failures_of(key).starts = 0

@@ -77,7 +77,7 @@ class Operations:
         self._wake = wake
         self._end = end
         self._spawn = spawn
-        self._after: dict[str, tuple[Deploy, Waiter]] = {}
+        self.waiting: dict[str, tuple[Deploy, Waiter]] = {}
         self.ending = False
 
     def __repr__(self) -> str:
@@ -118,14 +118,15 @@ class Operations:
         app = self._registry.apps.get(spec.name)
         if app is not None and app.deleting:
             # When it is gone; until then the last who asks wins.
-            before = self._after.pop(spec.name, None)
+            before = self.waiting.pop(spec.name, None)
             if before is not None:
                 before[1].fail(DeployFailedError(f"application {spec.name!r} was deployed again meanwhile"))
-            self._after[spec.name] = (operation, waiter)
+            self.waiting[spec.name] = (operation, waiter)
             waiter.progress(f"waiting for the deletion of application {spec.name!r}")
             self._waiters.when_gone(spec.name, lambda: self._deploy_next(spec.name))
             return
-        if app is not None and not app.failure and same_code(app.spec, spec):
+        alive = app is not None and (not app.failure or app.target == app.current)
+        if app is not None and alive and same_code(app.spec, spec):
             self._registry.replace_target(app, spec, time.time())
         else:
             if app is not None and app.deploying:
@@ -144,7 +145,7 @@ class Operations:
 
     def _deploy_next(self, name: str) -> None:
         """The application is gone: take up the deploy that waited for that."""
-        operation, waiter = self._after.pop(name)
+        operation, waiter = self.waiting.pop(name)
         self.take(operation, waiter, 0.0)
 
     def _delete(self, name: str, waiter: Waiter) -> None:

@@ -161,7 +161,7 @@ class Proxies:
         request = ProcessRequest(
             id=proxy.id,
             role="ingress",
-            argv=(sys.executable, "-m", "headrace.ingress"),
+            argv=(sys.executable, "-P", "-m", "headrace.ingress"),
             env={"HEADRACE_HTTP_OPTIONS": msgspec.json.encode(self.options).decode()},
         )
         try:

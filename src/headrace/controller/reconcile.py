@@ -16,7 +16,7 @@ from headrace.controller.feed import Feed
 from headrace.controller.proxies import Proxies
 from headrace.controller.registry import Registry
 from headrace.core import plan
-from headrace.core.fleet import Application, Replica
+from headrace.core.fleet import Replica
 from headrace.core.lifecycle import Event, Phase
 from headrace.core.publication import build_snapshot, note_published, same_routes
 from headrace.engine.base import Engine, ProcessExited, ProcessInfo
@@ -213,11 +213,11 @@ class Reconciler:
                 self._actor.started(replica)
             case Phase.RUNNING:
                 replica.reconfiguring = False
-                if report.error:
-                    self._reconfigure_failed(app, replica, report.error)
             case Phase.FAILED if before is not Phase.FAILED:
                 starting = before is not Phase.RUNNING and not replica.listed
                 self._actor.failed(app, replica, report.error or "it gave no reason", now, starting=starting)
+                if replica.reconfiguring and app.deploying:
+                    app.failures_of(replica.key).final = "DeployFailedError"
             case Phase.DRAINING if before is not Phase.DRAINING:
                 spec = plan.specification(app, replica.key)
                 grace_s = spec.options.graceful_shutdown_timeout_s if spec is not None else 0.0
@@ -227,14 +227,6 @@ class Reconciler:
                 self._actor.failed(app, replica, "it stopped before it was ready", now, starting=True)
             case _:
                 pass
-
-    def _reconfigure_failed(self, app: Application, replica: Replica, error: str) -> None:
-        replica.error = error
-        failures = app.failures_of(replica.key)
-        failures.error = f"{replica.id} could not be reconfigured:\n{error}"
-        if app.deploying:
-            failures.final = "DeployFailedError"
-        logger.error("%s of application %r: %s", replica.id, app.name, failures.error)
 
     def ingress_reported(self, process_id: str, report: IngressReport) -> None:
         """An ingress says how it is. Raises ProtocolError when it speaks of another."""

@@ -54,12 +54,15 @@ class Registry:
         if app is None:
             app = self.apps[spec.name] = Application(name=spec.name, policy=self._policy)
         app.target += 1
+        app.before = None
         app.revisions[app.target] = spec
         self._begin(app, now_s)
         return app
 
     def replace_target(self, app: Application, spec: ApplicationSpec, now_s: float) -> None:
         """Put other options in the target's place; its code is the same."""
+        if app.before is None and app.target == app.current:
+            app.before = app.spec
         app.revisions[app.target] = spec
         app.weights_at = None  # the route may have changed
         self._begin(app, now_s)
@@ -73,6 +76,15 @@ class Registry:
             failures.final = ""
             failures.restarts.forgive()
         self._store.keep_revision(app, app.target)
+
+    def restore_target(self, app: Application) -> None:
+        """Put the target back as it was before its options were changed in place, if they were."""
+        if app.before is not None:
+            app.revisions[app.target], app.before = app.before, None
+            app.weights_at = None
+            for failures in app.failures.values():
+                failures.final = ""
+            self._store.keep_revision(app, app.target)
 
     def keep(self, app: Application) -> None:
         """Keep a change of the application itself."""

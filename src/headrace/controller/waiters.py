@@ -46,6 +46,9 @@ class Waiters:
         self._deletes: dict[str, list[Waiter]] = {}
         self._gone: dict[str, Callable[[], None]] = {}
 
+    def __len__(self) -> int:
+        return sum(len(waiters) for waiters in (*self._deploys.values(), *self._deletes.values()))
+
     def add_deploy(self, app: str, waiter: Waiter) -> None:
         """The waiter wants to know how the deploy ends."""
         self._deploys.setdefault(app, []).append(waiter)

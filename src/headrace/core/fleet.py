@@ -80,6 +80,7 @@ class Application:
 
     `failure` says why the target was given up ("" while it was not). `deploying` lasts from a deploy until the target
     runs as specified or is given up. `weights_at` is the first version with the present weights (None: not published).
+    `before` is what the target was before its options were changed in place, while that is not settled.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Application:
     next_replica: int = 1
     deployed_at: float = 0.0  # seconds since the epoch
     weights_at: int | None = None
+    before: ApplicationSpec | None = None
     replicas: dict[str, Replica] = field(default_factory=dict)
     failures: dict[str, Failures] = field(default_factory=dict)
     policy: RestartPolicy = field(default_factory=RestartPolicy)

@@ -118,6 +118,7 @@ class _Planner:
         self.actions: list[Action] = []
         self.wake_at: float | None = None
         self.wanted = app.wanted()
+        self.reconfiguring = {replica.key for replica in app.replicas.values() if replica.reconfiguring}
 
     def plan(self) -> None:
         app = self.app
@@ -154,7 +155,7 @@ class _Planner:
         if app.target != app.current:
             if not app.failure and self.is_ready(app.spec):
                 self.actions.append(Promote())
-        elif (app.deploying or app.failure) and self.is_settled():
+        elif app.deploying and self.is_settled():
             self.actions.append(Settle())
 
     def is_ready(self, spec: ApplicationSpec) -> bool:
@@ -254,9 +255,7 @@ class _Planner:
                     error = f"{replica.id} was not ready within {limit}; its constructor may hang, or need longer"
                     self.actions.append(Stop(replica.id, KILL_GRACE_S, error))
             case Phase.RUNNING:
-                wanted = self.wanted.get(replica.key)
-                if wanted is not None and (replica.configured is None or differs(replica.configured, wanted)):
-                    self.actions.append(Reconfigure(replica.id, wanted))
+                self.plan_options(replica)
             case Phase.RETIRING:
                 unlisted = replica.unlisted_at is not None and replica.unlisted_at <= self.routed
                 if unlisted or (replica.listed_at is None and not replica.listed):
@@ -270,6 +269,16 @@ class _Planner:
                 self.actions.append(Stop(replica.id, KILL_GRACE_S))
             case _:
                 pass
+
+    def plan_options(self, replica: Replica) -> None:
+        """Tell one replica of a deployment after the other: where the first cannot take its options, the rest live on."""
+        wanted = self.wanted.get(replica.key)
+        failures = self.app.failures.get(replica.key)
+        if wanted is None or replica.key in self.reconfiguring or (failures is not None and failures.final):
+            return
+        if replica.configured is None or differs(replica.configured, wanted):
+            self.actions.append(Reconfigure(replica.id, wanted))
+            self.reconfiguring.add(replica.key)
 
     def spec_of(self, replica: Replica) -> DeploymentSpec | None:
         """The newest specification of the replica's deployment that is kept; None when none is."""
