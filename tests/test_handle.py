@@ -1,4 +1,5 @@
 import asyncio
+import contextvars
 import copy
 import os
 import pickle
@@ -9,7 +10,7 @@ import pytest
 
 from headrace import context, runtime
 from headrace.context import RequestContext
-from headrace.handle import DeploymentHandle
+from headrace.handle import DeploymentHandle, cancel_calls
 from headrace.runtime import Runtime
 from headrace.spec.errors import (
     InstanceError,
@@ -558,3 +559,47 @@ def test_a_response_of_the_parent_is_refused_in_a_forked_child(driver):
     with os.fdopen(reader, "rb") as file:
         assert b"belongs to a connection that was closed, or to the parent" in file.read()
     assert runtime.installed() is driver
+
+
+class TestCallsOfACancelledRequest:
+    @on_own_loop
+    async def test_those_that_have_not_ended_are_cancelled(self, installed):
+        request = RequestContext(CallMeta("r1", "app", 7, 3, "app/D@0", "__call__"))
+        token = context.request_variable.set(request)
+        try:
+            ended = DeploymentHandle("Add").remote(1)
+            assert await ended == 1
+            installed.router.hold = True
+            first, second = DeploymentHandle("Add").remote(1), DeploymentHandle("Add").remote(2)
+        finally:
+            context.request_variable.reset(token)
+        outside = DeploymentHandle("Add").remote(3)
+        assert request.calls == {first, second}
+        cancel_calls(request)
+        assert request.calls == set()
+        assert (first.cancelled(), second.cancelled(), ended.cancelled(), outside.cancelled()) == (
+            True,
+            True,
+            False,
+            False,
+        )
+        assert set(installed.router.cancelled) == {first, second}
+
+    def test_a_thread_that_waits_for_one_is_woken(self, driver):
+        driver.router.hold = True
+        request = RequestContext(CallMeta("r1", "app", 7, 3, "app/D@0", "__call__"))
+
+        def work():
+            context.request_variable.set(request)
+            return DeploymentHandle("Add").remote(1).result()
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(contextvars.Context().run, work)
+            until_seen(driver.router)
+            driver.loop.call_soon_threadsafe(cancel_calls, request)
+            with pytest.raises(RequestCancelledError):
+                waiting.result(10)
+
+    def test_outside_of_a_request_there_is_nothing_to_cancel(self):
+        cancel_calls(None)
+        cancel_calls(RequestContext(CallMeta("r1", "app", 7, 3, "app/D@0", "__call__")))

@@ -7,6 +7,7 @@ application, revision and deadline the calls that they make belong to; user code
 from __future__ import annotations
 
 import contextvars
+from typing import Any
 
 import msgspec
 
@@ -37,12 +38,15 @@ class ReplicaContext(msgspec.Struct, kw_only=True, eq=False):
 class RequestContext(msgspec.Struct, gc=False, eq=False):
     """The request that the code runs for. `deadline` is in seconds of the clock of the replica's loop, or None.
 
+    `calls` are those that it made by handles and that have not ended: they are cancelled when it is.
+
     Made for every call, so it only refers to the call's metadata; the rest is read from there when asked for.
     """
 
     meta: CallMeta
     deadline: float | None = None
     replica: ReplicaContext | None = None
+    calls: set[Any] | None = None
 
     @property
     def request_id(self) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from headrace import runtime as runtimes
-from headrace.context import request_variable
+from headrace.context import RequestContext, request_variable
 from headrace.router import Call
 from headrace.runtime import Runtime
 from headrace.spec.errors import (
@@ -69,6 +69,7 @@ class DeploymentResponse(Call):
         self._value: Any = None
         self._waiters: list[Callable[[], None]] = []
         self._submitted = False
+        self._siblings: set[Any] | None = None  # calls of the same request; this one leaves when it ends
 
     def __repr__(self) -> str:
         state = ("pending", "done", "failed", "cancelled", "done")[self._state]
@@ -140,6 +141,8 @@ class DeploymentResponse(Call):
         self._outcome = outcome
         self._state = state
         self.body = b""
+        if self._siblings is not None:
+            self._siblings.discard(self)
         if self._waiters:
             self._wake()
 
@@ -149,6 +152,8 @@ class DeploymentResponse(Call):
             wake()
 
     def _withdraw(self, _: None) -> None:
+        if self._siblings is not None:
+            self._siblings.discard(self)
         if self._submitted:
             self._runtime.router.cancel(self)
         self._wake()
@@ -317,6 +322,13 @@ def _apply(options: HandleOptions, response: DeploymentResponse) -> None:
         response.model_id = options.multiplexed_model_id
 
 
+def cancel_calls(request: RequestContext | None) -> None:
+    """Cancel the calls that the code of a request made and that have not ended. From any thread."""
+    if request is not None and request.calls:
+        for call in list(request.calls):
+            call.cancel()
+
+
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
@@ -451,6 +463,11 @@ class DeploymentHandle:
             response.deadline = request.deadline
             response.trace = meta.trace
             response.sticky = meta.sticky
+            calls = request.calls
+            if calls is None:
+                calls = request.calls = set()
+            calls.add(response)
+            response._siblings = calls
         else:
             response.request_id = new_request_id()
         if options.special:

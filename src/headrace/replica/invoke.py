@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
 from headrace.context import ReplicaContext, RequestContext, request_variable
+from headrace.handle import cancel_calls
 from headrace.replica.request import HttpRequest
 from headrace.replica.response import AsgiReply, is_whole, json_body, render, send_whole
 from headrace.replica.threads import Done, ThreadPool
@@ -91,7 +92,7 @@ class Invoker:
             run = self._run_http if incoming.flags & HTTP else self._run_call
             asyncio.Task(run(incoming, method, deadline), loop=self._loop, name="call")
         else:
-            # Nothing cancels a thread: on_cancel stays empty, and the slot taken until it has returned.
+            # Nothing cancels a thread, only the calls that it waits for; the slot is taken until it has returned.
             self._threads.submit(partial(self._in_thread, incoming, method, deadline))
 
     async def rested(self) -> None:
@@ -198,7 +199,9 @@ class Invoker:
                 return partial(incoming.fail, _GONE)
             if deadline is not None:
                 self._check_deadline(incoming, deadline)
-            _set_request(RequestContext(incoming.meta, deadline, self._replica))
+            request = RequestContext(incoming.meta, deadline, self._replica)
+            _set_request(request)
+            incoming.on_cancel = partial(cancel_calls, request)
             if incoming.flags & HTTP:
                 return self._work_http(incoming, method, context)
             args, kwargs = _decode(incoming.body, incoming.buffers)
@@ -236,6 +239,8 @@ class Invoker:
             )
 
     def _fail(self, incoming: Incoming, error: BaseException) -> None:
+        if incoming.cancelled:
+            cancel_calls(request_variable.get())
         incoming.fail(self._error_of(incoming, error))
 
     def _error_of(self, incoming: Incoming, error: BaseException) -> ErrorInfo:
