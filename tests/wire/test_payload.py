@@ -242,11 +242,12 @@ def test_a_length_near_the_end_of_the_numbers_is_refused() -> None:
 
 def test_a_payload_may_lie_in_a_memoryview() -> None:
     payload = encode({"a": np.arange(5)})
-    frame = b"frame..." + payload.data
+    for before in (b"", b"fra", b"frame..."):
+        arrived = decode(memoryview(before + payload.data)[len(before) :])
 
-    arrived = decode(memoryview(frame)[8:])
-
-    np.testing.assert_array_equal(arrived["a"], np.arange(5))
+        np.testing.assert_array_equal(arrived["a"], np.arange(5))
+        assert arrived["a"].ctypes.data % 16 == 0
+        assert not arrived["a"].flags.writeable
 
 
 # Errors

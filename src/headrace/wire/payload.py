@@ -43,7 +43,7 @@ _WITH_BUFFERS = 1
 _HEAD = struct.Struct("<B3xI")
 _EXTERNAL = 1 << 63
 _MAX_BUFFERS = 1 << 24
-_REFERS = b"\x93"  # STACK_GLOBAL: a stream without it names no class and no function
+_REFERS = 0x93  # STACK_GLOBAL: a stream without it names no class and no function
 _MAIN = b"__main__"
 _COPIED_ARRAY = b"_reconstruct"  # what an array becomes that was copied into the stream
 
@@ -82,6 +82,7 @@ def encode(value: object) -> Payload:
 def decode(data: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
     """The value of a payload; arrays in it are read-only views of `data` and `buffers`, which must not change any more.
 
+    Inline buffers of a memoryview are copied once: a part of a frame is not aligned as they need it.
     Raises ProtocolError when `data` is no payload or does not fit `buffers`, PayloadError when it is one that cannot be
     made into an object here (a module that this process cannot import, an error in a `__setstate__`).
     """
@@ -91,7 +92,7 @@ def decode(data: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
             raise ProtocolError(f"a payload without external buffers came with {len(buffers)}")
         return _load(data, ())
     if first == _WITH_BUFFERS:
-        stream, found = _unpack(memoryview(data).toreadonly(), buffers)
+        stream, found = _unpack(memoryview(bytes(data)), buffers)
         return _load(stream, found)
     raise ProtocolError(f"not a payload: its first byte is {first:#x}" if data else "not a payload: it is empty")
 
