@@ -30,22 +30,15 @@ class Notice(enum.Enum):
     """What a replica knows of the calls that wait here."""
 
     NONE = enum.auto()  # that none waits
-    REFUSED = enum.auto()  # it refused a call of ours just now: it has no room, and is to be told, or forgiven
-    WAITING = enum.auto()  # that some wait: it will offer a slot
-
-
-class Suspect(enum.Enum):
-    """Whether a call that was in flight at a crash may go to a replica: one at a time may."""
-
-    NONE = enum.auto()
-    OURS = enum.auto()  # one of ours is there
-    REFUSED = enum.auto()  # another router's is there, or there was no slot: the replica offers one when it can
+    REFUSED = enum.auto()  # that the call which it refused waits: it will offer a slot
+    WAITING = enum.auto()  # that some wait, and since when: it will offer slots
 
 
 class Replica:
     """A replica as one router knows it. `ours`: calls that this router has there; `others`: those of all others.
 
-    `link` is the shell's own. `others` is what the last reply said, and fades while nothing newer is heard.
+    `others` is what the last reply said, and fades while nothing newer is heard. `suspect`: one of our calls there was
+    in work at a crash. `link` is the shell's own.
     """
 
     __slots__ = ("id", "index", "limit", "link", "notice", "others", "ours", "suspect")
@@ -58,7 +51,7 @@ class Replica:
         self.others = 0
         self.index = -1  # its place among those with room; -1: it has none
         self.notice = Notice.NONE
-        self.suspect = Suspect.NONE
+        self.suspect = False
 
     def __repr__(self) -> str:
         room = "room" if self.index >= 0 else "full"
@@ -162,11 +155,11 @@ class Balancer(Generic[CallT]):
         """The calls that wait and can be sent now, each with its replica, which is booked: room has appeared."""
         pairs: list[tuple[CallT, Replica]] = []
         if self._suspects.count:
-            for replica in [replica for replica in self._open if replica.suspect is Suspect.NONE]:
+            for replica in [replica for replica in self._open if not replica.suspect]:
                 suspect = self._suspects.take()
                 if suspect is None:
                     break
-                replica.suspect = Suspect.OURS
+                replica.suspect = True
                 self._book(replica)
                 pairs.append((suspect, replica))
         while self._open and (call := self._queue.take()) is not None:
@@ -186,7 +179,7 @@ class Balancer(Generic[CallT]):
             self._refresh(replica)
 
     def rejected(self, replica: Replica, load: int) -> None:
-        """The replica had no slot for a call of ours, which has not started: `requeue` it. No more go there for now."""
+        """The replica had no slot for a call of ours, which has not started: `requeue` it. It will offer one."""
         replica.ours -= 1
         replica.others = max(load, replica.limit) - replica.ours
         if replica.notice is Notice.NONE and replica.limit:
@@ -200,13 +193,11 @@ class Balancer(Generic[CallT]):
         The leased call carries `eldest_age_s(now, replica)` as it is right after this.
         """
         replica.others = max(0, load - 1 - replica.ours)
-        if replica.suspect is Suspect.REFUSED:
-            replica.suspect = Suspect.NONE
         call: CallT | None = None
         if replica.limit:
-            if self._suspects.count and replica.suspect is Suspect.NONE:
+            if self._suspects.count and not replica.suspect:
                 call = self._suspects.take()
-                replica.suspect = Suspect.OURS
+                replica.suspect = True
                 self._news = True
             elif self._queue.count:
                 call = self._queue.take()
@@ -214,19 +205,14 @@ class Balancer(Generic[CallT]):
                     self._news = True
         if call is not None:
             replica.ours += 1
-        if not self.waiting_for(replica):
-            replica.notice = Notice.NONE  # the decline, or the age in the leased call, says so
+        if replica.limit:  # the leased call, by the age in it, or the decline, says so
+            replica.notice = Notice.WAITING if self.waiting_for(replica) else Notice.NONE
         self._refresh(replica)
         return call
 
     def suspect_ended(self, replica: Replica) -> None:
-        """The suspect of ours there has ended. Another may go there: send what `drain` gives."""
-        replica.suspect = Suspect.NONE
-        self._news = True
-
-    def suspect_refused(self, replica: Replica) -> None:
-        """The replica rejected a suspect of ours: `quarantine` it. It offers a slot when a suspect may come again."""
-        replica.suspect = Suspect.REFUSED
+        """The suspect of ours there has ended or was rejected. Another may go there: send what `drain` gives."""
+        replica.suspect = False
         self._news = True
 
     # --- what replicas are told ------------------------------------------------------------------------------------
@@ -248,21 +234,20 @@ class Balancer(Generic[CallT]):
                     replica.notice = Notice.WAITING
                     self._refresh(replica)
                     told.append(replica)
-            elif notice is not Notice.NONE:
+            elif notice is Notice.WAITING:
                 replica.notice = Notice.NONE
                 self._refresh(replica)
-                if notice is Notice.WAITING:
-                    told.append(replica)
+                told.append(replica)
         return told
 
     def waiting_for(self, replica: Replica) -> int:
         """How many of the calls that wait could go to this replica."""
-        return self._queue.count + (self._suspects.count > 0 and replica.suspect is Suspect.NONE)
+        return self._queue.count + (self._suspects.count > 0 and not replica.suspect)
 
     def eldest_age_s(self, now: float, replica: Replica | None = None) -> float | None:
         """How long the eldest call has waited (of those that could go to `replica`), in seconds; None: none waits."""
         since = self._queue.since()
-        if self._suspects.count and (replica is None or replica.suspect is Suspect.NONE):
+        if self._suspects.count and (replica is None or not replica.suspect):
             suspect_since = self._suspects.since()
             if since is None or (suspect_since is not None and suspect_since < since):
                 since = suspect_since

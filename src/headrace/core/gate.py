@@ -48,9 +48,7 @@ class Gate(Generic[CallerT]):
         "_heap",
         "_leased",
         "_leases",
-        "_refused",
         "_serial",
-        "_suspect",
         "_waiters",
         "_wanting",
         "lease_s",
@@ -72,8 +70,6 @@ class Gate(Generic[CallerT]):
             deque()
         )  # expiry, whose, its number; in order of expiry
         self._serial = 0
-        self._suspect = False  # a suspect is in work
-        self._refused: dict[CallerT, None] = {}  # callers whose suspect was refused, in order
 
     def __repr__(self) -> str:
         return f"<Gate {self.ongoing}+{self._leased} of {self.limit}, {self._wanting} waiting>"
@@ -83,44 +79,32 @@ class Gate(Generic[CallerT]):
         """Calls in work."""
         return self.load - self._leased
 
-    def enter(
-        self, caller: CallerT, leased: bool, now: float, next_age_s: float | None = None, suspect: bool = False
-    ) -> bool:
-        """Whether the call starts now. False: it was not started and is to be rejected.
+    def enter(self, caller: CallerT, leased: bool, now: float, next_age_s: float | None = None) -> bool:
+        """Whether the call starts now. False: it was not started and is to be rejected; it counts as one that waits.
 
         A leased call uses the caller's oldest lease; where that has ended meanwhile, it is treated as a new call. With
-        a leased call the caller says how long its next call has waited (None: none waits any more). A `suspect` (a call
-        that was in flight at a crash) starts only when no other suspect is in work here; refused, its caller is offered
-        a slot when it may try again. After a leased or a suspect call, send what `offer` gives until it gives None.
+        a leased call the caller says how long its next call has waited (None: none waits any more); send then what
+        `offer` gives, until it gives None.
         """
-        if leased or suspect:
-            return self._enter_special(caller, leased, now, next_age_s, suspect)
+        if leased:
+            return self._enter_leased(caller, now, next_age_s)
         if self.load >= self.limit or self._wanting:
+            self._refuse(self._waiter(caller), now)
             return False
         self.load += 1
         return True
 
-    def leave(self, now: float, suspect: bool = False) -> CallerT | None:
-        """A call ended and frees its slot; `suspect` as it was at `enter`. The caller to offer the slot to, if any."""
+    def leave(self, now: float) -> CallerT | None:
+        """A call ended and frees its slot. The caller to offer the slot to, if any."""
         self.load -= 1
-        if suspect:
-            self._suspect = False
-        if self._wanting or self._refused:
-            return self.offer(now)
-        return None
+        return self.offer(now) if self._wanting else None
 
     def offer(self, now: float) -> CallerT | None:
         """The caller to offer a free slot to now (the lease is booked), or None. That with the eldest call goes first.
 
         A caller that was offered a slot goes behind the others until it says how old its next call is.
         """
-        if self.load >= self.limit:
-            return None
-        if self._refused and not self._suspect:
-            caller = next(iter(self._refused))
-            del self._refused[caller]
-            return self._lease(self._waiter(caller), now)
-        if not self._wanting:
+        if not self._wanting or self.load >= self.limit:
             return None
         heap = self._heap
         while heap[0][2].entry is not heap[0]:
@@ -160,7 +144,6 @@ class Gate(Generic[CallerT]):
 
     def disconnect(self, caller: CallerT, now: float) -> list[CallerT]:
         """The connection is gone, and with it its leases. Its calls in work keep their slots until each leaves."""
-        self._refused.pop(caller, None)
         waiter = self._waiters.pop(caller, None)
         if waiter is not None:
             self._stop_wanting(waiter)
@@ -199,30 +182,25 @@ class Gate(Generic[CallerT]):
         for waiter in self._waiters.values():
             self._stop_wanting(waiter)
             self._end_leases(waiter)
-        self._refused.clear()
 
-    def _enter_special(
-        self, caller: CallerT, leased: bool, now: float, next_age_s: float | None, suspect: bool
-    ) -> bool:
+    def _enter_leased(self, caller: CallerT, now: float, next_age_s: float | None) -> bool:
         waiter = self._waiter(caller)
-        holds_slot = leased and self._answer(waiter)
-        if suspect and self._suspect:
-            started = False
-            self.load -= holds_slot
-        else:
-            started = holds_slot or (self.load < self.limit and not self._wanting)
-            self.load += started and not holds_slot
-        if suspect:
-            if started:
-                self._suspect = True
-            elif self.limit:
-                self._refused[caller] = None
-        if leased and next_age_s is None:
+        started = self._answer(waiter)
+        if not started and self.load < self.limit and not self._wanting:
+            started = True
+            self.load += 1
+        if next_age_s is None:
             self._stop_wanting(waiter)
-        elif leased:
+        else:
             # How many wait is not said, only that one does. Two offers for each one used find out in few round trips.
-            self._want(waiter, max(waiter.wants, 2), now - next_age_s)  # type: ignore[operator]
+            self._want(waiter, max(waiter.wants, 2), now - next_age_s)
+        if not started:
+            self._refuse(waiter, now)
         return started
+
+    def _refuse(self, waiter: _Waiter[CallerT], now: float) -> None:
+        if not waiter.wants:
+            self._want(waiter, 1, now)
 
     def _waiter(self, caller: CallerT) -> _Waiter[CallerT]:
         waiter = self._waiters.get(caller)

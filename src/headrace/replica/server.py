@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.core.gate import Gate
+from headrace.core.turns import Turns
 from headrace.spec.errors import ProtocolError, RequestCancelledError
 from headrace.wire.buffers import Buffers
 from headrace.wire.connection import Connection, Outflow
@@ -45,6 +46,7 @@ from headrace.wire.frames import (
     REJECT,
     RELEASE,
     REPLY,
+    STARTED,
     SUSPECT,
     U32,
     WAITING,
@@ -178,6 +180,13 @@ class Incoming:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
+    # --- the start -------------------------------------------------------------------------------------------------
+
+    def tell_started(self) -> None:
+        """Tell the caller that it starts, before it may take the process down with it."""
+        self._link.send(self._stream, STARTED)
+        self._link._flush()
+
     # --- the body --------------------------------------------------------------------------------------------------
 
     def expect_body(self, whole: bool) -> None:
@@ -256,7 +265,7 @@ class CalleeLink(Connection):
         call = self.calls.pop(stream, None)
         if call is None:
             return  # answered already: `fail` after `end`, say
-        chosen = self.gate.leave(self.loop.time(), bool(call.flags & SUSPECT))
+        chosen = self.gate.leave(self.loop.time())
         if chosen is self:
             flags |= OFFERED
         elif chosen is not None:
@@ -264,6 +273,8 @@ class CalleeLink(Connection):
         if chosen is not None:
             self.server.watch_leases()
         self.send(stream, kind, flags, min(self.gate.load, 0xFFFF), meta, payload)
+        if call.flags & SUSPECT:
+            self.server.end_suspect(call)
         if self.server.draining:
             self.server.check_drained()
 
@@ -276,12 +287,14 @@ class CalleeLink(Connection):
             self.calls[stream] = call
             self.finish(stream, REPLY, 0, b"", b"")
             return
-        chosen = self.gate.leave(self.loop.time(), bool(call.flags & SUSPECT))
+        chosen = self.gate.leave(self.loop.time())
         if chosen is not self:
             self.server.offer(chosen)
         else:
             self.server.watch_leases()
         self.send(stream, FREED, OFFERED if chosen is self else 0, self.load)
+        if call.flags & SUSPECT:
+            self.server.end_suspect(call)
         if self.server.draining:
             self.server.check_drained()
 
@@ -312,28 +325,25 @@ class CalleeLink(Connection):
     def _on_call(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         server = self.server
         now = self.loop.time()
-        if flags & (LEASED | SUSPECT):
-            started = self._enter_special(flags, load, now)
-        else:
-            started = self.gate.enter(self, False, now)
+        started = self._enter_leased(load, now) if flags & LEASED else self.gate.enter(self, False, now)
         if not started:
             self.send(stream, REJECT, load=min(self.gate.load, 0xFFFF))
             return
         try:
             call_meta = _decode_meta(meta)
         except msgspec.MsgspecError as error:
-            server.offer(self.gate.leave(now, bool(flags & SUSPECT)))
+            server.offer(self.gate.leave(now))
             raise ProtocolError(f"not the metadata of a call: {error}") from error
         incoming = self.calls[stream] = Incoming(self, stream, flags, call_meta, payload)
         if flags & (MORE | ARENAS):
             self._start_large(stream, incoming)
+        elif flags & SUSPECT:
+            server.start_suspect(incoming)
         else:
             server.start(incoming)
 
-    def _enter_special(self, flags: int, load: int, now: float) -> bool:
-        leased = bool(flags & LEASED)
-        age = load / 1000 if leased and load != NONE_WAITS else None
-        started = self.gate.enter(self, leased, now, age, bool(flags & SUSPECT))
+    def _enter_leased(self, load: int, now: float) -> bool:
+        started = self.gate.enter(self, True, now, None if load == NONE_WAITS else load / 1000)
         while (chosen := self.gate.offer(now)) is not None:
             self.server.offer(chosen)
         return started
@@ -350,7 +360,10 @@ class CalleeLink(Connection):
     def _start_whole(self, incoming: Incoming) -> None:
         if incoming.flags & ARENAS:
             incoming.body, incoming.buffers = self.buffers.unwrap(bytes(incoming.body))
-        self.server.start(incoming)
+        if incoming.flags & SUSPECT:
+            self.server.start_suspect(incoming)
+        else:
+            self.server.start(incoming)
 
     def _on_data(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         incoming = self.calls.get(stream)
@@ -370,9 +383,12 @@ class CalleeLink(Connection):
             if streaming:
                 self.send(stream, DATA)  # the end of a result that the caller reads no further
             return
+        self._cancel(incoming)
+
+    def _cancel(self, incoming: Incoming) -> None:
         waits_for_body = bool(incoming.flags & MORE) and incoming._whole and not incoming._body_ended
         incoming.cancel()
-        if waits_for_body:
+        if waits_for_body or self.server.suspects.waits(incoming):
             incoming.reply(b"")  # it never started
 
     def _on_waiting(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
@@ -400,7 +416,7 @@ class CalleeLink(Connection):
         self.buffers.close()
         self.server.offer_all(self.gate.disconnect(self, self.loop.time()))
         for incoming in list(self.calls.values()):
-            incoming.cancel()
+            self._cancel(incoming)
 
 
 def call_is_by_handle(incoming: Incoming) -> bool:
@@ -417,6 +433,7 @@ class Server:
         self.replica_id = replica_id
         self.start = start
         self.gate: Gate[CalleeLink] = Gate(limit)
+        self.suspects: Turns[Incoming] = Turns()
         self.links: set[CalleeLink] = set()
         self.draining = False
         self._socket: socket.socket | None = None
@@ -461,6 +478,21 @@ class Server:
             link = CalleeLink(self, sock)
             self.links.add(link)
             link.start()
+
+    def start_suspect(self, incoming: Incoming) -> None:
+        """Start it, or let it wait for its turn in the slot that it has."""
+        if self.suspects.enter(incoming):
+            self._run_suspect(incoming)
+
+    def end_suspect(self, incoming: Incoming) -> None:
+        """A suspect has ended: start the next."""
+        following = self.suspects.leave(incoming)
+        if following is not None:
+            self._run_suspect(following)
+
+    def _run_suspect(self, incoming: Incoming) -> None:
+        incoming.tell_started()
+        self.start(incoming)
 
     def offer(self, chosen: CalleeLink | None) -> None:
         """Tell the router whose turn it is that a slot is held for it."""

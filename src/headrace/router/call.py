@@ -52,6 +52,7 @@ class Call:
     held = False  # its result streams, and it keeps its slot meanwhile
     answered = False  # on_reply has been called: there is no going back
     suspect = False  # it was in work when a replica died
+    started = False  # the replica has said so; of suspects alone
     queued_since: float | None = None
     expiry: asyncio.TimerHandle | None = None
     outflow: Outflow | None = None
@@ -66,8 +67,8 @@ class Call:
         self.method = method
 
     def unstarted(self) -> bool:
-        """The replica cannot have begun with it: it waits for a body of which nothing has left."""
-        return self.outflow is not None and not self.outflow.granted
+        """The replica cannot have begun with it: it waits for its body, or for its turn among suspects."""
+        return (self.outflow is not None and not self.outflow.granted) or (self.suspect and not self.started)
 
     def take_back_body(self) -> bool:
         """Make the body whole again when the replica has taken none of it. False: too late, a part has left."""

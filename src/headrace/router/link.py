@@ -40,6 +40,7 @@ from headrace.wire.frames import (
     REJECT,
     RELEASE,
     REPLY,
+    STARTED,
     WAITING,
     WAITING_COUNTS,
     WITHDRAW,
@@ -107,6 +108,7 @@ class Link(Connection):
         handlers[REPLY] = self._on_reply
         handlers[ERROR] = self._on_error
         handlers[FREED] = self._on_freed
+        handlers[STARTED] = self._on_started
         handlers[DATA] = self._on_data
         handlers[REJECT] = self._on_reject
         handlers[OFFER] = self._on_offer
@@ -279,6 +281,12 @@ class Link(Connection):
             call.on_error(error)
         if self.leaving and not self.calls:
             self.close()
+
+    def _on_started(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        """A suspect has started: if the replica dies now, it may be the cause."""
+        call = self.calls.get(stream)
+        if call is not None:
+            call.started = True
 
     def _on_reject(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         call = self.calls.pop(stream, None)

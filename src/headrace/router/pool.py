@@ -132,6 +132,7 @@ class Pool:
             call.expiry = None
         if call.suspect:
             flags |= SUSPECT
+            call.started = False
         link.call(call, self.router.snapshot.version, flags, next_age_ms)
 
     def _open(self, replica: Replica) -> Link | None:
@@ -273,7 +274,7 @@ class Pool:
         """The replica had no slot: the call, which has not started, waits in its old place."""
         self.balancer.rejected(replica, load)
         if suspect:
-            self.balancer.suspect_refused(replica)
+            self.balancer.suspect_ended(replica)
         if call is not None:
             self._put_back(call)
         self._pump_soon()

@@ -23,7 +23,8 @@ WAITING_COUNTS = struct.Struct("<II")
 
 HELLO, CALL, DATA, REPLY, ERROR, CANCEL, CREDIT, REJECT = 1, 2, 3, 4, 5, 6, 7, 8
 WAITING, WITHDRAW, OFFER, DECLINE, ITEM, ARENA, RELEASE, GOAWAY, FREED = 9, 10, 11, 12, 13, 14, 15, 16, 17
-LAST_KIND = FREED
+STARTED = 18  # the call, a SUSPECT, has started
+LAST_KIND = STARTED
 
 # Flags of CALL, DATA and REPLY.
 MORE = 1  # DATA frames follow on this stream

@@ -1,0 +1,184 @@
+"""Routers and replicas under any interleaving of messages, deaths, broken connections and stalled routers."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from simulated_routing import World
+
+numbers = st.integers(0, 1 << 16)
+
+
+class RoutingMachine(RuleBasedStateMachine):
+    """Nothing is lost, nothing is answered twice, no limit is exceeded, no slot idles that a known call waits for."""
+
+    @initialize(
+        routers=st.integers(1, 3),
+        replicas=st.integers(0, 3),
+        limit=st.integers(1, 3),
+        max_queued=st.sampled_from([-1, 2]),
+        seed=numbers,
+    )
+    def start(self, routers: int, replicas: int, limit: int, max_queued: int, seed: int) -> None:
+        self.world = World(limit, max_queued, seed)
+        for _ in range(replicas):
+            self.world.add_replica()
+        for _ in range(routers):
+            self.world.add_router()
+
+    @rule(n=numbers, count=st.integers(1, 4))
+    def submit(self, n: int, count: int) -> None:
+        router = self.world.routers[n % len(self.world.routers)]
+        if not router.stalled:
+            for _ in range(count):
+                self.world.submit(router)
+
+    @rule(n=numbers)
+    def cancel(self, n: int) -> None:
+        open_calls = [call for call in self.world.calls if not call.outcome and not call.router.stalled]
+        if open_calls:
+            call = open_calls[n % len(open_calls)]
+            call.router.cancel(call)
+
+    @rule(picks=st.lists(numbers, min_size=1, max_size=8), tick=st.booleans())
+    def deliver(self, picks: list[int], tick: bool) -> None:
+        for n in picks:
+            ready = self.world.inboxes()
+            if not ready:
+                break
+            who, connection = ready[n % len(ready)]
+            who.receive(connection)
+        if tick:
+            self.end_ticks()
+
+    @rule()
+    def end_ticks(self) -> None:
+        for router in self.world.routers:
+            if not router.stalled:
+                router.end_tick()
+
+    @rule(n=numbers)
+    def learn(self, n: int) -> None:
+        router = self.world.routers[n % len(self.world.routers)]
+        if router.news and not router.stalled:
+            router.learn()
+
+    @rule(picks=st.lists(numbers, min_size=1, max_size=4))
+    def finish(self, picks: list[int]) -> None:
+        for n in picks:
+            work = [(replica, job) for replica in self.world.replicas for job in replica.running()]
+            if work:
+                replica, job = work[n % len(work)]
+                replica.finish(job)
+
+    @rule(seconds=st.sampled_from([0.0, 0.001, 0.005, 0.010, 0.1]))
+    def advance(self, seconds: float) -> None:
+        self.world.advance(seconds)
+
+    @rule()
+    def add_replica(self) -> None:
+        if len(self.world.replicas) < 4:
+            self.world.add_replica()
+
+    @rule(n=numbers)
+    def kill(self, n: int) -> None:
+        if self.world.replicas:
+            self.world.kill(self.world.replicas[n % len(self.world.replicas)])
+
+    @rule(n=numbers)
+    def disconnect(self, n: int) -> None:
+        connections = [connection for connection in self.world.connections if not connection.broken]
+        if connections:
+            self.world.disconnect(connections[n % len(connections)])
+
+    @rule(n=numbers)
+    def stall(self, n: int) -> None:
+        self.world.routers[n % len(self.world.routers)].stalled = True
+
+    @rule()
+    def resume(self) -> None:
+        for router in self.world.routers:
+            router.stalled = False
+
+    @precondition(lambda self: hasattr(self, "world"))
+    @rule(seed=numbers)
+    def come_to_rest(self, seed: int) -> None:
+        self.world.settle(Random(seed).randrange)
+        self.world.check_at_rest()
+
+    @invariant()
+    def limits_hold(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        self.resume()
+        if not world.replicas:
+            world.add_replica()
+        for _ in range(10_000):
+            world.settle()
+            world.check()
+            world.check_at_rest()
+            work = [(replica, job) for replica in world.replicas for job in replica.running()]
+            if not work:
+                break
+            for replica, job in work:
+                if job in replica.work:
+                    replica.finish(job)
+        for call in world.calls:
+            assert call.outcome, f"{call} was lost"
+        for replica in world.replicas:
+            assert replica.gate.load == 0
+        for router in world.routers:
+            assert not router.balancer.queued
+            for record in router.balancer.replicas.values():
+                assert record.ours == 0
+                assert record.index >= 0, "an idle replica is taken to have room"
+
+
+TestRouting = RoutingMachine.TestCase
+TestRouting.settings = settings(
+    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_one_poisonous_request_fails_alone_whatever_the_order_of_things(seed: int) -> None:
+    random = Random(seed)
+    world = World(limit=random.choice([1, 3, 8]), seed=seed)
+    for _ in range(random.choice([1, 2, 4])):
+        world.add_replica()
+    for _ in range(random.choice([1, 2, 3])):
+        world.add_router()
+    calls = [
+        world.submit(random.choice(world.routers), poisonous=i == 20)
+        for i in range(60)
+    ]  # fmt: skip
+    for _ in range(100_000):
+        for router in world.routers:
+            while router.news:
+                router.learn()
+            router.end_tick()
+        ready = world.inboxes()
+        work = [(replica, job) for replica in world.replicas for job in replica.running()]
+        if not ready and not work:
+            break
+        at = random.randrange(len(ready) + len(work))
+        if at < len(ready):
+            who, connection = ready[at]
+            who.receive(connection)
+        elif (found := work[at - len(ready)])[1].call.poisonous:
+            world.kill(found[0])
+            world.add_replica()
+        else:
+            found[0].finish(found[1])
+        world.check()
+        world.advance(random.choice([0.0, 0.0, 0.001]))
+    assert [call.outcome for call in calls] == ["answered"] * 20 + ["poisonous"] + ["answered"] * 39
