@@ -69,7 +69,7 @@ class InstanceDirectory:
 
     def log(self, process_id: str) -> Path:
         """Where the output of this process lies; what a file name cannot hold becomes `_`."""
-        return self.logs / (re.sub(r"[^A-Za-z0-9_.#@+-]", "_", process_id)[:120].lstrip(".") + ".log")
+        return self.logs / (re.sub(r"[^A-Za-z0-9_.#@+-]|^\.|^$", "_", process_id)[:120] + ".log")
 
     def create(self) -> None:
         """Make the directory and its parts, mode 0700. Raises InstanceError when it is not ours alone to use."""

@@ -137,7 +137,7 @@ class LogFile:
         try:
             if self._descriptor < 0:
                 self._open()
-            elif self._size + len(data) > self._limit_bytes:
+            if self._size and self._size + len(data) > self._limit_bytes:
                 self.close()
                 os.replace(self._path, self._path + ".1")  # noqa: PTH105 - no Path for each write
                 self._open()
