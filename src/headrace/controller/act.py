@@ -38,6 +38,11 @@ LEAVING = frozenset({Phase.RETIRING, Phase.DRAINING, Phase.FAILED, Phase.STOPPIN
 RESOURCES_WAIT_S = 0.2
 
 
+def last_line(error: str) -> str:
+    """The line of a traceback that says what it was."""
+    return error.rstrip().rpartition("\n")[2]
+
+
 class Actor:
     """Carries out actions. `version` tells that of the present snapshot, `wake` has the reconciler look again."""
 
@@ -158,7 +163,10 @@ class Actor:
             return
         wait_s = failures.restarts.fail(now, replica.level, now - replica.launched_at, app.number_wanted(replica.key))
         what = "failed to start" if starting else "failed"
-        logger.error("%s of application %r %s (next try in %g s): %s", replica.id, app.name, what, wait_s, error)
+        # Its whole traceback is in its own log, in the status, and on the terminal of who waits.
+        logger.error(
+            "%s of application %r %s (next try in %g s): %s", replica.id, app.name, what, wait_s, last_line(error)
+        )
         self._waiters.progress(app.name, f"{replica.id} {what}:\n{error}")
 
     def _drain(self, replica: Replica, deadline_s: float, now: float) -> None:
@@ -238,7 +246,7 @@ class Actor:
         self._registry.keep(app)
         goes_on = f"; revision {app.current} goes on serving as before" if app.current else ""
         message = f"application {app.name!r}, revision {app.target}, did not come up{goes_on}: {error}"
-        logger.error("%s", message)
+        logger.error("application %r, revision %d, did not come up: %s", app.name, app.target, last_line(error))
         self._waiters.end_deploy(app.name, Failed(kind, message))
 
     def _settle(self, app: Application) -> None:

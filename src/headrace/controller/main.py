@@ -211,5 +211,9 @@ async def serve() -> int:
 
 def main() -> int:
     """The controller's process. Returns its exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    level = os.environ.get("HEADRACE_LOG_LEVEL", "WARNING").upper()
+    known = level in logging.getLevelNamesMapping()
+    logging.basicConfig(level=level if known else "WARNING", format="%(asctime)s %(levelname)s %(message)s")
+    if not known:
+        logger.warning("HEADRACE_LOG_LEVEL=%r is no level: DEBUG, INFO, WARNING or ERROR would be one", level)
     return asyncio.run(serve())
