@@ -174,8 +174,8 @@ class Bench:
     """A door whose connections have no sockets."""
 
     router: FakeRouter = field(default_factory=FakeRouter)
-    options: HTTPOptions = HTTPOptions()
-    snapshot: Snapshot = snapshot(application("default", "/"))
+    options: HTTPOptions = field(default_factory=HTTPOptions)
+    snapshot: Snapshot = field(default_factory=lambda: snapshot(application("default", "/")))
 
     def __post_init__(self) -> None:
         self.loop = FakeLoop()

@@ -579,7 +579,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _measure_head(self, method: str) -> None:
         """Refuse a head that is whole and too long. Exact, where `_check_size` counts pieces."""
-        size = len(method) + len(self._url) + 12 + sum(len(n) + len(v) + 4 for n, v in self._headers)
+        size = len(method) + len(self._url) + 14 + sum(len(n) + len(v) + 4 for n, v in self._headers)
         if size > self.door.options.max_header_bytes:
             raise Refusal(431, f"the head is longer than {self.door.options.max_header_bytes} bytes")
 
