@@ -339,6 +339,18 @@ def test_large_buffers_arrive_unchanged_and_read_only(tmp_path: Path) -> None:
     in_world(test, tmp_path)
 
 
+def test_the_buffers_of_the_arguments_are_not_those_of_the_result(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        (replica,) = await world.add()
+        for size in (10, 200_000):  # a result in one frame, and in several
+            replica.handle = lambda incoming, size=size: incoming.answer(Payload(bytes(size), []))
+            call = world.ask(b"data", buffers=[memoryview(bytes(300_000))], whole=True)
+            assert await call.outcome() == bytes(size)
+            assert not call.buffers
+
+    in_world(test, tmp_path)
+
+
 def test_a_crash_repeats_what_was_in_work(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         first, second = await world.add(2)

@@ -221,6 +221,8 @@ class Link(Connection):
                 self._large_reply(call, flags, meta, payload)
             else:
                 call.answered = True
+                if call.buffers:
+                    call.buffers = ()  # those of the arguments
                 call.on_reply(flags, meta, payload)
         if self.leaving and not self.calls:
             self.close()
@@ -231,6 +233,7 @@ class Link(Connection):
             call.reply_flags = flags & ~MORE
             return
         call.answered = True
+        call.buffers = ()
         if flags & ARENAS:
             data, call.buffers = self._buffers.unwrap(payload)
             payload = bytes(data)
