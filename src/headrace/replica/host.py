@@ -10,16 +10,19 @@ import asyncio
 import inspect
 import logging
 import os
+import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import headrace
 from headrace.context import ReplicaContext, replica_variable
 from headrace.replica.invoke import Invoker
 from headrace.replica.server import Server
 from headrace.replica.threads import ThreadPool, in_thread
 from headrace.spec.application import DeploymentSpec
-from headrace.spec.errors import HeadraceError, OptionError
+from headrace.spec.errors import HeadraceError, InstanceError, OptionError
 from headrace.spec.status import ReplicaState
 from headrace.wire.code import load_code, unpack_arguments
 from headrace.wire.control import HostReplica, ReplicaReport
@@ -27,6 +30,7 @@ from headrace.wire.payload import traceback_text
 
 log = logging.getLogger("headrace.replica")
 
+_PACKAGE = f"{Path(headrace.__file__).parent}/"
 UNWIND_S = 0.5  # what cancelled calls have to come to an end
 DESTROY_S = 1.0  # what a destructor has when the drain took all of its time
 
@@ -205,7 +209,10 @@ class HostedReplica:
         self._threads = ThreadPool(loop, limit)
         self._invoker = Invoker(loop, self.context.servable_object, self.context, self._threads)
         self._server = Server(loop, self.order.replica_id, limit, self._invoker.start)
-        await self._server.listen(self.order.address)
+        try:
+            await self._server.listen(self.order.address)
+        except OSError as error:
+            raise InstanceError(f"the replica cannot listen on {self.order.address}: {error}") from error
 
     # ---- changing
 
@@ -242,10 +249,11 @@ class HostedReplica:
         await _call(partial(method, config), method, "reconfigure")
 
     def _fail(self, error: BaseException) -> None:
-        if isinstance(error, HeadraceError) and error.__cause__ is None and error.__context__ is None:
-            self.error = f"{type(error).__name__}: {error}"
-        else:
+        if _is_of_user_code(error):
             self.error = traceback_text(error).rstrip()
+        else:
+            # Our own frames say nothing to the user: wrong arguments, a module that is not there.
+            self.error = f"{type(error).__name__}: {error}"
         log.error("replica %s failed:\n%s", self.order.replica_id, self.error)
         self._become(ReplicaState.FAILED)
 
@@ -277,6 +285,7 @@ class HostedReplica:
         """Cancel what is left, and let it unwind."""
         if self._server is None or self._invoker is None:
             return
+        self._server.drain()  # it may not have come to that
         self._server.close()
         self._invoker.cancel_background()
         try:
@@ -322,6 +331,11 @@ async def _call(work: Callable[[], Any], method: Callable[..., Any], name: str) 
     result = await in_thread(work, name)
     if inspect.isawaitable(result):
         await result
+
+
+def _is_of_user_code(error: BaseException) -> bool:
+    """Whether the error was raised by code that is not Headrace's own."""
+    return any(not frame.f_code.co_filename.startswith(_PACKAGE) for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _disarm(instance: object) -> None:
