@@ -144,7 +144,7 @@ class Transport:
         return self.unsent
 
     def get_extra_info(self, name: str) -> Any:
-        return ("127.0.0.1", 1000 if name == "peername" else 8000)
+        return {"peername": ("127.0.0.1", 1000), "sockname": ("127.0.0.1", 8000)}.get(name)
 
     def take(self) -> bytes:
         """What was written since the last time."""

@@ -475,6 +475,7 @@ class ClientConnection(asyncio.Protocol):
         if pause != self._reading_paused:
             self._reading_paused = pause
             if pause:
+                self._memo_size = -1
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()

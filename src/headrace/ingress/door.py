@@ -141,6 +141,7 @@ class Door:
             except TimeoutError:
                 for connection in list(self.connections):
                     connection.transport.abort()
+                await self._empty.wait()
         self.stop()
 
     def stop(self) -> None:

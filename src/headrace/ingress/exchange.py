@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 from headrace.ingress.request import Refusal, RequestHead
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from headrace.ingress.connection import ClientConnection
 
 log = logging.getLogger("headrace.ingress")
+
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all: closing resets the connection
 
 # Errors of a nested call that say something about load or time, and not that the handler is wrong.
 PASSED_ON = frozenset({408, 429, 502, 503, 504})
@@ -197,6 +201,9 @@ class Exchange(Call):
         self.over = True
         if self.until_close:
             # Here the end of the connection is the end of the body: only a reset tells.
+            sock = self.connection.transport.get_extra_info("socket")
+            if sock is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self.connection.transport.abort()
         else:
             self.connection.transport.close()

@@ -1,0 +1,373 @@
+"""Limits in time, on a clock that the test owns; and the end of an ingress, which loses no request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+from door_harness import HTTP, Bench, FakeRouter, application, keep, parse_responses, run, site, snapshot
+
+from headrace.engine.directory import InstanceDirectory, write_snapshot
+from headrace.spec.config import HTTPOptions
+from headrace.wire.channel import ControlChannel
+from headrace.wire.control import Hello, IngressReport, Message, SnapshotAck, SnapshotMessage, Subscribe
+
+GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
+LIMITS = HTTPOptions(
+    keep_alive_timeout_s=10, header_timeout_s=5, body_timeout_s=7, request_timeout_s=30, drain_timeout_s=20
+)
+
+
+def test_an_idle_connection_is_closed_without_a_word():
+    bench = Bench(options=LIMITS)
+    connection, transport = bench.connect()
+    connection.data_received(GET)
+    transport.take()
+    bench.pass_time(9)
+    assert not transport.closed
+    connection.data_received(GET)
+    bench.pass_time(9)
+    assert not transport.closed
+    transport.take()
+    bench.pass_time(2)
+    assert transport.closed
+    assert not transport.written
+
+
+def test_a_connection_that_never_asks_goes_sooner():
+    bench = Bench(options=LIMITS)
+    _, transport = bench.connect()
+    bench.pass_time(4)
+    assert not transport.closed
+    bench.pass_time(2)
+    assert transport.closed
+
+
+def test_a_head_that_trickles_is_given_up():
+    bench = Bench(options=LIMITS)
+    connection, transport = bench.connect()
+    for byte in GET[:-1]:
+        connection.data_received(bytes([byte]))
+        bench.pass_time(0.25)
+        if transport.ended:
+            break
+    (response,) = parse_responses(bytes(transport.written))
+    assert response.status == 408
+    assert 1004.5 <= bench.loop.now <= 1006
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_body_that_does_not_come_is_given_up(streams: bool):
+    bench = Bench(options=LIMITS, router=FakeRouter(handler=keep))
+    connection, transport = bench.connect()
+    size = 500_000 if streams else 50_000
+    connection.data_received(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size)
+    for _ in range(6):
+        connection.data_received(b"x" * 2000)
+        bench.pass_time(5)
+    if streams:
+        connection.data_received(b"x" * 100_000)
+    assert not transport.ended
+    # Single bytes are no progress.
+    for _ in range(10):
+        connection.data_received(b"x")
+        bench.pass_time(1)
+    (response,) = parse_responses(bytes(transport.written))
+    assert (response.status, transport.ended) == (408, True)
+    assert bench.router.cancelled == bench.router.calls
+    assert len(bench.router.calls) == int(streams)
+    bench.pass_time(6)
+    assert transport.aborted
+
+
+def test_a_request_that_takes_too_long_is_cancelled_and_the_connection_goes_on():
+    bench = Bench(options=LIMITS, router=FakeRouter(handler=keep))
+    connection, transport = bench.connect()
+    connection.data_received(GET + GET)
+    bench.pass_time(29)
+    assert not transport.written
+    bench.pass_time(2)
+    (response,) = parse_responses(transport.take())
+    assert response.status == 408
+    first, second = bench.router.calls
+    assert bench.router.cancelled == [first]
+    second.on_reply(HTTP, b"", b"in time")
+    assert parse_responses(transport.take())[0].body == b"in time"
+
+
+def test_a_head_that_repeats_has_its_deadline_too():
+    bench = Bench(options=LIMITS, router=FakeRouter(handler=lambda r, call: call.on_reply(HTTP, b"", b"")))
+    connection, _ = bench.connect()
+    for _ in range(3):
+        connection.data_received(GET)
+        bench.loop.now += 1
+    assert [call.deadline for call in bench.router.calls] == [1030, 1031, 1032]
+
+
+def test_a_request_may_ask_for_a_shorter_time_and_not_for_a_longer_one():
+    bench = Bench(options=LIMITS, router=FakeRouter(handler=keep))
+    connection, transport = bench.connect()
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\nX-Request-Timeout-Seconds: 0.5\r\n\r\n")
+    expire = bench.router.calls[0].expire
+    assert (1000.5, expire) in bench.loop.timers
+    bench.loop.now = 1000.5
+    expire()
+    assert parse_responses(transport.take())[0].status == 408
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\nX-Request-Timeout-Seconds: 500\r\n\r\n")
+    assert bench.router.calls[1].deadline == 1030.5
+    expire()
+    assert not transport.written
+
+
+def test_a_request_in_work_outlives_the_idle_limit():
+    options = HTTPOptions(keep_alive_timeout_s=10)
+    bench = Bench(options=options, router=FakeRouter(handler=keep))
+    connection, transport = bench.connect()
+    connection.data_received(GET)
+    bench.pass_time(1000)
+    bench.router.calls[0].on_reply(HTTP, b"", b"late")
+    bench.pass_time(5)
+    assert not transport.closed
+    bench.pass_time(7)
+    assert transport.closed
+    assert connection.idle
+
+
+def test_a_client_that_does_not_read_is_given_up_and_one_that_reads_slowly_is_not():
+    bench = Bench(options=LIMITS, router=FakeRouter(handler=keep))
+    connection, transport = bench.connect()
+    connection.data_received(GET)
+    bench.router.calls[0].on_reply(HTTP, b"", b"x" * 1000)
+    transport.unsent = 1000
+    connection.pause_writing()
+    for _ in range(20):
+        bench.pass_time(5)
+        transport.unsent -= 1
+    assert not transport.aborted
+    bench.pass_time(10)
+    assert transport.aborted
+
+
+def test_the_sweep_looks_often_enough_for_the_shortest_limit():
+    assert Bench().door.sweep_interval_s() == 1.0
+    assert Bench(options=HTTPOptions(header_timeout_s=2)).door.sweep_interval_s() == 0.2
+    assert Bench(options=HTTPOptions(request_timeout_s=0.01)).door.sweep_interval_s() == 0.05
+
+
+def test_no_timer_runs_while_there_are_no_connections():
+    async def main():
+        async with site(options=HTTPOptions(header_timeout_s=0.5)) as s:
+            assert s.door._timer is None
+            client = await s.connect()
+            await client.send(GET)
+            await client.response()
+            assert s.door._timer is not None
+            client.writer.close()
+            await s.until(lambda: s.door._timer is None)
+
+    run(main())
+
+
+# --- the end -------------------------------------------------------------------------------------------------------
+
+
+def test_a_drain_answers_what_is_in_work_and_what_idle_clients_still_ask():
+    async def main():
+        router = FakeRouter(handler=keep)
+        async with site(router, HTTPOptions(header_timeout_s=1)) as s:
+            busy, idle, late = await s.connect(), await s.connect(), await s.connect()
+            await busy.send(GET)
+            await s.until(lambda: len(router.calls) == 1 and len(s.door.connections) == 3)
+            draining = asyncio.ensure_future(s.door.drain(10))
+            await s.until(lambda: s.door.draining)
+            await late.send(GET)
+            await s.until(lambda: len(router.calls) == 2)
+            for call in router.calls:
+                call.on_reply(HTTP, b"", b"done")
+            for client in (busy, late):
+                response = await client.response()
+                assert (response.body, response.headers["connection"]) == (b"done", "close")
+                assert await client.rest() == b""
+            assert await idle.rest() == b""
+            await draining
+            for client in (busy, late, idle):
+                client.writer.close()
+
+    run(main())
+
+
+def test_a_drain_that_takes_too_long_is_cut_off():
+    async def main():
+        router = FakeRouter(handler=keep)
+        async with site(router) as s:
+            client = await s.connect()
+            await client.send(GET)
+            await s.until(lambda: len(router.calls) == 1)
+            await s.door.drain(0.05)
+            assert router.cancelled == router.calls
+            assert await client.rest() == b""
+            client.writer.close()
+
+    run(main())
+
+
+def test_connections_that_wait_to_be_accepted_when_the_listener_leaves_are_served():
+    async def main():
+        async with site() as s:
+            # Blocking, so that the loop accepts none of them before it leaves.
+            waiting = [socket.create_connection(("127.0.0.1", s.listener.port)) for _ in range(20)]
+            await s.listener.leave()
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", s.listener.port))
+            assert len(s.door.connections) == 20
+            for sock in waiting:
+                reader, writer = await asyncio.open_connection(sock=sock)
+                writer.write(GET)
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+                writer.close()
+
+    run(main())
+
+
+# --- the process ---------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Controller:
+    """Takes one ingress's connection and notes what it says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.heard: list[Message] = []
+
+    async def open(self) -> None:
+        def received(channel: ControlChannel, message: Message) -> None:
+            self.heard.append(message)
+            if isinstance(message, Hello):
+                channel.send(Hello(role="controller", id="controller", pid=os.getpid()))
+            if isinstance(message, Subscribe):
+                known = snapshot(application("default", "/"), application("second", "/second"), version=7)
+                channel.send(SnapshotMessage(known))
+
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_unix_server(lambda: ControlChannel(received, lambda channel: None), self.path)
+
+    def heard_all(self, *kinds: type) -> bool:
+        return all(any(isinstance(message, kind) for message in self.heard) for kind in kinds)
+
+
+def start_process(directory: InstanceDirectory, number: int = 0, **options: object) -> tuple[subprocess.Popen, int]:
+    """An ingress process with these HTTP options, and the write end of its lifeline."""
+    read_end, write_end = os.pipe()
+    environment = os.environ | {
+        "HEADRACE_PROCESS_ID": f"ingress#{number}",
+        "HEADRACE_RUNTIME_DIR": str(directory.path),
+        "HEADRACE_INSTANCE": "default",
+        "HEADRACE_LIFELINE_FD": str(read_end),
+        "HEADRACE_HTTP_OPTIONS": msgspec.json.encode(options).decode(),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "headrace.ingress"],
+        env=environment,
+        pass_fds=(read_end,),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(read_end)
+    return process, write_end
+
+
+async def answered(client: httpx.AsyncClient, path: str, **expected: object) -> httpx.Response:
+    while True:
+        try:
+            response = await client.get(path)
+        except httpx.TransportError:
+            await asyncio.sleep(0.01)
+            continue
+        if all(getattr(response, name) == value for name, value in expected.items()):
+            return response
+        await asyncio.sleep(0.01)
+
+
+def test_the_process_serves_from_the_snapshot_on_disk_reports_to_a_controller_and_drains(tmp_path: Path):
+    async def main():
+        directory = InstanceDirectory(tmp_path / "i")
+        directory.create()
+        write_snapshot(directory, snapshot(application("default", "/")))
+        port = free_port()
+        process, lifeline = start_process(directory, port=port)
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                await answered(client, "/-/healthz", text="success")
+                assert (await client.get("/-/routes")).json() == {"/": "default"}
+                controller = Controller(directory.control_socket)
+                await controller.open()
+                await answered(client, "/-/routes", text='{"/":"default","/second":"second"}')
+                while not controller.heard_all(Subscribe, SnapshotAck, IngressReport):
+                    await asyncio.sleep(0.01)
+                reports = [m for m in controller.heard if isinstance(m, IngressReport)]
+                assert reports == [
+                    IngressReport(ingress_id="ingress#0", pid=process.pid, host="127.0.0.1", port=port, draining=False)
+                ]
+                assert [m.version for m in controller.heard if isinstance(m, SnapshotAck)] == [7]
+                process.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(process.wait, 15) == 0
+                assert [m.draining for m in controller.heard if isinstance(m, IngressReport)] == [False, True]
+                controller.server.close()
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+            os.close(lifeline)
+
+    run(main())
+
+
+def test_two_processes_share_the_port_and_end_with_their_keeper(tmp_path: Path):
+    async def main():
+        directory = InstanceDirectory(tmp_path / "i")
+        directory.create()
+        write_snapshot(directory, snapshot(application("default", "/")))
+        port = free_port()
+        started = [start_process(directory, number, port=port) for number in range(2)]
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                await answered(client, "/-/healthz", text="success")
+            for _, lifeline in started:
+                os.close(lifeline)
+            for process, _ in started:
+                assert await asyncio.to_thread(process.wait, 10) == 0
+        finally:
+            for process, _ in started:
+                process.kill()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"prt": 1}, "did you mean 'port'"),
+        ({"host": "no.such.host.invalid"}, "no.such.host.invalid"),
+        ({"port": -1}, "port=-1"),
+    ],
+)
+def test_a_process_that_cannot_start_says_why_in_one_line(tmp_path: Path, options: dict[str, object], told: str):
+    process, lifeline = start_process(InstanceDirectory(tmp_path), **options)
+    os.close(lifeline)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert told in error
+    assert "Traceback" not in error
