@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ class Echo:
 
     def block(self) -> str:
         EVENTS.append("blocks")
+        print("begun")
         RELEASE.wait(30)
         return "released"
 
@@ -49,8 +52,18 @@ class Echo:
             await asyncio.sleep(0.001)
         return "released"
 
+    async def spin(self) -> None:
+        print("begun")
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            pass
+
     def crash(self) -> None:
-        os.kill(os.getpid(), 11)
+        ctypes.string_at(0)
+
+    def linger(self) -> None:
+        threading.Thread(target=RELEASE.wait, args=(30,), daemon=False).start()
+        print("begun")
 
     def nested(self) -> None:
         self._deeper()

@@ -72,6 +72,7 @@ async def serve() -> int:
     try:
         return await worker.run()
     finally:
+        exit_regardless_after(0.0)  # threads of the user that linger do not keep the process
         await router.close()
 
 
@@ -119,23 +120,26 @@ def exit_now() -> None:
 
 
 def watch_lifeline(loop: asyncio.AbstractEventLoop, worker: Worker) -> None:
-    """Drain when the keeper is gone: the write end of the lifeline is its alone."""
+    """Drain when the keeper is gone: the write end of the lifeline is its alone.
+
+    In a thread, so that a loop which user code has stalled does not keep the process alive either.
+    """
     text = os.environ.get("HEADRACE_LIFELINE_FD")
     if not text:
         return
     descriptor = int(text)
     os.set_inheritable(descriptor, False)
-    os.set_blocking(descriptor, False)
+    os.set_blocking(descriptor, True)
 
-    def readable() -> None:
-        with contextlib.suppress(BlockingIOError):
-            if os.read(descriptor, 64):
-                return
-            loop.remove_reader(descriptor)
-            log.warning("the keeper is gone: this replica ends")
-            worker.stop(ORPHAN_DRAIN_S)
+    def watch() -> None:
+        while os.read(descriptor, 64):
+            pass
+        log.warning("the keeper is gone: this replica ends")
+        exit_regardless_after(ORPHAN_DRAIN_S)
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            loop.call_soon_threadsafe(worker.stop, ORPHAN_DRAIN_S)
 
-    loop.add_reader(descriptor, readable)
+    threading.Thread(target=watch, name="headrace-lifeline", daemon=True).start()
 
 
 def show_output_at_once() -> None:

@@ -1,0 +1,264 @@
+"""The worker as a process of its own: `python -m headrace.replica`, with its lifeline, its signals and its output."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+from control_peer import ControlPeer
+from fake_incoming import run
+from hosting import S, order_of, short_directory, snapshot_of, spec_of
+
+from headrace import runtime
+from headrace.handle import DeploymentHandle
+from headrace.router import Router
+from headrace.runtime import Runtime
+from headrace.spec.application import DeploymentSpec, Environment, PickledCode
+from headrace.spec.errors import ReplicaDiedError
+from headrace.wire.control import DrainReplica, Hello, HostReplica, ReplicaReport, SnapshotMessage
+
+HERE = Path(__file__).parent
+
+
+class Process:
+    """A worker process, what plays its controller, and a way to call its replica."""
+
+    def __init__(self, directory: Path, spec: DeploymentSpec, environment: Environment | None = None) -> None:
+        self.peer = ControlPeer(directory / "control.sock")
+        environment = environment or Environment(sys_path=(str(HERE), *sys.path))
+        self.order: HostReplica = order_of(directory, spec, environment=environment)
+        self.handle = DeploymentHandle(spec.name, "shop")
+        self.output = ""
+        self.lifeline = -1
+        self.child: Any = None
+
+    async def start(self) -> None:
+        await self.peer.start()
+        lifeline, self.lifeline = os.pipe()
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HEADRACE_INSTANCE": "default",
+            "HEADRACE_RUNTIME_DIR": str(self.peer.path.parent),
+            "HEADRACE_PROCESS_ID": f"{self.order.replica_id}@shop",
+            "HEADRACE_LIFELINE_FD": str(lifeline),
+        }
+        self.child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "headrace.replica", env=environment, pass_fds=[lifeline], cwd="/",
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        os.close(lifeline)
+        await self.peer.until(lambda: self.peer.of(Hello))
+
+    async def host(self) -> None:
+        self.peer.channels[-1].send(self.order)
+
+    async def until_reported(self, state: S) -> ReplicaReport:
+        await self.peer.until(lambda: state in [r.state for r in self.peer.of(ReplicaReport)])  # type: ignore[attr-defined]
+        return self.peer.of(ReplicaReport)[-1]  # type: ignore[return-value]
+
+    async def exit_code(self) -> int:
+        out, _ = await self.child.communicate()
+        self.output = out.decode()
+        return int(self.child.returncode)
+
+    async def until_printed(self, text: str) -> None:
+        while text not in self.output:
+            line = await self.child.stdout.readline()
+            assert line, self.output
+            self.output += line.decode()
+
+
+@contextlib.asynccontextmanager
+async def worker(spec: DeploymentSpec, environment: Environment | None = None) -> AsyncIterator[Process]:
+    loop = asyncio.get_running_loop()
+    with short_directory() as directory:
+        process = Process(directory, spec, environment)
+        router = Router(loop, "test")
+        runtime.install(Runtime(router, loop, threading.get_ident()))
+        router.update(snapshot_of(process.order))
+        await process.start()
+        try:
+            await process.host()
+            yield process
+        finally:
+            if process.child.returncode is None:
+                process.child.kill()
+                await process.child.communicate()
+            os.close(process.lifeline)
+            await router.close()
+            runtime.install(None)
+            await process.peer.stop()
+
+
+def once(**options: Any) -> DeploymentSpec:
+    return spec_of("Echo", options={"repeatable": False, **options})
+
+
+def test_it_hosts_in_the_place_where_the_application_was_built() -> None:
+    async def check() -> None:
+        environment = Environment(
+            sys_path=(str(HERE), "/nowhere", *sys.path),
+            cwd=str(HERE.parent),
+            variables={"DEPLOYED_VARIABLE": "x", "HEADRACE_PROCESS_ID": "not this"},
+        )
+        async with worker(once(environment={"DEPLOYED_OWN": "y"}), environment) as process:
+            report = await process.until_reported(S.RUNNING)
+            seen = await process.handle.process.remote()
+            assert seen["pid"] == report.pid == process.child.pid
+            assert seen["cwd"] == str(HERE.parent)
+            assert seen["path"][: len(sys.path) + 2] == [str(HERE), "/nowhere", *sys.path]
+            assert "/" not in seen["path"]  # where the process was started
+            assert (seen["variable"], seen["own"]) == ("x", "y")
+
+    run(check())
+
+
+def test_code_of_main_runs_there() -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec("class Model:\n    async def __call__(self, x):\n        return x * 2\n", namespace)
+    spec = spec_of(PickledCode(cloudpickle.dumps(namespace["Model"])))
+
+    async def check() -> None:
+        async with worker(spec) as process:
+            await process.until_reported(S.RUNNING)
+            assert await process.handle.remote("ab") == "abab"
+
+    run(check())
+
+
+def test_drained_it_ends_well() -> None:
+    async def check() -> None:
+        async with worker(once()) as process:
+            await process.until_reported(S.RUNNING)
+            process.peer.channels[-1].send(DrainReplica(process.order.replica_id, 10.0))
+            await process.until_reported(S.STOPPED)
+            assert await process.exit_code() == 0
+
+    run(check())
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "lifeline"])
+def test_it_drains_when_it_is_terminated_and_when_its_keeper_is_gone(how: str) -> None:
+    async def check() -> None:
+        async with worker(once()) as process:
+            await process.until_reported(S.RUNNING)
+            process.child.send_signal(signal.SIGINT)  # the keeper's to decide on
+            if how == "SIGTERM":
+                process.child.send_signal(signal.SIGTERM)
+            else:
+                os.close(process.lifeline)
+                process.lifeline = os.open("/dev/null", os.O_RDONLY)
+            await process.until_reported(S.STOPPED)
+            assert await process.exit_code() == 0
+            assert ("the keeper is gone" in process.output) == (how == "lifeline")
+
+    run(check())
+
+
+def test_at_the_end_of_the_drain_it_exits_though_a_call_is_stuck_in_a_thread() -> None:
+    async def check() -> None:
+        async with worker(once()) as process:
+            await process.until_reported(S.RUNNING)
+            call = process.handle.block.remote()
+            await process.until_printed("begun")
+            process.peer.channels[-1].send(DrainReplica(process.order.replica_id, 0.0))
+            with pytest.raises(ReplicaDiedError):
+                await call
+            assert await process.exit_code() == 0
+            assert "left 1 calls behind" in process.output
+
+    run(check())
+
+
+def test_a_thread_of_the_user_that_lingers_does_not_keep_it() -> None:
+    async def check() -> None:
+        async with worker(once()) as process:
+            await process.until_reported(S.RUNNING)
+            await process.handle.linger.remote()
+            process.peer.channels[-1].send(DrainReplica(process.order.replica_id, 60.0))
+            assert await process.exit_code() == 1
+            assert "exits as it is" in process.output
+
+    run(check())
+
+
+def test_a_coroutine_that_never_yields_does_not_outlive_the_keeper_for_long() -> None:
+    async def check() -> None:
+        async with worker(once()) as process:
+            await process.until_reported(S.RUNNING)
+            call = process.handle.spin.remote()
+            await process.until_printed("begun")
+            os.close(process.lifeline)
+            process.lifeline = os.open("/dev/null", os.O_RDONLY)
+            with pytest.raises(ReplicaDiedError):
+                await call
+            assert await process.exit_code() == 1
+
+    run(check())
+
+
+def test_a_start_that_fails_is_reported_and_printed() -> None:
+    async def check() -> None:
+        async with worker(spec_of("Fails")) as process:
+            report = await process.until_reported(S.FAILED)
+            assert "ValueError: no such model: weights.bin" in report.error
+            await process.until_printed("ValueError: no such model: weights.bin")
+            assert process.child.returncode is None
+
+    run(check())
+
+
+def test_a_place_that_is_gone_fails_the_replica() -> None:
+    async def check() -> None:
+        async with worker(once(), Environment(sys_path=tuple(sys.path), cwd="/no/such/place")) as process:
+            report = await process.until_reported(S.FAILED)
+            assert "cannot enter '/no/such/place'" in report.error
+
+    run(check())
+
+
+def test_a_crash_tells_where_it_happened() -> None:
+    async def check() -> None:
+        async with worker(once()) as process:
+            await process.until_reported(S.RUNNING)
+            with pytest.raises(ReplicaDiedError):
+                await process.handle.crash.remote()
+            assert await process.exit_code() == -signal.SIGSEGV
+            assert "Fatal Python error: Segmentation fault" in process.output
+            assert "in crash" in process.output
+
+    run(check())
+
+
+def test_an_error_of_a_call_is_printed_with_its_request_and_the_replica_lives() -> None:
+    async def check() -> None:
+        async with worker(once()) as process:
+            await process.until_reported(S.RUNNING)
+            with pytest.raises(LookupError):
+                await process.handle.nested.remote()
+            await process.until_printed("LookupError: found nothing")
+            assert "Echo.nested raised LookupError" in process.output
+            assert await process.handle.add.remote(1, 2) == 3
+
+    run(check())
+
+
+def test_a_handle_inside_goes_by_the_snapshots_that_come_in() -> None:
+    async def check() -> None:
+        from hosting import Bound
+
+        async with worker(spec_of("Echo", other=Bound("Echo"))) as process:
+            await process.until_reported(S.RUNNING)
+            process.peer.channels[-1].send(SnapshotMessage(snapshot_of(process.order, version=3)))
+            assert await process.handle.forward.remote(4) == 8
+
+    run(check())
