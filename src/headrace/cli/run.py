@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
@@ -24,6 +25,12 @@ from headrace.spec.names import checked_name, checked_route_prefix, split_import
 from headrace.wire.report import Failure, Line, Ready, read
 
 BUILDER = "builder"
+_TOLD = re.compile("failed to start|did not come up")  # the builder's reports tell the same
+_STOPPING = {
+    "SIGINT": "stopping (Ctrl-C again: at once)",
+    "SIGTERM": "stopping, as SIGTERM says",
+    "asked by the controller": "stopping, as headrace shutdown says",
+}
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -113,6 +120,7 @@ class Screen:
         self.style = style
         self.failure_shown = False
         self.stopping = False
+        self._ready = False
         self._target = target
         self._started = started
 
@@ -128,17 +136,27 @@ class Screen:
                 self._report(event)
                 return
         if process_id == "keeper":
-            self.stopping = self.stopping or "stopping" in line
-            self._write(self.style.dim(line))
+            self._keeper(line)
+            return
+        if process_id == "controller" and not self._ready and _TOLD.search(line):
             return
         name = self._target.partition(":")[0] if process_id == BUILDER else shown_name(process_id)
         self._write(f"{self.style.process(name)} | {line}")
 
+    def _keeper(self, line: str) -> None:
+        if not self.stopping and line.endswith(": stopping"):
+            self.stopping = True
+            self._write(self.style.dim(_STOPPING.get(line.partition(":")[0], line)))
+        else:
+            self._write(self.style.dim(line))
+
     def _report(self, event: Line | Ready | Failure) -> None:
         match event:
             case Line(text=text):
-                self._write(self.style.dim(f"{self._elapsed()}  {text}"))
+                # A replica prints its own traceback, and a deploy that fails brings the last one.
+                self._write(self.style.dim(f"{self._elapsed()}  {gist(text)}"))
             case Ready(app=app, address=address, route_prefix=prefix):
+                self._ready = True
                 self._write(self.style.good(f"ready in {self._elapsed()}") + f"  {_place(app, address, prefix)}")
             case Failure(text=text, traceback=traceback):
                 self.failure_shown = True
@@ -159,6 +177,14 @@ class Screen:
                 data = data[os.write(1, data) :]
         except OSError:
             return  # the terminal is gone; the instance's logs have what is printed
+
+
+def gist(text: str) -> str:
+    """The first line, and of a traceback under it the last: what was raised."""
+    first, _, rest = text.strip().partition("\n")
+    if rest.startswith("Traceback "):
+        return f"{first} {rest.rpartition(chr(10))[2]}"
+    return f"{first} {rest.partition(chr(10))[0]}" if first.endswith(":") else first
 
 
 def _place(app: str, address: str, prefix: str | None) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -128,6 +129,7 @@ def run_many(
     has taken them on.
     """
     _check_distinct(targets)
+    _warn_ignored("controller_options", _controller_options)
     for target in targets:
         _warn_ignored("logging_config", target.logging_config)
         if target.external_scaler_enabled:
@@ -135,18 +137,19 @@ def run_many(
     specs = [build(resolve_target(t.target), t.name, t.route_prefix) for t in targets]
     tie = driver()
     owned = tie.start()
+    http = _HttpStart(tie)
     try:
-        if not runtimes.in_instance():
-            start(controller_options=_controller_options)
+        http.begin()
         for spec in specs:
             answer = tie.ask(Deploy(spec, wait=wait_for_applications_running), on_progress=logger.info)
             if isinstance(answer, Deployed):
                 logger.info("application %s is ready (revision %d)", spec.name, answer.revision)
+        http.finish()
         if runtimes.installed() is not None and wait_for_applications_running:
             runtimes.current().adopt(tie.snapshot())
         if blocking:
             _block(tie, [spec.name for spec in specs], owned or tie.keeper is not None)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InstanceError):
         if owned:
             tie.shutdown()
         raise
@@ -269,6 +272,33 @@ def _start_http(tie: Driver, options: HTTPOptions | None) -> None:
             _warn_differs(tie.http, options)
     elif options is not None and options != tie.http:
         _warn_differs(tie.http, options)
+
+
+class _HttpStart:
+    """Starts HTTP in a thread of its own, so that its process comes up beside the replicas. Not inside of a replica."""
+
+    def __init__(self, tie: Driver) -> None:
+        self._tie = tie
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="headrace-start-http", daemon=True)
+
+    def begin(self) -> None:
+        """Start, unless this process is one of the instance's own: then HTTP is not its to decide."""
+        if not runtimes.in_instance():
+            self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            _start_http(self._tie, None)
+        except Exception as error:  # the top of the thread: `finish` raises it where the user is
+            self._failure = error
+
+    def finish(self) -> None:
+        """Wait until HTTP is there. Raises what kept it from starting."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._failure is not None:
+            raise self._failure
 
 
 def _warn_differs(running: HTTPOptions, asked: HTTPOptions) -> None:

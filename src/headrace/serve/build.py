@@ -42,9 +42,6 @@ class Builder:
             arguments.target, dict(pair.split("=", 1) for pair in arguments.arguments), arguments.app_dir
         )
         spec = build(app, arguments.name, arguments.route_prefix)
-        for deployment in spec.deployments:
-            count = deployment.options.num_replicas
-            self._report(Line(f"starting {deployment.name}: {count} replica{'s' if count != 1 else ''}"))
         answer = driver().ask(Deploy(spec), on_progress=lambda line: self._report(Line(line)))
         http.join()
         if self._http_failure is not None:

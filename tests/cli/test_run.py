@@ -1,0 +1,234 @@
+"""`headrace run` as a user has it: real processes, real sockets, what the terminal shows."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import urllib.request
+
+import pytest
+
+HEADRACE = (sys.executable, "-m", "headrace.cli")
+PATIENCE_S = 40
+
+APP = """
+    import os
+    from headrace import serve
+
+    print("imported by", os.environ.get("HEADRACE_PROCESS_ID"))
+
+    @serve.deployment(num_replicas=2)
+    class Greeter:
+        def __init__(self, greeting="hello"):
+            self.greeting = greeting
+
+        async def __call__(self, request):
+            print("asked")
+            return {self.greeting: request.query_params["name"]}
+
+    app = Greeter.bind()
+
+    def build(args):
+        return Greeter.bind(args["greeting"])
+
+    @serve.deployment
+    class Broken:
+        def __init__(self):
+            self.load()
+
+        def load(self):
+            raise ValueError("the model is not there")
+
+    broken = Broken.bind()
+"""
+
+
+class Running:
+    """One `headrace run`, and all that it has printed so far."""
+
+    def __init__(self, process):
+        self.process = process
+        self.lines = []
+        self.changed = threading.Condition()
+        self.ended = False
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def read(self):
+        for line in self.process.stdout:
+            with self.changed:
+                self.lines.append(line.rstrip("\n"))
+                self.changed.notify_all()
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
+
+    def wait_for(self, pattern):
+        """The match in the first line that has one."""
+
+        def found():
+            return next((m for line in self.lines if (m := re.search(pattern, line))), None)
+
+        with self.changed:
+            assert self.changed.wait_for(lambda: found() or self.ended, PATIENCE_S), self.lines
+            assert found(), f"no {pattern!r} in:\n" + "\n".join(self.lines)
+            return found()
+
+    def url(self):
+        return self.wait_for(r"ready in .*(http://\S+)")[1]
+
+    def code(self):
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.ended, PATIENCE_S), self.lines
+        return self.process.wait(PATIENCE_S)
+
+    @property
+    def text(self):
+        return "\n".join(self.lines)
+
+
+@pytest.fixture
+def terminal(tmp_path, monkeypatch):
+    """A shell's place: a directory with an application, a private home for instances; nothing is left running."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("HEADRACE_HOME", str(home))
+    for name in ("HEADRACE_INSTANCE", "HEADRACE_RUNTIME_DIR", "HEADRACE_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "greeting.py").write_text(textwrap.dedent(APP))
+    started = []
+
+    class Terminal:
+        path = project
+
+        def run(self, *arguments):
+            process = subprocess.Popen(
+                (*HEADRACE, "run", *arguments),
+                cwd=project,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            started.append(process)
+            return Running(process)
+
+        def command(self, *arguments):
+            return subprocess.run(
+                (*HEADRACE, *arguments), cwd=project, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+            )
+
+    yield Terminal()
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(PATIENCE_S)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+        process.stdout.close()
+
+
+def get(url):
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:
+        return json.load(response)
+
+
+def test_from_the_start_to_ctrl_c(terminal):
+    running = terminal.run("greeting:app", "--port", "0")
+    url = running.url()
+    assert get(f"{url}?name=x") == {"hello": "x"}
+    running.wait_for(r"^Greeter#\d+ \| asked$")
+    running.wait_for(r"^greeting \| imported by builder$")
+
+    table = terminal.command("status")
+    assert table.returncode == 0
+    assert re.search(r"default/Greeter  HEALTHY  2 running", table.stdout), table.stdout
+    status = json.loads(terminal.command("status", "--json").stdout)
+    assert status["applications"]["default"]["status"] == "RUNNING"
+
+    second = terminal.command("run", "greeting:app", "--port", "0")
+    assert second.returncode == 1
+    assert second.stderr.startswith("headrace: instance 'default' runs already (pid ")
+
+    pids = [replica["pid"] for replica in status["applications"]["default"]["deployments"]["Greeter"]["replicas"]]
+    assert len(pids) == 2
+    os.kill(running.process.pid, signal.SIGINT)
+    assert running.code() == 0
+    assert "\x1b" not in running.text
+    assert "stopping (Ctrl-C again: at once)" in running.lines
+    assert running.lines[-1] == "stopped"
+    assert "Traceback" not in running.text
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_builder_with_arguments_another_name_and_route_and_instance(terminal):
+    running = terminal.run(
+        "greeting:build", "--port", "0", "greeting=salve", "--name", "g", "--route-prefix", "/g", "--instance", "mine"
+    )
+    url = running.url()
+    assert url.endswith("/g")
+    assert get(f"{url}?name=x") == {"salve": "x"}
+    assert "no instance 'default' is running; running: mine" in terminal.command("status").stderr
+    assert "g/Greeter" in terminal.command("status", "--instance", "mine").stdout
+    ended = terminal.command("shutdown", "--instance", "mine")
+    assert (ended.returncode, ended.stdout) == (0, "instance 'mine' has ended\n")
+    assert running.code() == 0
+    assert "stopping, as headrace shutdown says" in running.lines
+
+
+def test_without_http(terminal):
+    running = terminal.run("greeting:app", "--ingress-workers", "0")
+    running.wait_for(r"ready in .* application default, without HTTP")
+    assert "no HTTP" in terminal.command("status").stdout
+
+
+def test_a_constructor_that_raises(terminal):
+    running = terminal.run("greeting:broken", "--port", "0")
+    assert running.code() == 1
+    tail = running.text[running.text.index("did not come up") :]
+    assert f'File "{terminal.path}/greeting.py"' in tail
+    assert "ValueError: the model is not there" in tail
+    assert "headrace/" not in tail.replace(str(terminal.path), "")
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "message"),
+    [
+        ("greeting:ap", None, "has no 'ap': did you mean greeting:app"),
+        ("greetin:app", None, "there is no module 'greetin' in .*: did you mean 'greeting'"),
+        ("greeting:Greeter", None, r"use Greeter.bind\("),
+        ("wrong:app", "1 / 0\n", 'File ".*/project/wrong.py", line 1, in <module>'),
+        (
+            "wrong:app",
+            "import os\nos.kill(os.getpid(), 11)\n",
+            "the process that imports wrong:app ended with signal SIGSEGV",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_application(terminal, target, source, message):
+    if source is not None:
+        (terminal.path / "wrong.py").write_text(source)
+    running = terminal.run(target, "--port", "0")
+    assert running.code() == 1
+    running.wait_for(message)
+    assert "headrace/serve" not in running.text
+    assert running.lines[-1] == "stopped"
+
+
+def test_a_busy_port_is_told_before_slow_imports_end(terminal):
+    (terminal.path / "slow.py").write_text("import threading\nthreading.Event().wait(600)\n")
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        running = terminal.run("slow:app", "--port", str(port))
+        assert running.code() == 1
+    running.wait_for(f"port {port} is taken")

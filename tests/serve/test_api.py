@@ -1,0 +1,409 @@
+"""`serve.*` on a real instance, from this process, from its children, and from inside of replicas."""
+
+import asyncio
+import multiprocessing
+import os
+import pickle
+import select
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import applications
+from applications import Adder, Broken, Front
+
+from headrace import runtime, serve
+from headrace.engine.directory import instance_directory
+from headrace.spec.errors import (
+    ApplicationNotFound,
+    DeployFailedError,
+    DeploymentNotFound,
+    InstanceError,
+    LoopBlockedError,
+    MethodNotFound,
+    OptionError,
+    OptionTypeError,
+    RemoteTraceback,
+)
+
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A private home for instances; the variables that say so are this process's for the whole module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADRACE_HOME", str(tmp_path_factory.mktemp("home")))
+        for name in ("HEADRACE_INSTANCE", "HEADRACE_RUNTIME_DIR", "HEADRACE_PROCESS_ID"):
+            patch.delenv(name, raising=False)
+        yield os.environ["HEADRACE_HOME"]
+
+
+@pytest.fixture(scope="module")
+def port(home):
+    """An instance with one application, `default`, under `/`."""
+    serve.start(http_options={"port": 0})
+    serve.run(Front.bind(Adder.bind()))
+    yield next(iter(serve.status().proxies.values())).port
+    serve.shutdown()
+
+
+@pytest.fixture
+def front(port):
+    return serve.get_app_handle("default")
+
+
+def get(port, path):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_S) as response:
+        return response.read()
+
+
+class TestCalls:
+    def test_http(self, port):
+        assert get(port, "/?n=4") == b'{"sum":5}'
+
+    def test_methods_async_and_plain(self, front):
+        assert front.chain.remote(3).result(PATIENCE_S) == 8
+        assert front.plain.remote(3).result(PATIENCE_S) == 4
+
+    def test_a_handle_that_came_from_a_replica(self, front):
+        adder = front.adder_handle.remote().result(PATIENCE_S)
+        assert adder == serve.get_deployment_handle("Adder", "default")
+        assert adder.remote(1, b=2).result(PATIENCE_S) == 3
+        pid, on_main_thread = adder.where.remote().result(PATIENCE_S)
+        assert pid != os.getpid()
+        assert not on_main_thread
+
+    def test_an_error_keeps_its_type_over_two_hops(self, front):
+        with pytest.raises(LookupError, match="gone") as caught:
+            front.fail.remote("gone").result(PATIENCE_S)
+        assert isinstance(caught.value.__cause__, RemoteTraceback)
+        assert "raise LookupError(message)" in str(caught.value.__cause__)
+
+    def test_a_method_that_is_not_there(self, front):
+        with pytest.raises(MethodNotFound, match="did you mean plain"):
+            front.plains.remote().result(PATIENCE_S)
+
+    def test_a_deployment_and_an_application_that_are_not_there(self, front):
+        with pytest.raises(DeploymentNotFound, match="Front"):
+            serve.handle.DeploymentHandle("Nobody", "default").remote().result(PATIENCE_S)
+        with pytest.raises(ApplicationNotFound, match="default"):
+            serve.handle.DeploymentHandle("Nobody", "nowhere").remote().result(PATIENCE_S)
+
+    def test_from_many_threads(self, front):
+        with ThreadPoolExecutor(8) as pool:
+            sums = list(pool.map(lambda n: front.chain.remote(n).result(PATIENCE_S), range(200)))
+        assert sums == [2 * n + 2 for n in range(200)]
+
+    def test_from_an_event_loop(self, front):
+        async def main():
+            response = front.chain.remote(1)
+            assert await response == 4
+            with pytest.raises(LoopBlockedError):
+                response.result()
+            return await asyncio.gather(*[front.chain.remote(n) for n in range(50)])
+
+        assert asyncio.run(main()) == [2 * n + 2 for n in range(50)]
+
+    def test_large_values_both_ways(self, front):
+        array = np.arange(3_000_000, dtype=np.float64)
+        back = front.give_back.remote({"array": array, "text": "x" * 200_000}).result(PATIENCE_S)
+        assert np.array_equal(back["array"], array)
+        assert len(back["text"]) == 200_000
+
+    def test_a_response_as_an_argument_of_another_application(self, front, port):
+        serve.run(Adder.bind(100), name="hundred", route_prefix=None)
+        hundred = serve.get_app_handle("hundred")
+        assert hundred.remote(front.chain.remote(1), b=front.plain.remote(1)).result(PATIENCE_S) == 106
+        serve.delete("hundred")
+
+
+class TestProcesses:
+    def test_a_forked_child_connects_anew(self, front):
+        assert front.plain.remote(1).result(PATIENCE_S) == 2
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                answer = front.plain.remote(5).result(PATIENCE_S)
+                os.write(writer, str((answer, serve.status().applications["default"].status)).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as file:
+            assert file.read() == b"(6, <ApplicationStatus.RUNNING: 'RUNNING'>)"
+        os.waitpid(pid, 0)
+        assert front.plain.remote(1).result(PATIENCE_S) == 2
+
+    def test_a_handle_in_a_spawned_process(self, front):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            assert pool.apply(call_pickled, (pickle.dumps([front]), 6)) == 7
+
+
+def call_pickled(pickled, n):
+    return pickle.loads(pickled)[0].plain.remote(n).result(PATIENCE_S)
+
+
+class TestInsideOfAReplica:
+    def test_the_own_application_is_the_default(self, front):
+        assert front.by_name.remote(7).result(PATIENCE_S) == 7
+
+    def test_its_context(self, front):
+        app, deployment, replica_id, kind = front.context.remote().result(PATIENCE_S)
+        assert (app, deployment, kind) == ("default", "Front", "Front")
+        assert replica_id.startswith("Front#")
+
+    def test_running_and_calling_another_application(self, front):
+        assert front.run_another.remote("from-inside", 40).result(PATIENCE_S) == 41
+        assert front.other_application.remote("from-inside", 2).result(PATIENCE_S) == 42
+        serve.delete("from-inside")
+
+    def test_deploying_on_the_event_loop_says_what_to_do(self, front):
+        with pytest.raises(LoopBlockedError, match="to_thread"):
+            front.run_on_the_loop.remote().result(PATIENCE_S)
+
+    def test_outside_there_is_no_context(self, port):
+        with pytest.raises(serve.exceptions.HeadraceError, match="outside of a replica"):
+            serve.get_replica_context()
+        with pytest.raises(OptionError, match="needs app_name"):
+            serve.get_deployment_handle("Adder")
+
+
+class TestApplications:
+    def test_side_by_side_and_gone_again(self, port):
+        handle = serve.run(applications.hello.bind(), name="other", route_prefix="/other")
+        assert handle == serve.get_app_handle("other")
+        assert get(port, "/other") == b"hello"
+        assert get(port, "/?n=1") == b'{"sum":2}'
+        status = serve.status().applications["other"]
+        assert (status.status, status.route_prefix) == ("RUNNING", "/other")
+        serve.delete("other")
+        assert "other" not in serve.status().applications
+        with pytest.raises(ApplicationNotFound):
+            serve.get_app_handle("other")
+        with pytest.raises(ApplicationNotFound):
+            handle.remote(1).result(PATIENCE_S)
+
+    def test_run_again_replaces_it(self, port):
+        first = serve.run(Adder.bind(1), name="again", route_prefix=None)
+        assert first.remote(1).result(PATIENCE_S) == 2
+        second = serve.run(Adder.bind(2), name="again", route_prefix=None)
+        assert second.remote(1).result(PATIENCE_S) == 3
+        assert first.remote(1).result(PATIENCE_S) == 3
+        serve.delete("again")
+
+    def test_a_constructor_that_raises(self, port):
+        with pytest.raises(DeployFailedError) as caught:
+            serve.run(Broken.bind(), name="broken", route_prefix=None)
+        assert 'applications.py", line' in str(caught.value)
+        assert "FileNotFoundError: no model.bin" in str(caught.value)
+        status = serve.status().applications["broken"]
+        assert status.status == "DEPLOY_FAILED"
+        assert "FileNotFoundError" in status.deployments["Broken"].message
+        serve.delete("broken")
+
+    def test_several_at_once(self, port):
+        one, two = serve.run_many(
+            [
+                serve.RunTarget(Adder.bind(1), name="one", route_prefix=None),
+                serve.RunTarget(lambda: Adder.bind(2), name="two", route_prefix="/two"),
+            ]
+        )
+        assert (one.remote(1).result(PATIENCE_S), two.remote(1).result(PATIENCE_S)) == (2, 3)
+        for name in ("one", "two"):
+            serve.delete(name)
+
+    def test_two_of_one_name_or_prefix(self, port):
+        one = serve.RunTarget(Adder.bind(), name="one", route_prefix="/x")
+        with pytest.raises(OptionError, match="two applications are called 'one'"):
+            serve.run_many([one, one])
+        with pytest.raises(OptionError, match="route_prefix='/x'"):
+            serve.run_many([one, serve.RunTarget(Adder.bind(), name="two", route_prefix="/x")])
+
+    def test_deleting_what_is_not_there(self, port):
+        with pytest.raises(ApplicationNotFound, match="nobody"):
+            serve.delete("nobody")
+
+    @pytest.mark.parametrize(
+        ("target", "match"), [(Adder, r"use Adder.bind\("), (Adder.func_or_class, "plain class"), (3, "not 3")]
+    )
+    def test_what_is_no_application(self, port, target, match):
+        with pytest.raises(OptionTypeError, match=match):
+            serve.run(target)
+
+    def test_options_that_do_not_work_yet(self, port):
+        with pytest.raises(OptionError, match="_local_testing_mode"):
+            serve.run(Adder.bind(), _local_testing_mode=True)
+        with pytest.raises(OptionError, match="external_scaler_enabled"):
+            serve.run(Adder.bind(), external_scaler_enabled=True)
+        with pytest.raises(OptionError, match="grpc_options"):
+            serve.start(grpc_options={"port": 9000})
+
+    def test_options_that_change_nothing_warn(self, port):
+        with pytest.warns(UserWarning, match="logging_config has no effect"):
+            serve.run(Adder.bind(), name="logged", route_prefix=None, logging_config={"log_level": "DEBUG"})
+        serve.delete("logged")
+
+
+class TestStart:
+    def test_again_with_the_same_or_no_options_is_silent(self, port):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            serve.start()
+            serve.start(http_options={"port": 0})
+
+    def test_again_with_others_warns_and_changes_nothing(self, port):
+        with pytest.warns(UserWarning, match=r"keeps its HTTP options: port=0 \(asked: 1\)"):
+            serve.start(http_options=serve.HTTPOptions(port=1))
+        assert get(port, "/-/healthz") == b"success"
+
+    @pytest.mark.parametrize("wrong", [{"prot": 1}, {"port": -1}])
+    def test_wrong_options(self, port, wrong):
+        with pytest.raises(OptionError, match="port"):
+            serve.start(http_options=wrong)
+
+    def test_options_of_a_wrong_type(self, port):
+        with pytest.raises(OptionTypeError, match="http_options=8000"):
+            serve.start(http_options=8000)
+
+    def test_waiting_calls_end_when_the_connection_is_closed(self, front):
+        held = front.give_back.remote(1)
+        assert held.result(PATIENCE_S) == 1
+        runtime.close_own()
+        assert held.result(PATIENCE_S) == 1
+        assert front.plain.remote(1).result(PATIENCE_S) == 2
+
+
+class TestWithoutAnInstance:
+    @pytest.fixture(autouse=True)
+    def another_instance(self, home, monkeypatch):
+        monkeypatch.setenv("HEADRACE_INSTANCE", "nobody")
+
+    def test_status_is_empty(self):
+        status = serve.status()
+        assert (status.instance, status.applications) == ("nobody", {})
+
+    def test_delete_says_so(self):
+        with pytest.raises(InstanceError, match="no instance 'nobody' is running"):
+            serve.delete("default")
+
+    def test_shutdown_is_harmless(self, home):
+        process = script("serve.shutdown(); serve.shutdown(); print('well')", home, "nobody")
+        assert process.communicate(timeout=PATIENCE_S) == ("well\n", "")
+
+
+SCRIPT = """
+import sys
+from headrace import serve
+
+@serve.deployment
+class Echo:
+    async def __call__(self, value):
+        return value
+
+if __name__ == "__main__":
+    {body}
+"""
+
+
+def script(body, home, name, **keywords):
+    """A script of a user's, with an instance of its own."""
+    environment = os.environ | {"HEADRACE_HOME": home, "HEADRACE_INSTANCE": name}
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(body=body)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **keywords,
+    )
+
+
+START = "serve.start(http_options={'ingress_workers': 0}"
+
+
+class TestScripts:
+    def test_the_instance_ends_with_its_script(self, home):
+        body = f"{START}); print(serve.run(Echo.bind(), route_prefix=None).remote(3).result())"
+        process = script(body, home, "ends")
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, err
+        assert out.startswith("3\n")
+        assert instance_directory("ends").keeper_pid() is None
+
+    def test_also_when_the_script_is_killed(self, home):
+        process = script(f"{START}); print('up', flush=True); input()", home, "killed", stdin=subprocess.PIPE)
+        assert process.stdout.readline() == "up\n"
+        keeper = instance_directory("killed").keeper_pid()
+        assert keeper is not None
+        pidfd = os.pidfd_open(keeper)
+        process.kill()
+        process.communicate(timeout=PATIENCE_S)  # to its end: the keeper holds the same output
+        assert select.select([pidfd], [], [], PATIENCE_S)[0]
+        os.close(pidfd)
+        assert instance_directory("killed").keeper_pid() is None
+
+    def test_a_detached_one_stays_and_others_find_it(self, home):
+        body = f"{START}, detached=True); serve.run(Echo.bind(), route_prefix=None); print('left')"
+        process = script(body, home, "detached")
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, out) == (0, "left\n"), err
+        try:
+            process = script("print(serve.get_app_handle('default').remote(4).result())", home, "detached")
+            assert process.communicate(timeout=PATIENCE_S)[0] == "4\n"
+        finally:
+            process = script("serve.shutdown(); print('ended')", home, "detached")
+            assert process.communicate(timeout=PATIENCE_S)[0] == "ended\n"
+        assert instance_directory("detached").keeper_pid() is None
+
+    def test_ctrl_c_in_blocking_mode_is_no_error(self, home):
+        run = "serve.run(Echo.bind(), blocking=True, route_prefix=None)"
+        body = f"{START}); print('up', flush=True); {run}; print('after')"
+        process = script(body, home, "blocking")
+        assert process.stdout.readline() == "up\n"
+        application_runs(home, "blocking")
+        process.send_signal(2)
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, err
+        assert "after\n" in out
+        assert "Traceback" not in err
+        assert instance_directory("blocking").keeper_pid() is None
+
+    def test_an_exception_in_the_script_ends_it_too(self, home):
+        process = script(f"{START}); sys.exit(5)", home, "fails")
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 5
+        assert instance_directory("fails").keeper_pid() is None
+
+
+def application_runs(home, name):
+    """Wait until the instance's application runs, as another script sees it."""
+    running = "any(a.status == 'RUNNING' for a in serve.status().applications.values())"
+    body = f"import time\n    while not {running}: time.sleep(0.02)"
+    process = script(body, home, name)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+
+
+def test_the_driver_thread_is_not_left_behind(port):
+    serve.get_app_handle("default")
+    assert any(thread.name == "headrace-driver" for thread in threading.enumerate())
+    runtime.close_own()
+    assert not any(thread.name == "headrace-driver" for thread in threading.enumerate())
+
+
+def test_errors_of_http_keep_out_of_the_client_s_sight(port):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(port, "/?n=word")
+    assert caught.value.code == 500
+    assert b"ValueError" not in caught.value.read()
