@@ -19,8 +19,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import applications
-from applications import Adder, Broken, Front
+import served_applications as applications
+from served_applications import Adder, Broken, Front
 
 from headrace import runtime, serve
 from headrace.engine.directory import instance_directory
@@ -205,7 +205,7 @@ class TestApplications:
     def test_a_constructor_that_raises(self, port):
         with pytest.raises(DeployFailedError) as caught:
             serve.run(Broken.bind(), name="broken", route_prefix=None)
-        assert 'applications.py", line' in str(caught.value)
+        assert 'served_applications.py", line' in str(caught.value)
         assert "FileNotFoundError: no model.bin" in str(caught.value)
         status = serve.status().applications["broken"]
         assert status.status == "DEPLOY_FAILED"
