@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from headrace.spec.errors import (
     RequestTimeoutError,
 )
 from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, RevisionEntry, Snapshot
+from headrace.wire.arena import ArenaSender
 from headrace.wire.frames import MORE, ErrorInfo
 from headrace.wire.payload import Payload
 
@@ -169,6 +171,12 @@ def in_world(
 
 def echo(incoming: Incoming) -> None:
     incoming.reply(bytes(incoming.body))
+
+
+def taken_bytes() -> int:
+    """What all arenas of all connections hold."""
+    senders = [sender for sender in gc.get_objects() if isinstance(sender, ArenaSender)]
+    return sum(arena.blocks.taken_bytes for sender in senders for arena in sender._arenas.values())
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -337,6 +345,86 @@ def test_large_buffers_arrive_unchanged_and_read_only(tmp_path: Path) -> None:
             assert [bytes(b) for b in call.buffers] == [bytes(b)[::-1] for b in buffers]
 
     in_world(test, tmp_path)
+
+
+def test_buffers_that_nobody_reads_are_free_again(tmp_path: Path) -> None:
+    """Calls that are refused, cancelled in work, or cancelled while their result is on its way leave nothing behind."""
+
+    async def test(world: World) -> None:
+        (replica,) = await world.add()
+        held: list[Incoming] = []
+        buffer = memoryview(bytes(300_000))
+
+        async def arrived(count: int) -> None:
+            await until(lambda: len(held) == count)
+
+        replica.handle = held.append
+        cancelled = [world.ask(b"data", buffers=[buffer], whole=True) for _ in range(3)]
+        await arrived(3)
+        for call in cancelled:
+            world.router.cancel(call)
+        await until(lambda: all(incoming.cancelled for incoming in held))
+        while held:
+            held.pop().answer(Payload(b"late", [buffer]))
+
+        answered = world.ask(b"data", buffers=[buffer], whole=True)
+        await arrived(1)
+        held.pop().answer(Payload(b"in time", [buffer]))
+        world.router.cancel(answered)
+
+        await until(lambda: replica.server.ongoing == 0)
+        last = world.ask(b"data", buffers=[buffer], whole=True)
+        await arrived(1)
+        held.pop().answer(Payload(bytes(200_000), [buffer]))
+        assert await last.outcome() == bytes(200_000)
+        last.buffers = ()
+        await until(lambda: taken_bytes() == 0)
+
+    in_world(test, tmp_path)
+
+
+def test_buffers_of_what_is_cancelled_on_its_way_are_free_again(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        (replica,) = await world.add()
+        held: list[Incoming] = []
+        replica.handle = held.append
+        buffer = memoryview(bytes(300_000))
+
+        coming = world.ask(bytes(20_000_000), buffers=[buffer], whole=True)
+        await until(lambda: replica.server.ongoing == 1)
+        assert not held
+        world.router.cancel(coming)
+        await until(lambda: replica.server.ongoing == 0)
+        assert not held
+
+        going = world.ask(b"data", buffers=[buffer], whole=True)
+        await until(lambda: held)
+        held.pop().answer(Payload(bytes(20_000_000), [buffer]))
+        await until(lambda: going.parts is not None)
+        world.router.cancel(going)
+        await until(lambda: taken_bytes() == 0)
+
+    in_world(test, tmp_path)
+
+
+def test_buffers_of_a_refused_call_are_free_again(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        (replica,) = await world.add()
+        held: list[Incoming] = []
+        replica.handle = held.append
+        other = Router(asyncio.get_running_loop(), "other#0")
+        world.publish(router=other)
+        routers = [world.router, other]
+        calls = [world.ask(b"data", router=r, buffers=[memoryview(bytes(300_000))], whole=True) for r in routers * 5]
+        for _ in calls:
+            await until(lambda: held)
+            held.pop().answer(Payload(b"done", []))
+        for call in calls:
+            assert await call.outcome() == b"done"
+        await until(lambda: taken_bytes() == 0)
+        await other.close()
+
+    in_world(test, tmp_path, limit=1)
 
 
 def test_the_buffers_of_the_arguments_are_not_those_of_the_result(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class Incoming:
 
     def answer(self, payload: Payload) -> None:
         """The whole result of a call by handle."""
-        if payload.buffers:
+        if payload.buffers and not self.cancelled:
             self._reply_large(self._link.buffers.wrap(payload.data, payload.buffers), b"", ARENAS)
         else:
             self.reply(payload.data)
@@ -327,6 +327,8 @@ class CalleeLink(Connection):
         now = self.loop.time()
         started = self._enter_leased(load, now) if flags & LEASED else self.gate.enter(self, False, now)
         if not started:
+            if flags & ARENAS:
+                self.buffers.discard(payload)
             self.send(stream, REJECT, load=min(self.gate.load, 0xFFFF))
             return
         try:
@@ -388,6 +390,8 @@ class CalleeLink(Connection):
     def _cancel(self, incoming: Incoming) -> None:
         waits_for_body = bool(incoming.flags & MORE) and incoming._whole and not incoming._body_ended
         incoming.cancel()
+        if waits_for_body and incoming.flags & ARENAS:
+            self.buffers.discard(incoming.body)
         if waits_for_body or self.server.suspects.waits(incoming):
             incoming.reply(b"")  # it never started
 

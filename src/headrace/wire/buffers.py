@@ -94,6 +94,16 @@ class Buffers:
                 buffers.append(self._receiver.view(reference))
         return view[at:end], buffers
 
+    def discard(self, body: bytes | memoryview) -> None:
+        """Nobody will read this body that came with the ARENAS flag (its first frame will do): its blocks are free."""
+        count = COUNT.unpack_from(body)[0] if len(body) >= COUNT.size else 0
+        for at in range(COUNT.size, COUNT.size + count * REFERENCE.size, REFERENCE.size):
+            reference = bytes(body[at : at + REFERENCE.size])
+            if len(reference) == REFERENCE.size and REFERENCE.unpack(reference)[0] != INLINE:
+                if self._receiver is None:
+                    raise ProtocolError("a buffer in an arena, and none was announced")
+                self._receiver.view(reference)  # seen by nobody, and so unused at once
+
     def on_arena(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         """An ARENA frame: its descriptor has come with it."""
         if len(payload) != ANNOUNCEMENT.size or not self._connection.received_fds:
