@@ -51,7 +51,7 @@ def _ratio(over: Figure, under: Figure) -> Figure:
 
 def _noop(against: str, title: str, limit: float) -> Budget:
     what = f"no-op JSON over HTTP, 32 connections: requests/s against {title}"
-    return Budget(what, _ratio(_rate("headrace", 32), _rate(against, 32)), limit, "×", True)
+    return Budget(what, _ratio(_rate("headrace", 32), _rate(against, 32)), limit, " ×", True)
 
 
 BUDGETS = (
@@ -63,7 +63,7 @@ BUDGETS = (
         "the same, one connection: p50 against the handler without a hop",
         _ratio(_p50("headrace", 1), _p50("nohop", 1)),
         1.6,
-        "×",
+        " ×",
         False,
     ),
     Budget(

@@ -21,10 +21,8 @@ def number(value: float | None, unit: str = "") -> str:
     """Three significant digits at most, thousands apart; a dash for what was not measured."""
     if value is None:
         return NONE
-    if value >= 1000:
-        return f"{float(f'{value:.3g}'):,.0f}{unit}"
-    text = f"{value:.3g}"
-    return f"{text}{unit}"
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}{unit}" if rounded >= 1000 else f"{rounded:g}{unit}"
 
 
 def ratio(value: float | None, reference: float | None) -> str:
@@ -39,12 +37,22 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def name_of(peer: PeerResults) -> str:
-    return f"{peer.title} {peer.version}".strip()
+    return f"{peer.title} ({peer.version})" if peer.version else peer.title
 
 
 def http_table(results: Results) -> str:
     """No-op JSON over HTTP, a row a peer, and at 32 connections how many times Headrace's rate is of theirs."""
-    header = ["server", "1 conn./s", "p50", "32 conn./s", "p50", "128 conn./s", "p50", "CPU a request", "Headrace is"]
+    header = [
+        "server",
+        "1 conn./s",
+        "p50",
+        "32 conn./s",
+        "p50",
+        "128 conn./s",
+        "p50",
+        "CPU a request",
+        "Headrace makes",
+    ]
     ours = results.http("headrace", lambda seen: seen.loads[32].rate)
     rows = []
     for name, peer in results.peers.items():

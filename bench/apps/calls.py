@@ -63,8 +63,8 @@ class Caller:
         async def work(end):
             nonlocal done
             while time.perf_counter() < end:
-                await self.echo.remote(1)
-                done += 1
+                answer = await self.echo.remote(1)  # before `done` is read: others add to it meanwhile
+                done += answer
 
         await asyncio.gather(*(work(time.perf_counter() + 0.2) for _ in range(width)))
         done, began = 0, time.perf_counter()
