@@ -24,8 +24,10 @@ IDLE_CONTROLLER = ("/bin/sleep", "1000")
 _KEEPER = """
 import os, sys
 from headrace.engine.directory import instance_directory
-from headrace.engine.keeper import Keeper, print_line
+from headrace.engine.keeper import Keeper
 from headrace.spec.errors import HeadraceError
+def print_line(process_id, line):
+    print(f"{process_id} | {line}", flush=True)
 driver_fd = int(os.environ["DRIVER_FD"]) if "DRIVER_FD" in os.environ else None
 try:
     keeper = Keeper(instance_directory("t"), controller_argv=sys.argv[1:], on_line=print_line, driver_fd=driver_fd)

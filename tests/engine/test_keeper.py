@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -340,8 +342,8 @@ os.write(1, b"the end")
     event = exit_of(keeper, worker("Digits#3@app", program(text)))
     assert event.tail == ("half a line", "bytes \ufffd\x00 in it", "gr\u00fcn", "100%", "the end")
     until(lambda: "the end" in keeper.printed())
-    shown = [line for line in keeper.printed().split("\n") if line.startswith("Digits#3 | ")]
-    assert [line.removeprefix("Digits#3 | ") for line in shown] == list(event.tail)
+    shown = [line for line in keeper.printed().split("\n") if line.startswith("Digits#3@app | ")]
+    assert [line.removeprefix("Digits#3@app | ") for line in shown] == list(event.tail)
     assert keeper.directory.log("Digits#3@app").read_bytes().startswith(b"half a line\nbytes \xff\x00 in it\r\n")
 
 
@@ -429,3 +431,73 @@ def test_an_engine_without_a_keeper_says_so(tmp_path: Path) -> None:
             await LocalEngine(InstanceDirectory(tmp_path / "gone")).open(lambda _: None)
 
     asyncio.run(main())
+
+
+def test_without_descriptors_a_start_is_refused_and_the_keeper_lives(keeper: KeeperProcess) -> None:
+    async def main() -> None:
+        engine, _ = await start(keeper)
+        used = {int(entry.name) for entry in Path(f"/proc/{keeper.pid}/fd").iterdir()}
+        first_free = next(number for number in itertools.count() if number not in used)
+        soft, hard = resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (first_free, hard))
+        with pytest.raises(InstanceError, match=r"the keeper cannot do it now: .*Too many open files"):
+            await engine.start(worker("a", ("/bin/sleep", "1000"), cpus=1))
+        resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        await engine.start(worker("a", ("/bin/sleep", "1000"), cpus=1))
+        await engine.close()
+
+    asyncio.run(main())
+
+
+# As `serve.run` starts it
+
+
+def test_as_a_program_it_ends_with_its_driver(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    home = KeeperProcess()
+    command = [sys.executable, "-m", "headrace.engine.keeper", "--instance", "t"]
+    environment = {**os.environ, "HEADRACE_HOME": str(home.home), "HEADRACE_LIFELINE_FD": str(reader)}
+    program = subprocess.Popen(command, env=environment, pass_fds=[reader], start_new_session=True)
+    try:
+        until(lambda: home.controller_pid() is not None and home.listens())
+        assert home.directory.keeper_pid() == program.pid
+        os.close(writer)
+        assert program.wait(30) == 0
+        assert members(home.directory) == []
+    finally:
+        os.close(reader)
+        program.kill()
+        program.wait()
+        home.close()
+
+
+def test_as_a_program_without_a_driver_it_lets_go_of_the_terminal(tmp_path: Path) -> None:
+    home = KeeperProcess()
+    command = [sys.executable, "-m", "headrace.engine.keeper", "--instance", "t"]
+    environment = {name: value for name, value in os.environ.items() if name != "HEADRACE_LIFELINE_FD"}
+    environment["HEADRACE_HOME"] = str(home.home)
+    program = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        assert program.stdout is not None
+        assert program.stdout.read() == b""  # its end, while the keeper runs
+        until(home.listens)
+        refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith(f"headrace: instance t already runs, pid {program.pid}")
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(30) == 0
+    finally:
+        program.kill()
+        program.wait()
+        program.communicate()
+        home.close()
+
+
+@pytest.mark.parametrize("arguments", [["--instance"], ["x"], ["--instance", "a", "b"], ["--help", "x"]])
+def test_as_a_program_it_takes_a_name_and_nothing_else(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "headrace.engine.keeper", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: ")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from headrace.engine import linux
-from headrace.engine.ports import PortLock, lock_port
+from headrace.engine.ports import HeldPorts, PortLock, lock_port
 from headrace.spec.errors import InstanceError, OptionError, PortBusyError
 
 
@@ -197,3 +197,18 @@ def test_who_listens_is_found() -> None:
 
 def test_errors_of_other_kinds_are_instance_errors() -> None:
     assert issubclass(PortBusyError, InstanceError)
+
+
+def test_a_port_that_cannot_be_had_leaves_what_was_held() -> None:
+    ports = HeldPorts()
+    port = ports.reserve("http", "127.0.0.1", 0)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(PortBusyError):
+            ports.reserve("http", "127.0.0.1", taken.getsockname()[1])
+    assert ports.reserve("http", "127.0.0.1", 0) == port
+    with pytest.raises(PortBusyError):
+        lock_port("127.0.0.1", port)
+    ports.close()
+    lock_port("127.0.0.1", port).close()

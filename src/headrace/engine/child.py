@@ -73,7 +73,9 @@ def kill_group(pid: int) -> None:
 
 
 def spawn(request: ProcessRequest, environment: Mapping[str, str], lifeline: int) -> tuple[int, int]:
-    """Start the process; returns its pid and the read end of its output. Raises InstanceError."""
+    """Start the process; returns its pid and the read end of its output. Raises InstanceError, or OSError for want of
+    descriptors.
+    """
     reader, writer = os.pipe()
     try:
         os.set_blocking(reader, False)

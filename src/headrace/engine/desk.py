@@ -69,7 +69,7 @@ class Desk:
         assert self._listener is not None
         try:
             client, _address = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
+        except OSError:  # gone meanwhile, or no descriptor is left: whoever asks waits until one is
             return
         client.setblocking(False)
         if linux.peer_uid(client) not in (None, os.getuid()):

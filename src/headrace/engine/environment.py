@@ -17,14 +17,13 @@ from headrace.engine.machine import Machine
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 LIFELINE_FD = 3  # the same in every process that the keeper starts
 _MOST_UNRESERVED_THREADS = 4
-_NOT_INHERITED = ("HEADRACE_DRIVER_FD", "HEADRACE_READY_FD")
 
 
 def process_environment(
     inherited: Mapping[str, str], request: ProcessRequest, grant: Grant, machine: Machine, identity: Mapping[str, str]
 ) -> dict[str, str]:
     """All variables of the process. Thread counts of the inherited environment stay: somebody set them on purpose."""
-    variables = {name: value for name, value in inherited.items() if name not in _NOT_INHERITED}
+    variables = dict(inherited)
     variables.setdefault("PYTHONUNBUFFERED", "1")  # what is printed shows at once, though it goes through a pipe
     if request.role == "worker":
         for name in THREAD_VARIABLES:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from headrace.core.resources import Ledger, Resources
 from headrace.engine.base import EngineEvent, EngineLost, ProcessExited, ProcessInfo, ProcessRequest
-from headrace.engine.ports import PortLock, lock_port
+from headrace.engine.ports import HeldPorts
 from headrace.spec.errors import HeadraceError, InstanceError
 
 KILLED = -9
@@ -48,7 +48,7 @@ class FakeEngine:
         self._living: dict[str, _Life] = {}
         self._starting: set[str] = set()
         self._pids = itertools.count(_FIRST_PID)
-        self._ports: dict[str, tuple[tuple[str, int], PortLock]] = {}
+        self._ports = HeldPorts()
         self._untold: list[ProcessExited] = []
         self._failures: collections.deque[HeadraceError] = collections.deque()
         self._on_event: Callable[[EngineEvent], None] | None = None
@@ -121,15 +121,7 @@ class FakeEngine:
 
     async def reserve_port(self, host: str, port: int, name: str = "http") -> int:
         self._check_open()
-        held = self._ports.pop(name, None)
-        if held is not None:
-            if held[0] == (host, port) or (held[1].host, held[1].port) == (host, port):
-                self._ports[name] = held
-                return held[1].port
-            held[1].close()
-        lock = lock_port(host, port)
-        self._ports[name] = ((host, port), lock)
-        return lock.port
+        return self._ports.reserve(name, host, port)
 
     def shutdown(self, grace_s: float) -> None:
         for life in tuple(self._living.values()):
@@ -169,9 +161,7 @@ class FakeEngine:
             life.kill(KILLED, ())
         if tasks:
             await asyncio.wait(tasks)
-        for _, port in self._ports.values():
-            port.close()
-        self._ports.clear()
+        self._ports.close()
 
     def _check_open(self) -> None:
         if self._lost or self._on_event is None:

@@ -106,7 +106,7 @@ class Family:
         environment = process_environment(self._inherited, request, grant, self._machine, identity)
         try:
             pid, stdout = spawn(request, environment, self._lifeline[0])
-        except InstanceError:
+        except (InstanceError, OSError):
             self._ledger.release(request.id)
             raise
         info = ProcessInfo(

@@ -1,8 +1,8 @@
 """The keeper: the small process that is parent of all others, never runs user code, and leaves nothing behind.
 
 In: signals, the ends of children, what they print, requests on the keeper's socket. Out: processes, their ends, lines.
-`headrace run` is its own keeper; `python -m headrace.engine.keeper --instance NAME` is that of `serve.run`, which ends
-with its driver (HEADRACE_DRIVER_FD: a pipe whose other end the driver holds) unless there is none to end with.
+`headrace run` is its own keeper; `python -m headrace.engine.keeper --instance NAME` is that of `serve.run`. It ends
+with its driver, which holds the other end of the pipe HEADRACE_LIFELINE_FD; without that variable it is detached.
 
 It stops in this order: the controller drains ingress and workers and exits; what is left is asked to end; what is left
 then is killed. A second signal kills at once.
@@ -11,6 +11,7 @@ then is killed. A second signal kills at once.
 from __future__ import annotations
 
 import collections
+import contextlib
 import enum
 import os
 import resource
@@ -29,7 +30,7 @@ from headrace.engine.directory import InstanceDirectory, KeeperLock, instance_di
 from headrace.engine.family import Family
 from headrace.engine.machine import Machine, detect_machine
 from headrace.engine.output import LineFeed, OnLine, ProcessOutput
-from headrace.engine.ports import PortLock, lock_port
+from headrace.engine.ports import HeldPorts
 from headrace.spec.errors import HeadraceError, InstanceError
 
 CONTROLLER = "controller"
@@ -37,6 +38,8 @@ CONTROLLER_ARGV = (sys.executable, "-P", "-m", "headrace.controller")  # -P: no 
 DRAIN_S = 60.0  # for the controller to drain all, unless it says itself how long that may take
 TERMINATE_S = 5.0  # for what it left
 GIVE_UP_S = 10.0  # for the kernel to end what was killed
+_DESCRIPTORS = 65536
+_STOPPING = ": stopping"
 _FLUSH_S = 1.0
 _ORPHAN_CHECK_S = 0.05
 _HOPELESS_STARTS = 3  # a controller that never came up is not tried for longer
@@ -86,7 +89,7 @@ class Keeper:
         machine = machine if machine is not None else detect_machine(inherited)
         self._family = Family(directory, machine, inherited, self._selector, self._lines, self._ended)
         self._desk = Desk(directory.keeper_socket, self._selector, self._answer)
-        self._ports: dict[str, tuple[tuple[str, int], PortLock]] = {}
+        self._ports = HeldPorts()
         self._restarts = Restarts(_POLICY)
         self._restart_level = 0
         self._controller_started_at = 0.0
@@ -142,9 +145,7 @@ class Keeper:
     # Life
 
     def _open(self) -> None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != hard:  # each child costs two descriptors here, each client one in an ingress
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        _allow_descriptors()
         linux.become_subreaper()
         if self._lines is not None:
             self._lines.start()
@@ -177,8 +178,7 @@ class Keeper:
             self._family.kill_all()
             self._reap_until_empty()
         self._desk.close()
-        for _, port in self._ports.values():
-            port.close()
+        self._ports.close()
         self.directory.remove_sockets()
         if handlers:
             signal.set_wakeup_fd(-1)
@@ -254,7 +254,7 @@ class Keeper:
     def _stop(self, reason: str, grace_s: float) -> None:
         """The instance is to stop. The second time, at once."""
         if self.stage is Stage.RUNNING:
-            self._note(f"{reason}: stopping")
+            self._note(reason + _STOPPING)
             if self._family.runs(CONTROLLER):
                 self._advance(Stage.DRAINING, grace_s)
             else:
@@ -322,7 +322,7 @@ class Keeper:
             case messages.Start(n=n, request=request):
                 return _guard(n, lambda: messages.Started(n, self._start(request)))
             case messages.ReservePort(n=n, name=name, host=host, port=port):
-                return _guard(n, lambda: messages.PortReserved(n, self._reserve_port(name, host, port)))
+                return _guard(n, lambda: messages.PortReserved(n, self._ports.reserve(name, host, port)))
             case messages.Stop(id=id, grace_s=grace_s):
                 self._family.stop(id, grace_s, now)
             case messages.EndInstance(grace_s=grace_s):
@@ -337,25 +337,18 @@ class Keeper:
             raise InstanceError(f"instance {self.directory.name} is stopping: {request.id} was not started")
         return self._family.start(request, served=True)
 
-    def _reserve_port(self, name: str, host: str, port: int) -> int:
-        wanted = (host, port)
-        held = self._ports.get(name)
-        if held is not None and (held[0] == wanted or (host, held[1].port) == (held[1].host, port)):
-            return held[1].port
-        if held is not None:
-            held[1].close()  # first: it may be the same port at another address
-        try:
-            lock = lock_port(host, port)
-        except HeadraceError:
-            if held is not None:
-                self._ports[name] = (held[0], lock_port(held[1].host, held[1].port))
-            raise
-        self._ports[name] = (wanted, lock)
-        return lock.port
-
     def _note(self, text: str) -> None:
         if self._log is not None:
             self._log.feed(text.encode() + b"\n")
+
+
+def _allow_descriptors() -> None:
+    """Room for many: each child costs two descriptors here, and each client one in an ingress, which inherits this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # some systems have a limit below what they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _guard(n: int, act: Callable[[], messages.FromKeeper]) -> messages.FromKeeper:
@@ -363,6 +356,8 @@ def _guard(n: int, act: Callable[[], messages.FromKeeper]) -> messages.FromKeepe
         return act()
     except HeadraceError as error:
         return messages.Refused(n, type(error).__name__, str(error))
+    except OSError as error:  # out of descriptors, of memory, of processes
+        return messages.Refused(n, InstanceError.__name__, f"the keeper cannot do it now: {error}")
 
 
 def _describe(code: int) -> str:
@@ -376,6 +371,8 @@ def _describe(code: int) -> str:
 
 def print_line(process_id: str, line: str) -> None:
     """To standard output, prefixed by who printed it; past Python's buffers, which would be in the way at the end."""
+    if process_id == "keeper" and line.endswith(_STOPPING):
+        return  # the driver stops it, and knows
     data = f"{process_id.partition('@')[0]} | {line}\n".encode(errors="replace")
     while data:
         data = data[os.write(1, data) :]
@@ -387,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(words) not in (0, 2) or (words and words[0] != "--instance"):
         print("usage: python -m headrace.engine.keeper [--instance NAME]", file=sys.stderr)
         return 2
-    text = os.environ.get("HEADRACE_DRIVER_FD") or os.environ.get("HEADRACE_LIFELINE_FD")
+    text = os.environ.get("HEADRACE_LIFELINE_FD")
     driver_fd = int(text) if text else None
     try:
         directory = instance_directory(words[1] if words else "default")

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from headrace.engine import linux
 from headrace.engine.directory import make_private
-from headrace.spec.errors import InstanceError, OptionError, PortBusyError
+from headrace.spec.errors import HeadraceError, InstanceError, OptionError, PortBusyError
 
 _ATTEMPTS = 20  # for port 0: between finding a free port and locking it, another may take it
 
@@ -44,6 +44,42 @@ class PortLock:
         for holder in self._holders:
             holder.close()
         self._holders = []
+
+
+class HeldPorts:
+    """The ports that an instance holds, by what they are for."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[str, int, PortLock]] = {}  # name -> host, port as it was asked for, lock
+
+    def __repr__(self) -> str:
+        return f"HeldPorts({', '.join(f'{name}: {lock!r}' for name, (_, _, lock) in self._held.items())})"
+
+    def reserve(self, name: str, host: str, port: int) -> int:
+        """Hold a port for `name`, as `lock_port` does; the same again gives the same, another takes its place.
+
+        When it cannot be had, `name` keeps what it had.
+        """
+        held = self._held.get(name)
+        if held is not None:
+            held_host, asked, lock = held
+            if held_host == host and port in (asked, lock.port):
+                return lock.port
+            lock.close()  # first, for it may be the same port at another address
+        try:
+            taken = lock_port(host, port)
+        except HeadraceError:
+            if held is not None:
+                self._held[name] = (held[0], held[1], lock_port(held[0], held[2].port))
+            raise
+        self._held[name] = (host, port, taken)
+        return taken.port
+
+    def close(self) -> None:
+        """Give all back."""
+        for _, _, lock in self._held.values():
+            lock.close()
+        self._held.clear()
 
 
 def lock_port(host: str, port: int) -> PortLock:
