@@ -186,7 +186,7 @@ class Link(Connection):
                 self.loop.call_soon(self._stay_awake)
 
     def _stay_awake(self) -> None:
-        """Keep the loop from sleeping while the answer to a lone call is near; whatever else comes is served as ever."""
+        """Keep the loop from sleeping while the answer to a lone call is near; all else is served as ever."""
         if len(self.calls) == 1 and perf_counter() - self._lone_since < LONGEST_S:
             self.loop.call_soon(self._stay_awake)
         else:
@@ -346,8 +346,10 @@ class Link(Connection):
     def on_lost(self, error: BaseException | None) -> None:
         calls, self.calls = self.calls, {}
         self._buffers.close()
+        self.pool.router.links.discard(self)
         self.pool.lost(self.replica, [call for call in calls.values() if not isinstance(call, Abandoned)])
 
     def close(self) -> None:
         super().close()
         self._buffers.close()
+        self.pool.router.links.discard(self)

@@ -145,6 +145,7 @@ class Pool:
             return None
         link = Link(self.loop, sock, self, replica, self.router.role, self.router.identity)
         replica.link = link
+        self.router.links.add(link)
         link.start()
         return link
 

@@ -11,12 +11,16 @@ import hashlib
 import random
 from collections.abc import Sequence
 
+from headrace.core.busywait import BusyWait
 from headrace.core.subset import choose_subset
 from headrace.core.traffic import draw_revision
 from headrace.router.call import Call
+from headrace.router.link import Link
 from headrace.router.pool import Pool
 from headrace.spec.errors import ApplicationNotFound, DeploymentNotFound, DeploymentUnavailableError, InstanceError
 from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, Snapshot
+
+FEW_LINKS = 8
 
 
 class Routes:
@@ -37,10 +41,18 @@ class Routes:
 class Router:
     """Sends each call to a replica of the deployment that it names. All methods are called on the loop's thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, identity: str, role: str = "driver") -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        identity: str,
+        role: str = "driver",
+        busy_wait: BusyWait | None = None,
+    ) -> None:
         self.loop = loop
         self.identity = identity
         self.role = role
+        self.busy_wait = busy_wait  # None: the loop sleeps whenever there is nothing to do
+        self.links: set[Link] = set()
         self.closed = False
         self.snapshot = Snapshot()
         self.rng = random.Random(
@@ -149,6 +161,10 @@ class Router:
         """`n` bytes of what `on_data` brought are done with: the replica may send as many more."""
         if call.link is not None:
             call.link.consumed(call.stream, n)
+
+    def alone(self, link: Link) -> bool:
+        """Whether no other link has a call under way; where there are many links, not worth finding out."""
+        return len(self.links) <= FEW_LINKS and not any(other.calls for other in self.links if other is not link)
 
     async def close(self) -> None:
         """Close all connections. Calls that wait are failed; calls in work are not answered any more."""
