@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import struct
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ class Buffers:
         self._connection = connection
         self._sender: ArenaSender | None = None
         self._receiver: ArenaReceiver | None = None
-        self._released: list[bytes] = []
+        self._released: deque[bytes] = deque()  # appended to in any thread
         self._release_scheduled = False
 
     def wrap(self, data: bytes, buffers: Sequence[memoryview | bytes]) -> list[bytes | memoryview]:
@@ -133,7 +134,7 @@ class Buffers:
 
     def _send_releases(self) -> None:
         self._release_scheduled = False
-        released, self._released = self._released, []
+        released = [self._released.popleft() for _ in range(len(self._released))]
         step = MAX_PAYLOAD_BYTES // REFERENCE.size
         for at in range(0, len(released), step):
             self._connection.send(0, RELEASE, payload=b"".join(released[at : at + step]))
@@ -143,3 +144,6 @@ class Buffers:
         if self._sender is not None:
             self._sender.close()
             self._sender = None
+        if self._receiver is not None:
+            self._receiver.close()
+            self._receiver = None
