@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 EVENTS: list[Any] = []
 RELEASE = threading.Event()
 
@@ -51,6 +53,11 @@ class Echo:
         while not RELEASE.is_set():
             await asyncio.sleep(0.001)
         return "released"
+
+    async def wait_and_tell(self, kind: str, megabytes: int) -> Any:
+        await self.wait()
+        size = megabytes * 1_000_000
+        return np.zeros(size, dtype=np.uint8) if kind == "array" else b"x" * size
 
     async def spin(self) -> None:
         print("begun")

@@ -250,6 +250,22 @@ def test_calls_in_work_are_answered_before_it_ends(method: str) -> None:
     run(check())
 
 
+@pytest.mark.parametrize(("kind", "megabytes"), [("bytes", 0), ("bytes", 20), ("array", 20)])
+def test_the_last_results_leave_whole_before_it_ends(kind: str, megabytes: int) -> None:
+    async def check() -> None:
+        async with shop(spec_of("Echo", options={"repeatable": False})) as ((hosted, echo),):
+            calls = [echo.wait_and_tell.remote(kind, megabytes) for _ in range(3)]
+            await until(lambda: EVENTS)
+            hosted.replica.drain(30.0)
+            await hosted.until(S.STOPPING)
+            RELEASE.set()
+            for call in calls:
+                assert len(await call) == megabytes * 1_000_000
+            await hosted.life
+
+    run(check())
+
+
 @pytest.mark.parametrize("method", ["wait", "block"])
 def test_at_the_end_of_the_drain_what_still_runs_is_cut_off(method: str, caplog: pytest.LogCaptureFixture) -> None:
     async def check() -> None:

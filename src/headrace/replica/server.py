@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("headrace.replica")
 
 BACKLOG = 1024
+FLUSH_INTERVAL_S = 0.002
 NONE_WAITS = 0xFFFF
 _decode_meta = msgspec.msgpack.Decoder(CallMeta).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -536,8 +537,10 @@ class Server:
             self._idle.set()
 
     async def drained(self) -> None:
-        """Until no call is in work, after `drain`."""
+        """Until no call is in work and all results have left, after `drain`."""
         await self._idle.wait()
+        while any(link.unsent for link in self.links):  # noqa: ASYNC110 - at the end of a life only: nothing to wake us
+            await asyncio.sleep(FLUSH_INTERVAL_S)
 
     def close(self) -> None:
         """Stop listening and close all connections."""

@@ -145,6 +145,11 @@ class Connection:
         self._rest = b""
         self._owed: dict[int, int] = {}
 
+    @property
+    def unsent(self) -> bool:
+        """Whether something that was given to be sent has not left yet."""
+        return not self.closed and bool(self._out or self.outflows or self._backlog is not None)
+
     def start(self) -> None:
         """Begin to read."""
         self.loop.add_reader(self.sock.fileno(), self._readable)
