@@ -140,6 +140,10 @@ class KeeperProcess:
                 return pid
         return None
 
+    def descriptors(self) -> set[int]:
+        """The numbers of the descriptors that it has open."""
+        return {int(entry.name) for entry in Path(f"/proc/{self.pid}/fd").iterdir()}
+
     def close(self) -> None:
         """End everything, whatever state it is in."""
         if self.process is not None and self.process.poll() is None:

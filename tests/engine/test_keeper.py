@@ -436,7 +436,7 @@ def test_an_engine_without_a_keeper_says_so(tmp_path: Path) -> None:
 def test_without_descriptors_a_start_is_refused_and_the_keeper_lives(keeper: KeeperProcess) -> None:
     async def main() -> None:
         engine, _ = await start(keeper)
-        used = {int(entry.name) for entry in Path(f"/proc/{keeper.pid}/fd").iterdir()}
+        used = keeper.descriptors()
         first_free = next(number for number in itertools.count() if number not in used)
         soft, hard = resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (first_free, hard))
