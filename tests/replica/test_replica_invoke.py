@@ -215,6 +215,31 @@ def test_a_method_that_there_is_not(method: str, message: str) -> None:
         result_of(Model(), method)
 
 
+def test_a_property_that_fails_is_that_call_s_error() -> None:
+    class Lazy:
+        @property
+        def model(self) -> Any:
+            raise LookupError("not loaded yet")
+
+    with pytest.raises(LookupError, match="not loaded yet"):
+        result_of(Lazy(), "model")
+
+
+class BadBackPressure(BackPressureError):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_error_that_cannot_say_what_it_is_still_ends_its_call() -> None:
+    async def check() -> None:
+        call = handle_call("coroutine")
+        await served(Raises(BadBackPressure), call)
+        assert call.error is not None
+        assert call.error.status == 503
+
+    run(check())
+
+
 def test_functions_and_silent_classes_say_what_they_lack() -> None:
     class Silent:
         def predict(self) -> None: ...

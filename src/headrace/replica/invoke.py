@@ -83,7 +83,7 @@ class Invoker:
         if method is None:
             try:
                 method = self._methods[meta.method] = find_method(self._servable, meta.method)
-            except MethodNotFound as error:
+            except Exception as error:  # MethodNotFound, and what properties and signatures of users raise
                 incoming.fail(self._tell(incoming, error))
                 return
         remaining = meta.remaining_s
@@ -251,15 +251,16 @@ class Invoker:
     def _tell(self, incoming: Incoming, error: BaseException) -> ErrorInfo:
         """Log the error for people, and make what the caller gets. Errors that say all in a line get a line."""
         meta = incoming.meta
+        info = payload.encode_error(error)
         where = f"{self._replica.deployment}.{meta.method}"
         if isinstance(error, ServingError | MethodNotFound | RequestCancelledError):
-            log.warning("request %s: %s: %s: %s", meta.request_id, where, type(error).__name__, error)
+            log.warning("request %s: %s: %s: %s", meta.request_id, where, type(error).__name__, info.message)
         elif isinstance(error, NotServableError):
-            log.error("request %s: %s returned what is no HTTP response: %s", meta.request_id, where, error)
+            log.error("request %s: %s returned what is no HTTP response: %s", meta.request_id, where, info.message)
         else:
-            text = payload.traceback_text(error).rstrip()
+            text = info.traceback_text.rstrip()
             log.error("request %s: %s raised %s\n%s", meta.request_id, where, type(error).__name__, text)
-        return payload.encode_error(error)
+        return info
 
 
 def find_method(servable: object, name: str) -> Method:
