@@ -1,0 +1,206 @@
+"""A world around plans for tests: it carries actions out as the controller does, without processes, sockets or time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headrace.core import plan
+from headrace.core.fleet import Application, Replica, entry_key
+from headrace.core.lifecycle import COUNTED, Event, Phase
+from headrace.core.publication import build_snapshot, note_published, same_routes
+from headrace.core.restart import RestartPolicy
+from headrace.spec.application import ApplicationSpec, DeploymentSpec, ImportedCode
+from headrace.spec.options import DeploymentOptions
+from headrace.spec.snapshot import Snapshot
+
+
+def deployment(name: str, *, digest: str = "1", uses: tuple[str, ...] = (), **options: Any) -> DeploymentSpec:
+    return DeploymentSpec(
+        name=name,
+        code=ImportedCode("m", name),
+        arguments=b"",
+        options=DeploymentOptions(**options),
+        digest=digest,
+        max_ongoing_requests=10,
+        uses=uses,
+    )
+
+
+def application(*deployments: DeploymentSpec, name: str = "app") -> ApplicationSpec:
+    return ApplicationSpec(name=name, route_prefix="/", ingress=deployments[0].name, deployments=deployments)
+
+
+class World:
+    """One application, its replicas, and one router that acknowledges when it is told to."""
+
+    def __init__(self) -> None:
+        self.app = Application(name="app", policy=RestartPolicy(first_wait_s=1.0, longest_wait_s=8.0))
+        self.now = 0.0
+        self.snapshot = Snapshot()
+        self.published = {0: self.snapshot}
+        self.routed = 0
+        self.log: list[plan.Action] = []
+        self.vanished = False
+        self.wake_at: float | None = None
+
+    # --- what a controller does -------------------------------------------------------------------------------------
+
+    def deploy(self, spec: ApplicationSpec) -> None:
+        app = self.app
+        same = (
+            app.target
+            and not app.failure
+            and {d.name: d.digest for d in app.spec.deployments} == {d.name: d.digest for d in spec.deployments}
+        )
+        if not same:
+            app.target += 1
+        app.revisions[app.target] = spec
+        app.failure, app.deploying, app.weights_at = "", True, None
+        for failures in app.failures.values():
+            failures.starts, failures.final = 0, ""
+            failures.restarts.forgive()
+
+    def delete(self) -> None:
+        self.app.deleting = True
+        self.app.weights_at = None
+
+    def round(self) -> list[plan.Action]:
+        """Plan and act once, then publish."""
+        if self.vanished:
+            return []
+        planned = plan.plan_application(self.app, self.routed, self.now)
+        self.wake_at = planned.wake_at
+        for action in planned.actions:
+            self.perform(action)
+        self.log += planned.actions
+        self.publish()
+        return planned.actions
+
+    def settle(self, rounds: int = 60) -> None:
+        """Rounds until there is nothing to do; the router keeps up."""
+        for _ in range(rounds):
+            self.routed = self.snapshot.version
+            before = self.snapshot
+            if not self.round() and self.snapshot is before and self.routed == before.version:
+                return
+        raise AssertionError(f"no end of actions: {self.log[-5:]}")
+
+    def publish(self) -> None:
+        apps = [] if self.vanished else [self.app]
+        snapshot = build_snapshot(apps, "default", self.snapshot.version + 1)
+        if not same_routes(self.snapshot, snapshot):
+            self.snapshot = self.published[snapshot.version] = snapshot
+        note_published(apps, self.snapshot)
+
+    def perform(self, action: plan.Action) -> None:
+        app = self.app
+        match action:
+            case plan.Start():
+                replica = Replica(
+                    id=f"{action.spec.name}#{app.next_replica}",
+                    app=app.name,
+                    key=action.key,
+                    name=action.spec.name,
+                    revision=action.revision,
+                    address="unix:/x",
+                    level=action.level,
+                    launched_at=self.now,
+                    configured=action.spec,
+                )
+                app.next_replica += 1
+                app.replicas[replica.id] = replica
+                assert len(app.counted(action.key)) <= app.number_wanted(action.key)
+            case plan.Retire(id=id):
+                replica = app.replicas[id]
+                if replica.key not in app.wanted():
+                    # No router sends it new requests any more.
+                    assert replica.key not in self.weighted_keys(self.published[self.routed])
+                replica.on(Event.RETIRE)
+            case plan.Drain(id=id, deadline_s=deadline_s):
+                # The invariant of draining: no router lists it any more.
+                assert not self.is_routed(id)
+                app.replicas[id].on(Event.DRAIN)
+                app.replicas[id].stop_by = self.now + deadline_s + plan.DRAIN_MARGIN_S
+            case plan.Stop(id=id, error=error):
+                replica = app.replicas[id]
+                replica.on(Event.STOP)
+                if error:
+                    self.fail(replica)
+            case plan.Reconfigure(id=id, spec=spec):
+                app.replicas[id].configured = spec
+            case plan.Promote():
+                known = self.published[self.routed].deployments
+                for key, spec in self.keys(app.target).items():
+                    assert len(known[key].replicas) >= spec.options.num_replicas
+                app.current, app.weights_at = app.target, None
+            case plan.Abandon(error=error):
+                app.failure, app.deploying = error, False
+            case plan.Settle():
+                app.failure, app.deploying = "", False
+            case plan.Forget(revision=revision):
+                del app.revisions[revision]
+            case plan.Vanish():
+                assert not app.replicas
+                self.vanished = True
+
+    def weighted_keys(self, snapshot: Snapshot) -> set[str]:
+        """The deployments that new requests go to, by this snapshot."""
+        return {
+            key
+            for entry in snapshot.applications.values()
+            for revision in entry.revisions
+            if revision.weight
+            for key in revision.deployments.values()
+        }
+
+    def is_routed(self, id: str) -> bool:
+        """Whether a router that is as far behind as it may be sends calls to the replica."""
+        known = self.published[self.routed].deployments.values()
+        return any(replica.id == id for entry in known for replica in entry.replicas)
+
+    # --- what happens -----------------------------------------------------------------------------------------------
+
+    def fail(self, replica: Replica, starting: bool = True) -> None:
+        failures = self.app.failures_of(replica.key)
+        failures.error = f"{replica.id} failed"
+        failures.starts += starting
+        lived_s = self.now - replica.launched_at
+        failures.restarts.fail(self.now, replica.level, lived_s, self.app.number_wanted(replica.key))
+
+    def ready(self, id: str) -> None:
+        self.app.replicas[id].on(Event.READY)
+
+    def exit(self, id: str) -> None:
+        replica = self.app.replicas[id]
+        before = replica.phase
+        replica.on(Event.EXITED)
+        if before in COUNTED:
+            self.fail(replica, starting=before in (Phase.LAUNCHING, Phase.STARTING))
+        del self.app.replicas[id]
+
+    def all_become_ready_and_the_leaving_leave(self) -> None:
+        for replica in list(self.app.replicas.values()):
+            if replica.phase in (Phase.LAUNCHING, Phase.STARTING):
+                replica.on(Event.READY)
+            elif replica.phase in (Phase.DRAINING, Phase.STOPPING):
+                self.exit(replica.id)
+
+    def run(self) -> None:
+        """To the end, all going well."""
+        for _ in range(20):
+            self.settle()
+            self.all_become_ready_and_the_leaving_leave()
+            if self.wake_at is not None:
+                self.now = max(self.now, self.wake_at)
+        self.settle()
+
+    def phases(self) -> dict[str, Phase]:
+        return {replica.id: replica.phase for replica in self.app.replicas.values()}
+
+    def serving(self, key: str) -> int:
+        """How many replicas of the deployment the present snapshot lists."""
+        entry = self.snapshot.deployments.get(key)
+        return 0 if entry is None else len(entry.replicas)
+
+    def keys(self, number: int) -> dict[str, DeploymentSpec]:
+        return {entry_key("app", each): each for each in self.app.revisions[number].deployments}

@@ -1,0 +1,295 @@
+"""Plans: what is done next, by tables, and by a world in which anything happens in any order."""
+
+from __future__ import annotations
+
+import pytest
+from fleet_world import World, application, deployment
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from headrace.core import plan
+from headrace.core.fleet import callees_first
+from headrace.core.lifecycle import COUNTED, Phase
+from headrace.core.plan import Drain, Promote, Retire, Settle, Start, Stop
+from headrace.spec.application import ApplicationSpec
+from headrace.spec.errors import GraphError
+
+KEY = "app/D@1"
+
+
+def running(spec: ApplicationSpec) -> World:
+    world = World()
+    world.deploy(spec)
+    world.run()
+    assert world.app.current == world.app.target
+    world.log.clear()
+    return world
+
+
+def test_a_first_deploy_starts_callees_first_and_takes_the_traffic_when_all_is_known() -> None:
+    world = World()
+    world.deploy(application(deployment("A", uses=("B",)), deployment("B", num_replicas=2)))
+    actions = world.round()
+    assert [action.spec.name for action in actions if isinstance(action, Start)] == ["B", "B", "A"]
+    assert world.round() == []
+    world.ready("B#1")
+    world.ready("A#3")
+    assert world.round() == []
+    world.ready("B#2")
+    assert world.round() == []  # the router does not know the last one yet
+    world.routed = world.snapshot.version - 1
+    assert world.round() == []
+    world.routed = world.snapshot.version
+    assert world.round() == [Promote()]
+    assert world.round() == []  # the router does not know the weight yet
+    world.routed = world.snapshot.version
+    assert world.round() == [Settle()]
+    assert world.round() == []
+    assert world.snapshot.applications["app"].revisions[0].weight == 1.0
+
+
+def test_a_replica_leaves_step_by_step() -> None:
+    world = running(application(deployment("D", num_replicas=2, graceful_shutdown_timeout_s=7.0)))
+    world.deploy(application(deployment("D", num_replicas=1, graceful_shutdown_timeout_s=7.0)))
+    assert world.round() == [Retire("D#2")]
+    assert world.serving(KEY) == 1
+    assert Drain("D#2", 7.0) not in world.round()
+    world.routed = world.snapshot.version
+    assert world.round() == [Settle()]
+    assert world.round() == [Drain("D#2", 7.0)]
+    assert world.round() == []
+    assert world.phases() == {"D#1": Phase.RUNNING, "D#2": Phase.DRAINING}
+    assert world.wake_at == 7.0 + plan.DRAIN_MARGIN_S
+    world.now = world.wake_at
+    assert world.round() == [Stop("D#2", plan.KILL_GRACE_S)]
+    assert world.round() == []
+    world.exit("D#2")
+    assert world.round() == []
+    assert world.phases() == {"D#1": Phase.RUNNING}
+
+
+def test_what_does_not_serve_yet_goes_before_what_does() -> None:
+    world = running(application(deployment("D", num_replicas=2)))
+    world.exit("D#1")
+    world.round()
+    assert world.phases() == {"D#2": Phase.RUNNING, "D#3": Phase.LAUNCHING}
+    world.deploy(application(deployment("D", num_replicas=1)))
+    assert Stop("D#3", plan.KILL_GRACE_S) in world.round()
+    assert world.phases() == {"D#2": Phase.RUNNING, "D#3": Phase.STOPPING}
+
+
+def test_a_shared_deployment_keeps_its_options_until_the_target_has_the_traffic() -> None:
+    world = running(application(deployment("D"), deployment("S", num_replicas=3, user_config=1)))
+    world.deploy(application(deployment("D", digest="2"), deployment("S", num_replicas=1, user_config=2)))
+    world.settle()
+    assert world.serving("app/S@1") == 3
+    assert not any(isinstance(action, plan.Reconfigure) for action in world.log)
+    world.all_become_ready_and_the_leaving_leave()
+    world.run()
+    assert world.serving("app/S@1") == 1
+    assert world.log.count(plan.Reconfigure("S#2", world.app.spec.deployments[1])) == 1
+
+
+def test_options_are_told_to_one_replica_after_the_other() -> None:
+    world = running(application(deployment("D", num_replicas=3)))
+    spec = application(deployment("D", num_replicas=3, user_config="new"))
+    world.deploy(spec)
+    assert world.round() == [plan.Reconfigure("D#1", spec.deployments[0])]
+    world.app.replicas["D#1"].reconfiguring = True
+    assert world.round() == []
+    world.app.replicas["D#1"].reconfiguring = False
+    assert world.round() == [plan.Reconfigure("D#2", spec.deployments[0])]
+
+
+def test_an_abandoned_target_goes_and_the_current_stays() -> None:
+    world = running(application(deployment("D", num_replicas=2)))
+    world.deploy(application(deployment("D", digest="2", num_replicas=2)))
+    world.settle()
+    for _ in range(3):
+        id = next(id for id, phase in world.phases().items() if phase is Phase.LAUNCHING)
+        world.exit(id)
+        world.settle()
+        world.now += 10.0
+    assert world.app.failure.startswith("deployment D failed to start 3 times; its last error:\nD#")
+    world.run()
+    assert world.phases() == {"D#1": Phase.RUNNING, "D#2": Phase.RUNNING}
+    assert world.serving(KEY) == 2
+    assert not any(isinstance(action, Promote) for action in world.log)
+
+
+@pytest.mark.parametrize(("replicas", "retries", "limit"), [(1, 3, 3), (1, 20, 3), (4, 3, 3), (4, 20, 12), (2, 1, 1)])
+def test_how_often_a_start_is_tried(replicas: int, retries: int, limit: int) -> None:
+    spec = deployment("D", num_replicas=replicas, max_constructor_retry_count=retries)
+    assert plan.start_limit(spec) == limit
+
+
+def test_a_start_that_takes_too_long_is_stopped() -> None:
+    world = World()
+    world.deploy(application(deployment("D", start_timeout_s=50.0)))
+    world.round()
+    world.app.replicas["D#1"].phase = Phase.STARTING
+    assert world.round() == []
+    assert world.wake_at == 50.0
+    world.now = 50.0
+    (stop,) = world.round()
+    assert isinstance(stop, Stop)
+    assert "start_timeout_s=50" in stop.error
+
+
+def test_a_deleted_application_goes_callers_first() -> None:
+    world = running(application(deployment("A", uses=("B",)), deployment("B", uses=("C",)), deployment("C")))
+    world.delete()
+    for id in ("A#3", "B#2", "C#1"):
+        world.settle()
+        drained = [action.id for action in world.log if isinstance(action, Drain)]
+        assert drained[-1:] == [id]
+        world.all_become_ready_and_the_leaving_leave()
+    world.settle()
+    assert world.vanished
+
+
+def test_one_that_was_not_heard_from_is_left_alone() -> None:
+    world = running(application(deployment("D", num_replicas=3)))
+    for replica in world.app.replicas.values():
+        replica.phase = Phase.RECOVERING
+    world.now = 1e6
+    world.settle()
+    assert world.log == []
+    assert world.serving(KEY) == 3
+
+
+def test_callees_first_takes_long_chains_and_refuses_circles() -> None:
+    chain = [deployment(f"D{i}", uses=(f"D{i + 1}",)) for i in range(5000)]
+    ordered = callees_first(application(*chain, deployment("D5000")))
+    assert [each.name for each in ordered] == [f"D{i}" for i in range(5000, -1, -1)]
+    with pytest.raises(GraphError, match="uses itself"):
+        callees_first(application(*chain, deployment("D5000", uses=("D0",))))
+    diamond = [deployment("A", uses=("B", "C")), deployment("B", uses=("D",)), deployment("C", uses=("D",))]
+    assert [each.name for each in callees_first(application(*diamond, deployment("D")))] == ["D", "B", "C", "A"]
+
+
+class AnythingHappens(RuleBasedStateMachine):
+    """Deploys, crashes, failures, reports, slow routers and time, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.harmed: set[str] = set()  # keys of which a replica failed since they were last whole
+        self.promised: dict[str, int] = {}  # key -> what the current revision had once, by deploys alone
+
+    @rule(
+        door=st.sampled_from("12"),
+        shared=st.sampled_from("12"),
+        replicas=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        config=st.integers(0, 1),
+    )
+    def deploy(self, door: str, shared: str, replicas: tuple[int, int], config: int) -> None:
+        if not self.world.app.deleting:
+            self.world.deploy(
+                application(
+                    deployment("D", digest=door, num_replicas=replicas[0], uses=("S",)),
+                    deployment("S", digest=shared, num_replicas=replicas[1], user_config=config),
+                )
+            )
+
+    @precondition(lambda self: self.world.app.target and not self.world.vanished)
+    @rule()
+    def round(self) -> None:
+        before = self.world.phases()
+        actions = self.world.round()
+        again = plan.plan_application(self.world.app, self.world.routed, self.world.now).actions
+        if self.world.vanished:
+            return
+        # What was taken up is not planned again. (Starts would show as too many replicas in the world.)
+        assert not [a for a in again if a in actions and not isinstance(a, Start)], (before, actions, again)
+
+    @precondition(lambda self: self.world.app.replicas)
+    @rule(data=st.data())
+    def a_replica_gets_ready(self, data: st.DataObject) -> None:
+        starting = [id for id, phase in self.world.phases().items() if phase in (Phase.LAUNCHING, Phase.STARTING)]
+        if starting:
+            self.world.ready(data.draw(st.sampled_from(starting)))
+
+    @precondition(lambda self: self.world.app.replicas)
+    @rule(data=st.data())
+    def a_process_exits(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.world.app.replicas)))
+        replica = self.world.app.replicas[id]
+        if replica.phase in COUNTED:
+            self.harmed.add(replica.key)
+        self.world.exit(id)
+
+    @precondition(lambda self: self.world.app.replicas)
+    @rule()
+    def those_that_were_told_to_leave_do(self) -> None:
+        for id, phase in self.world.phases().items():
+            if phase in (Phase.DRAINING, Phase.STOPPING):
+                self.world.exit(id)
+
+    @precondition(lambda self: self.world.app.target and not self.world.vanished)
+    @rule()
+    def all_goes_well_for_a_while(self) -> None:
+        self.world.run()
+
+    @rule(behind=st.integers(0, 3))
+    def the_router_acknowledges(self, behind: int) -> None:
+        self.world.routed = max(self.world.routed, self.world.snapshot.version - behind)
+
+    @precondition(lambda self: self.world.app.target)
+    @rule()
+    def it_is_deleted(self) -> None:
+        self.world.delete()
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 100.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.now += seconds
+
+    @invariant()
+    def capacity_is_never_lost_to_a_deploy(self) -> None:
+        app = self.world.app
+        if not app.current or app.deleting:
+            return
+        for key, spec in self.world.keys(app.current).items():
+            serving = sum(replica.phase is Phase.RUNNING for replica in app.of(key))
+            whole = min(spec.options.num_replicas, self.promised.get(key, 0))
+            if serving >= spec.options.num_replicas:
+                self.harmed.discard(key)
+                self.promised[key] = serving
+            elif key not in self.harmed:
+                assert serving >= whole, f"{key} went from {self.promised[key]} to {serving} replicas"
+
+    @invariant()
+    def routes_name_what_is_there(self) -> None:
+        snapshot = self.world.snapshot
+        for entry in snapshot.applications.values():
+            for revision in entry.revisions:
+                for name, key in revision.deployments.items():
+                    assert snapshot.deployments[key].name == name
+            assert sum(revision.weight for revision in entry.revisions) in (0.0, 1.0)
+
+    def teardown(self) -> None:
+        """When all goes well from now on, it comes to be as it should."""
+        world = self.world
+        if not world.app.target:
+            return
+        world.run()
+        app = world.app
+        if app.deleting:
+            assert world.vanished
+            return
+        assert app.current == app.target or app.failure
+        assert set(app.revisions) == {app.target, app.current} - {0}
+        live = app.current
+        for key, spec in (world.keys(live) if live else {}).items():
+            assert world.serving(key) == spec.options.num_replicas
+        assert all(replica.phase is Phase.RUNNING for replica in app.replicas.values())
+        assert {replica.key for replica in app.replicas.values()} == (set(world.keys(live)) if live else set())
+        world.delete()
+        world.run()
+        assert world.vanished
+        assert world.snapshot.applications == {}
+
+
+AnythingHappens.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAnythingHappens = AnythingHappens.TestCase
