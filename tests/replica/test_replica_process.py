@@ -44,6 +44,7 @@ class Process:
     async def start(self) -> None:
         await self.peer.start()
         lifeline, self.lifeline = os.pipe()
+        os.set_blocking(lifeline, False)  # as the keeper's is
         environment = {
             "PATH": os.environ["PATH"],
             "HEADRACE_INSTANCE": "default",

@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -129,11 +130,12 @@ def watch_lifeline(loop: asyncio.AbstractEventLoop, worker: Worker) -> None:
         return
     descriptor = int(text)
     os.set_inheritable(descriptor, False)
-    os.set_blocking(descriptor, True)
+    # Its flags are those of all processes that share the pipe, so it is not made to block: this waits for it instead.
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
 
     def watch() -> None:
-        while os.read(descriptor, 64):
-            pass
+        poller.poll()  # nobody ever writes: readable is its end
         log.warning("the keeper is gone: this replica ends")
         exit_regardless_after(ORPHAN_DRAIN_S)
         with contextlib.suppress(RuntimeError):  # the loop has ended already
