@@ -26,6 +26,7 @@ from headrace.wire.link import ControlLink
 
 SNAPSHOT_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
+WATCH_S = 0.5  # how soon a driver whose link is down looks whether its instance has ended
 
 
 def own_directory() -> InstanceDirectory:
@@ -147,6 +148,7 @@ class _DriverThread:
         self._thread = threading.Thread(target=self._main, args=(snapshot,), name="headrace-driver", daemon=True)
         self.runtime: Runtime | None = None
         self._failure: BaseException | None = None
+        self._keeper_pid = directory.keeper_pid()
 
     def start(self) -> Runtime:
         """Start the thread; answers once its router takes calls."""
@@ -178,12 +180,17 @@ class _DriverThread:
             Hello(role="driver", id=identity, pid=os.getpid()),
             self._received,
             have=lambda: self._linked.version,
+            on_connect=self._look_for_keeper,
         )
         self.runtime = Runtime(router, loop, threading.get_ident(), self.close)
         linked = loop.create_task(link.run(), name="headrace-link")
         self._ready.set()
         try:
-            await self._stop.wait()
+            while not self._stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), WATCH_S)
+                if not link.connected:
+                    self._look_for_keeper()
         finally:
             self.runtime.alive = False
             linked.cancel()
@@ -191,6 +198,11 @@ class _DriverThread:
                 await linked
             await router.close()
             self.runtime.fail_waiting(InstanceError("the connection to the instance was closed during the call"))
+
+    def _look_for_keeper(self) -> None:
+        """Without its keeper the instance has ended; one of the same name that runs now is another."""
+        if self._stop is not None and self._directory.keeper_pid() != self._keeper_pid:
+            self._stop.set()
 
     def _received(self, message: Message) -> None:
         match message:

@@ -379,6 +379,30 @@ class TestScripts:
         assert "Traceback" not in err
         assert instance_directory("blocking").keeper_pid() is None
 
+    def test_a_driver_learns_that_its_instance_has_ended(self, home):
+        """And of another one under the same name, when there is one."""
+        run = "serve.run(Echo.bind(), route_prefix=None)"
+        first = script(f"{START}); {run}; print('up', flush=True); input()", home, "twice", stdin=subprocess.PIPE)
+        assert first.stdout.readline() == "up\n"
+        body = "h = serve.get_app_handle('default'); print(h.remote(1).result(), flush=True); input()\n"
+        body += (
+            "    try: h.remote(2).result()\n    except Exception as error: print(type(error).__name__, flush=True)\n"
+        )
+        body += "    input(); print(h.remote(3).result())"
+        driver = script(body, home, "twice", stdin=subprocess.PIPE)
+        assert driver.stdout.readline() == "1\n"
+        first.communicate("\n", timeout=PATIENCE_S)
+        assert instance_directory("twice").keeper_pid() is None
+        driver.stdin.write("\n")
+        driver.stdin.flush()
+        # The last that it heard may be that the application was deleted, before the instance ended.
+        assert driver.stdout.readline() in ("InstanceError\n", "ApplicationNotFound\n")
+        second = script(f"{START}); {run}; print('up', flush=True); input()", home, "twice", stdin=subprocess.PIPE)
+        assert second.stdout.readline() == "up\n"
+        out, err = driver.communicate("\n", timeout=PATIENCE_S)
+        assert out == "3\n", err
+        second.communicate("\n", timeout=PATIENCE_S)
+
     def test_an_exception_in_the_script_ends_it_too(self, home):
         process = script(f"{START}); sys.exit(5)", home, "fails")
         process.communicate(timeout=PATIENCE_S)
@@ -407,3 +431,18 @@ def test_errors_of_http_keep_out_of_the_client_s_sight(port):
         get(port, "/?n=word")
     assert caught.value.code == 500
     assert b"ValueError" not in caught.value.read()
+
+
+def test_two_applications_cannot_have_one_route(port):
+    with pytest.raises(serve.exceptions.HeadraceError, match="'/'"):
+        serve.run(Adder.bind(), name="second")
+    assert get(port, "/?n=1") == b'{"sum":2}'
+
+
+def test_in_a_notebook_s_cell_a_loop_runs_already(port):
+    async def cell():
+        handle = serve.run(Adder.bind(5), name="cell", route_prefix=None)
+        assert await handle.remote(1) == 6
+        serve.delete("cell")
+
+    asyncio.run(cell())

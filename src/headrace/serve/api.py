@@ -139,7 +139,8 @@ def run_many(
     owned = tie.start()
     http = _HttpStart(tie)
     try:
-        http.begin()
+        if owned or tie.keeper is not None:
+            http.begin()  # on an instance of somebody else's, HTTP is theirs to decide
         for spec in specs:
             answer = tie.ask(Deploy(spec, wait=wait_for_applications_running), on_progress=logger.info)
             if isinstance(answer, Deployed):
@@ -275,7 +276,7 @@ def _start_http(tie: Driver, options: HTTPOptions | None) -> None:
 
 
 class _HttpStart:
-    """Starts HTTP in a thread of its own, so that its process comes up beside the replicas. Not inside of a replica."""
+    """Starts HTTP in a thread of its own, so that its process comes up beside the replicas."""
 
     def __init__(self, tie: Driver) -> None:
         self._tie = tie
@@ -283,9 +284,8 @@ class _HttpStart:
         self._thread = threading.Thread(target=self._run, name="headrace-start-http", daemon=True)
 
     def begin(self) -> None:
-        """Start, unless this process is one of the instance's own: then HTTP is not its to decide."""
-        if not runtimes.in_instance():
-            self._thread.start()
+        """Start, and return at once."""
+        self._thread.start()
 
     def _run(self) -> None:
         try:

@@ -21,7 +21,16 @@ from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import HeadraceError, InstanceError
 from headrace.spec.snapshot import Snapshot
 from headrace.wire.client import ControlClient
-from headrace.wire.control import Answer, GetSnapshot, Operation, Shutdown, SnapshotMessage
+from headrace.wire.control import (
+    Answer,
+    Delete,
+    Deploy,
+    GetSnapshot,
+    Operation,
+    Shutdown,
+    SnapshotMessage,
+    StartHTTP,
+)
 
 START_TIMEOUT_S = 30.0
 AWAY_TIMEOUT_S = 15.0  # how long a controller may be away (it is restarted by the keeper) before a request fails
@@ -60,20 +69,20 @@ class Driver:
                 return False
             if runtimes.in_instance():
                 raise InstanceError("the instance that this process belongs to is gone")
-            self._spawn(detached)
-            return True
+            return self._spawn(detached)
 
-    def _spawn(self, detached: bool) -> None:
+    def _spawn(self, detached: bool) -> bool:
+        """Start a keeper and wait for its controller; False when somebody else's keeper was faster."""
         directory = self.directory()
         directory.create()
         command = [sys.executable, "-m", "headrace.engine.keeper", "--instance", directory.name]
         watched, lifeline = os.pipe()
         try:
-            environment = dict(os.environ)
+            environment = {name: value for name, value in os.environ.items() if name != "HEADRACE_LIFELINE_FD"}
             if detached:
                 os.close(lifeline)
             else:
-                environment["HEADRACE_DRIVER_FD"] = str(watched)
+                environment["HEADRACE_LIFELINE_FD"] = str(watched)
             # A session of its own: Ctrl-C at the terminal is for the script, which then ends the instance in order.
             self.keeper = subprocess.Popen(
                 command, env=environment, pass_fds=() if detached else (watched,), start_new_session=True
@@ -91,6 +100,7 @@ class Driver:
         except BaseException:
             self._end_keeper()
             raise
+        return self.keeper is not None
 
     def _await_controller(self, directory: InstanceDirectory, deadline: float) -> None:
         keeper = self.keeper
@@ -125,7 +135,9 @@ class Driver:
 
         Raises InstanceError when the instance does not run, else the error that the controller answers with.
         """
-        runtimes.check_not_on_loop(type(operation).__name__)
+        if isinstance(operation, Deploy | Delete | StartHTTP):
+            # These end when all routers know of it, the one of this thread among them.
+            runtimes.check_not_on_loop(type(operation).__name__)
         directory = self.directory()
         away_since: float | None = None
         while True:
