@@ -236,8 +236,6 @@ def test_the_receive_channel_brings_the_body_and_then_waits_for_the_client_to_le
 
 
 def test_forms() -> None:
-    pytest.importorskip("python_multipart")
-
     async def check() -> None:
         http = head(headers=[(b"content-type", b"application/x-www-form-urlencoded")])
         form = await request_of(http, b"a=1&b=x+y").form()
