@@ -69,6 +69,7 @@ HOSTILE: dict[str, tuple[bytes, int]] = {
     "an unknown method": (b"FOO / HTTP/1.1\r\nHost: h\r\n\r\n", 400),
     "a method in lower case": (b"get / HTTP/1.1\r\nHost: h\r\n\r\n", 400),
     "CONNECT": (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 405),
+    "CONNECT to a path": (b"CONNECT /x HTTP/1.1\r\nHost: h\r\n\r\n", 405),
     "WebSocket": (
         b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n",
         501,

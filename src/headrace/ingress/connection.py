@@ -312,7 +312,7 @@ class ClientConnection(asyncio.Protocol):
         parser = self._parser
         assert parser is not None
         door = self.door
-        method = parser.get_method().decode("ascii")
+        method = parser.get_method()
         try:
             if self._head_bytes + SLICE > door.options.max_header_bytes:
                 self._measure_head(method)
@@ -332,7 +332,8 @@ class ClientConnection(asyncio.Protocol):
                 # The body is not wanted.
                 raise Refusal(refusal.status, refusal.text, headers=refusal.headers)
         except Refusal as refused:
-            refused.head = RequestHead(is_head=method == "HEAD", request_id=request_id_of(self._headers))
+            refused.head = RequestHead(is_head=method == b"HEAD")
+            refused.head.request_id = request_id_of(self._headers)
             self._refused = refused
             raise
         self._memo_head = head
@@ -578,7 +579,7 @@ class ClientConnection(asyncio.Protocol):
             return min(options.header_timeout_s, options.keep_alive_timeout_s)
         return options.keep_alive_timeout_s
 
-    def _measure_head(self, method: str) -> None:
+    def _measure_head(self, method: bytes) -> None:
         """Refuse a head that is whole and too long. Exact, where `_check_size` counts pieces."""
         size = len(method) + len(self._url) + 14 + sum(len(n) + len(v) + 4 for n, v in self._headers)
         if size > self.door.options.max_header_bytes:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 HEALTHZ = b"/-/healthz"
 ROUTES = b"/-/routes"
+REMEMBERED = 1024  # targets, and hosts, that need not be looked up again
+REMEMBERED_BYTES = 256
 META_RESERVE_BYTES = 4 * 1024  # what else a call's metadata carries beside the head
 
 _SPECIAL = frozenset(
@@ -36,6 +38,7 @@ _SPECIAL = frozenset(
         b"x-session-id",
     }
 )
+_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 _SANE_ID = re.compile(rb"[\x20-\x7e]{1,128}").fullmatch
 _SANE_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*").fullmatch
 _SANE_SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch
@@ -61,55 +64,45 @@ class Refusal(Exception):
 class RequestHead:
     """All that the head of a request says; shared by the requests of a connection whose heads are the same bytes.
 
-    `content_length` is -1 for a chunked body. `request_id` "" means that the ingress makes one. `refusal` is the answer
-    to a request that is well formed but that no application takes; `local` is a path that the ingress answers.
-    `repeatable`: the next request with these very bytes as its head can be known without reading it.
+    What most requests do not have is a class attribute: only what differs is stored.
     """
 
-    __slots__ = (
-        "content_length",
-        "expect",
-        "http",
-        "is_head",
-        "keep_alive",
-        "local",
-        "model_id",
-        "plain",
-        "refusal",
-        "repeatable",
-        "request_id",
-        "route",
-        "sticky",
-        "timeout_s",
-        "trace",
-        "upgrade",
-        "version_1_0",
-    )
+    content_length = 0  # -1 for a chunked body
+    expect = False  # the client waits to be invited to send the body
+    upgrade = False  # it offers another protocol
+    repeatable = False  # the next request with these very bytes as its head can be known without reading it
+    request_id = ""  # "": the ingress makes one
+    timeout_s: float | None = None
+    sticky: str | None = None
+    model_id: str | None = None
+    trace: str | None = None
+    route: Route | None = None
+    refusal: Refusal | None = None  # the answer, when the request is well formed and no application takes it
+    local = b""  # a path that the ingress answers itself
+    http = _NIL
 
-    def __init__(
-        self, *, is_head: bool = False, version_1_0: bool = False, keep_alive: bool = False, request_id: str = ""
-    ) -> None:
+    def __init__(self, is_head: bool = False, version_1_0: bool = False, keep_alive: bool = False) -> None:
         self.is_head = is_head
         self.version_1_0 = version_1_0
         self.keep_alive = keep_alive
         # The answer needs nothing special: its head can be written from a template.
         self.plain = keep_alive and not is_head and not version_1_0
-        self.content_length = 0
-        self.expect = False
-        self.upgrade = False
-        self.repeatable = False
-        self.request_id = request_id
-        self.timeout_s: float | None = None
-        self.sticky: str | None = None
-        self.model_id: str | None = None
-        self.trace: str | None = None
-        self.route: Route | None = None
-        self.refusal: Refusal | None = None
-        self.local = b""
-        self.http = _NIL
 
 
 UNREADABLE = RequestHead()  # stands for the head of a request that could not be read
+
+
+class Place(msgspec.Struct, frozen=True, gc=False):
+    """What a path leads to: an application, an answer of the ingress's own, or a refusal.
+
+    `missing` is what a proxy took off the front of the path and handlers expect there.
+    """
+
+    route: Route | None = None
+    root_path: str = ""
+    local: bytes = b""
+    refusal: Refusal | None = None
+    missing: bytes = b""
 
 
 def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:
@@ -120,19 +113,27 @@ def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:
     return ""
 
 
+def _other_method(method: bytes) -> str:
+    if method == b"CONNECT":
+        raise Refusal(405, "CONNECT is not served", headers=b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n")
+    return method.decode("ascii")
+
+
 class HeadReader:
     """Reads heads against one route table and one set of limits; one per process and table."""
 
-    __slots__ = ("_max_body_bytes", "_timeout_s", "table")
+    __slots__ = ("_hosts", "_max_body_bytes", "_places", "_timeout_s", "table")
 
     def __init__(self, table: RouteTable, max_body_bytes: int, timeout_s: float | None) -> None:
         self.table = table
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
+        self._places: dict[bytes, Place] = {}
+        self._hosts: dict[bytes, bool] = {}
 
     def read(
         self,
-        method: str,
+        method: bytes,
         target: bytes,
         version: str,
         headers: list[tuple[bytes, bytes]],
@@ -141,38 +142,53 @@ class HeadReader:
         server: tuple[str, int] | None,
     ) -> RequestHead:
         """The head of one request; `headers` with names in lower case. Raises Refusal for what must not be served."""
-        if version != "1.1" and version != "1.0":
+        version_1_0 = version == "1.0"
+        if not version_1_0 and version != "1.1":
             raise Refusal(400, f"HTTP/{version} is not spoken here: send HTTP/1.1")
-        if method == "CONNECT":
-            raise Refusal(
-                405, "CONNECT is not served", headers=b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"
-            )
-        head = RequestHead(is_head=method == "HEAD", version_1_0=version == "1.0", keep_alive=keep_alive)
-        head.timeout_s = self._timeout_s
+        head = RequestHead(method == b"HEAD", version_1_0, keep_alive)
+        if self._timeout_s is not None:
+            head.timeout_s = self._timeout_s
         hosts = 0
         for name, value in headers:
             if name in _SPECIAL:
                 if name == b"host":
                     hosts += 1
-                    if not _SANE_HOST(value):
-                        raise Refusal(400, "the Host header is not a host")
+                    if value not in self._hosts:
+                        self._learn_host(value)
                 else:
                     self._read_special(head, name, value)
-        if hosts != 1 and (hosts or not head.version_1_0):
-            raise Refusal(400, "a request has one Host header, not " + str(hosts))
+        if hosts != 1 and (hosts or not version_1_0):
+            raise Refusal(400, f"a request has one Host header, not {hosts}")
+        known_method = _METHODS.get(method) or _other_method(method)
         if not target.startswith(b"/"):
             target = self._origin_form(method, target, headers)
-        if b"#" in target:
-            raise Refusal(400, "a request target has no fragment (#)")
-        target, root_path = self._find(head, target)
+        place = self._places.get(target) or self._find(target)
+        if place.missing:
+            target = place.missing + target
+        if place.route is not None:
+            head.route = place.route
+        if place.local:
+            head.local = place.local
+        if place.refusal is not None:
+            head.refusal = place.refusal
         # An HttpHead, as its tuple: the struct would be made only to be encoded.
-        http = _encode((method, target, root_path, headers, version, "http", client, server))
+        http = _encode((known_method, target, place.root_path, headers, version, "http", client, server))
         if len(http) > MAX_META_BYTES - META_RESERVE_BYTES:
             raise Refusal(431, "the request's head has too many headers")
         head.http = msgspec.Raw(http)
-        head.repeatable = head.plain and head.route is not None and head.refusal is None and not head.upgrade
-        head.repeatable = head.repeatable and not head.expect and head.content_length >= 0
+        # A client that names its requests names each one differently.
+        if head.plain and head.content_length >= 0 and place.refusal is None and not head.request_id:
+            head.repeatable = place.route is not None and not (head.expect or head.upgrade or head.trace)
         return head
+
+    def _learn_host(self, value: bytes) -> None:
+        """Check a Host header, and remember a good one."""
+        if not _SANE_HOST(value):
+            raise Refusal(400, "the Host header is not a host")
+        if len(self._hosts) >= REMEMBERED:
+            self._hosts.clear()
+        if len(value) <= REMEMBERED_BYTES:
+            self._hosts[value] = True
 
     def _read_special(self, head: RequestHead, name: bytes, value: bytes) -> None:
         """Take note of a header that concerns the ingress. Of repeated ones the last counts; lengths never repeat."""
@@ -188,7 +204,7 @@ class HeadReader:
                 raise Refusal(400, "HTTP/1.0 has no transfer encodings")
             head.content_length = -1
         elif name == b"x-request-id":
-            head.request_id = value.decode("ascii") if _SANE_ID(value) else ""
+            head.request_id = str(value, "ascii") if _SANE_ID(value) else ""
         elif name == b"expect":
             if value.lower() != b"100-continue":
                 raise Refusal(417, "no expectation but 100-continue is met")
@@ -211,9 +227,9 @@ class HeadReader:
             else:
                 head.sticky = text
 
-    def _origin_form(self, method: str, target: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
+    def _origin_form(self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
         """The path of an absolute-form target (RFC 9112 section 3.2.2), whose host then counts and not the header's."""
-        if target == b"*" and method == "OPTIONS":
+        if target == b"*" and method == b"OPTIONS":
             return target
         scheme, separator, rest = target.partition(b"://")
         if not separator or scheme.lower() not in (b"http", b"https"):
@@ -225,30 +241,38 @@ class HeadReader:
         headers[:] = [(name, host if name == b"host" else value) for name, value in headers]
         return path if path.startswith(b"/") else b"/" + path
 
-    def _find(self, head: RequestHead, target: bytes) -> tuple[bytes, str]:
-        """Set who answers; return the target below the instance's root path, whether a proxy took that away or not."""
+    def _find(self, target: bytes) -> Place:
+        """What the target leads to, remembered."""
+        if b"#" in target:
+            raise Refusal(400, "a request target has no fragment (#)")
+        place = self._look_up(target.partition(b"?")[0])
+        if len(self._places) >= REMEMBERED:
+            self._places.clear()
+        if len(target) <= REMEMBERED_BYTES:
+            self._places[target] = place
+        return place
+
+    def _look_up(self, path: bytes) -> Place:
         table = self.table
-        path = target.partition(b"?")[0]
         outer = table.root_path
+        missing = b""
         if outer:
             if path == outer or path.startswith(outer + b"/"):
                 path = path[len(outer) :] or b"/"
             else:
-                target = outer + target
+                missing = outer
         if path in (HEALTHZ, ROUTES, b"*"):
-            head.local = path
-            return target, ""
-        route = head.route = table.find(path)
-        if route is None and not table.known:
-            head.refusal = Refusal(503, "starting: no routes yet", fatal=False, headers=b"retry-after: 1\r\n")
-            return target, ""
-        if route is None:
+            return Place(local=path)
+        route = table.find(path)
+        if route is not None and not route.unavailable:
+            return Place(route, route.root_path, missing=missing)
+        if route is not None:
+            text = f"application {route.app!r} {route.unavailable}"
+        elif not table.known:
+            text = "starting: no routes yet"
+        else:
             shown = path[:200].decode("latin-1")
             known = ", ".join(sorted(table.prefixes)) or "none yet"
-            head.refusal = Refusal(404, f"no application serves {shown}; routes: {known} (see /-/routes)", fatal=False)
-            return target, ""
-        if route.unavailable:
-            head.refusal = Refusal(
-                503, f"application {route.app!r} {route.unavailable}", fatal=False, headers=b"retry-after: 1\r\n"
-            )
-        return target, route.root_path
+            text = f"no application serves {shown}; routes: {known} (see /-/routes)"
+            return Place(refusal=Refusal(404, text, fatal=False))
+        return Place(refusal=Refusal(503, text, fatal=False, headers=b"retry-after: 1\r\n"))
