@@ -20,6 +20,7 @@ from headrace.spec.errors import (
     PayloadError,
     RemoteTraceback,
     RequestCancelledError,
+    RequestTimeoutError,
 )
 from headrace.spec.snapshot import Snapshot
 from headrace.wire import payload
@@ -559,6 +560,30 @@ def test_a_response_of_the_parent_is_refused_in_a_forked_child(driver):
     with os.fdopen(reader, "rb") as file:
         assert b"belongs to a connection that was closed, or to the parent" in file.read()
     assert runtime.installed() is driver
+
+
+class TestTimeout:
+    @on_own_loop
+    async def test_a_call_that_is_late_is_cancelled(self, installed):
+        installed.router.hold = True
+        response = DeploymentHandle("Add").options(timeout_s=0.01).remote(1)
+        with pytest.raises(RequestTimeoutError, match=r"Add.__call__ did not answer in time"):
+            await response
+        assert installed.router.cancelled == [response]
+        response.on_reply(0, b"", payload.encode(1).data)
+        with pytest.raises(TimeoutError):
+            await response
+
+    @on_own_loop
+    async def test_one_that_is_not_late_leaves_no_timer(self, installed):
+        response = DeploymentHandle("Add").options(timeout_s=60).remote(1)
+        assert await response == 1
+        assert response._timer.cancelled()
+
+    def test_from_a_thread(self, driver):
+        driver.router.hold = True
+        with pytest.raises(RequestTimeoutError):
+            DeploymentHandle("Add").options(timeout_s=0.01).remote(1).result(10)
 
 
 class TestCallsOfACancelledRequest:

@@ -32,6 +32,7 @@ from headrace.spec.errors import (
     OptionTypeError,
     PayloadError,
     RequestCancelledError,
+    RequestTimeoutError,
 )
 from headrace.wire import payload
 from headrace.wire.frames import ErrorInfo
@@ -58,6 +59,8 @@ class DeploymentResponse(Call):
     """
 
     whole = True  # parts of a large result are joined before on_reply
+    _timed = False  # its handle gave it a time of its own, after which it is cancelled
+    _timer: asyncio.TimerHandle | None = None
 
     def __init__(self, runtime: Runtime, app: str, deployment: str, method: str) -> None:
         self.app = app
@@ -143,6 +146,8 @@ class DeploymentResponse(Call):
         self.body = b""
         if self._siblings is not None:
             self._siblings.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
         if self._waiters:
             self._wake()
 
@@ -154,6 +159,8 @@ class DeploymentResponse(Call):
     def _withdraw(self, _: None) -> None:
         if self._siblings is not None:
             self._siblings.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
         if self._submitted:
             self._runtime.router.cancel(self)
         self._wake()
@@ -167,16 +174,33 @@ class DeploymentResponse(Call):
         if encoded.buffers:
             self.buffers = encoded.buffers
         runtime = self._runtime
-        if _get_ident() == runtime.thread_id:
+        if _get_ident() != runtime.thread_id:
+            runtime.post(self._submit, None)
+        elif self._timed:
+            self._submit(None)
+        else:
             self._submitted = True
             runtime.router.submit(self)
-        else:
-            runtime.post(self._submit, None)
 
     def _submit(self, _: None) -> None:
-        if self._state == PENDING:  # else it was cancelled before the loop came to it
-            self._submitted = True
-            self._runtime.router.submit(self)
+        if self._state != PENDING:
+            return  # it was cancelled before the loop came to it
+        self._submitted = True
+        if self._timed:
+            assert self.deadline is not None
+            self._timer = self._runtime.loop.call_at(self.deadline, self._expire)
+        self._runtime.router.submit(self)
+
+    def _expire(self) -> None:
+        """The time that its handle gave it is over: whatever works on it may stop."""
+        if self._state == PENDING:
+            self._runtime.router.cancel(self)
+            self._end(
+                FAILED,
+                RequestTimeoutError(
+                    f"{self.deployment}.{self.method} did not answer in time (request {self.request_id})"
+                ),
+            )
 
     def _send_when_resolved(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Submit the call once the responses among its arguments have ended; one that failed fails this call too."""
@@ -316,6 +340,7 @@ def _apply(options: HandleOptions, response: DeploymentResponse) -> None:
         deadline = time.monotonic() + options.timeout_s  # the clock of every event loop on Linux
         if response.deadline is None or deadline < response.deadline:
             response.deadline = deadline
+            response._timed = True
     if options.session_id is not None:
         response.sticky = options.session_id
     if options.multiplexed_model_id is not None:
