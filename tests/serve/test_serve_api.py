@@ -24,6 +24,7 @@ from served_applications import Adder, Broken, Front
 
 from headrace import runtime, serve
 from headrace.engine.directory import instance_directory
+from headrace.serve.api import _http_options
 from headrace.spec.errors import (
     ApplicationNotFound,
     DeployFailedError,
@@ -282,6 +283,25 @@ class TestStart:
         runtime.close_own()
         assert held.result(PATIENCE_S) == 1
         assert front.plain.remote(1).result(PATIENCE_S) == 2
+
+
+class TestHTTPOptions:
+    """What `start` makes of both of its arguments, before it asks anybody."""
+
+    @pytest.mark.parametrize("location", ["Disabled", serve.config.ProxyLocation.Disabled])
+    @pytest.mark.parametrize("options", [None, {"port": 1}, serve.HTTPOptions(port=1)])
+    def test_disabled(self, location, options):
+        made = _http_options(options, location)
+        assert made.ingress_workers == 0
+        assert made.port == (8000 if options is None else 1)
+
+    def test_everywhere_is_the_default(self):
+        assert _http_options({"port": 1}, "EveryNode") == serve.HTTPOptions(port=1)
+        assert _http_options(None, None) is None
+
+    def test_a_place_that_is_none(self):
+        with pytest.raises(OptionError, match="location='Everywhere' must be one of"):
+            _http_options(None, "Everywhere")
 
 
 class TestWithoutAnInstance:
