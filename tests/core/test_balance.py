@@ -141,7 +141,7 @@ def test_the_replica_that_took_the_last_call_is_told_again_when_another_waits() 
     assert b.announce() == [one]
 
 
-def test_a_replica_that_refused_gets_no_more_calls_until_it_makes_an_offer() -> None:
+def test_a_call_that_one_replica_refused_goes_to_another_with_room() -> None:
     b = balancer(replicas=2, limit=2)
     (replica,) = choose(b)
     b.rejected(replica, load=2)
@@ -149,19 +149,31 @@ def test_a_replica_that_refused_gets_no_more_calls_until_it_makes_an_offer() -> 
     ((call, other),) = b.drain()
     assert call == "call"
     assert other is not replica
-    b.finished(other, load=0)
-    assert choose(b, 2) == [other, other]
-    assert b.choose() is None
-    assert b.offered(replica, load=1) is None, "nothing waits: declined"
-    assert choose(b) == [replica], "but now it is known to have room"
+    assert choose(b) == [other]
+    assert b.choose() is None, "both are full, as far as is known"
 
 
-def test_a_replica_without_a_call_of_ours_is_not_shut_for_good_by_what_it_once_said() -> None:
+def test_a_full_replica_without_a_call_of_ours_gets_another_chance_as_time_passes() -> None:
+    """No reply of it will ever tell that it has room. Calls that end elsewhere stand for time."""
+    b = balancer(replicas=2, limit=2)
+    (replica,) = choose(b)
+    b.rejected(replica, load=2)
+    assert {choose(b)[0].id, choose(b)[0].id} == {"d#0", "d#1"} - {replica.id}
+    other = next(other for other in b.replicas.values() if other is not replica)
+    b.finished(other, load=1)
+    assert b.choose() is not None
+    assert b.choose() is not None, "room for one at each"
+    assert (replica.ours, other.ours) == (1, 2)
+
+
+def test_when_all_are_full_with_calls_of_others_the_replicas_are_asked_for_a_slot() -> None:
     b = balancer(replicas=1, limit=2)
     (replica,) = choose(b)
-    b.finished(replica, load=2)
-    assert choose(b) == [replica], "nobody would tell us that it has room"
-    assert b.choose() is None, "but until it has answered that call, it is full"
+    b.rejected(replica, load=2)
+    b.requeue("call", since=0.0)
+    assert b.drain() == []
+    assert b.announce() == [replica]
+    assert b.offered(replica, load=2) == "call"
 
 
 def test_a_new_replica_takes_what_waits() -> None:

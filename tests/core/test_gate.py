@@ -118,12 +118,12 @@ def test_a_leased_call_that_comes_too_late_is_treated_as_a_new_one() -> None:
     assert gate.next_expiry() is None
     assert gate.enter("slow", True, 1.1), "the slot is free still"
 
-    gate.waiting("slow", 1, 1.0, now=1.2)
+    gate.waiting("slow", 2, 1.0, now=1.2)
     assert gate.leave(1.2) == "slow"
     gate.expire(1.2 + LEASE_S)
     assert gate.enter("b", False, 1.3)
-    assert not gate.enter("slow", True, 1.4), "the slot is taken by now"
-    assert gate.leave(1.5) == "slow", "its call waits again, and the gate knows"
+    assert not gate.enter("slow", True, 1.4, next_age_s=0.1), "the slot is taken by now"
+    assert gate.leave(1.5) == "slow", "but it has spoken, and is offered slots again"
 
 
 def test_the_late_answer_to_a_void_lease_does_not_use_up_a_later_one() -> None:
@@ -163,12 +163,6 @@ def test_a_lease_is_void_when_its_connection_breaks() -> None:
     assert gate.disconnect("a", now=2.001) == ["b"]
     assert gate.expire(3.0) == [], "the void lease does not end a second time"
     assert gate.load == 1
-
-
-def test_a_refused_call_counts_as_one_that_waits() -> None:
-    gate = full(1)
-    assert not gate.enter("a", False, 1.0)
-    assert gate.leave(2.0) == "a"
 
 
 def test_a_caller_that_was_offered_nothing_cannot_use_or_free_what_it_does_not_have() -> None:

@@ -9,14 +9,13 @@ Invariants:
   `finished`, `rejected` or `remove`;
 - while calls wait, a new one waits behind them;
 - after `announce`, each replica that could take a call that waits here has been told, and none other;
-- a replica that has no call of ours, and knows of none, is taken to have room: else we would never hear of it again.
+- a replica is not taken to be full for ever on what was last heard of it: with no call of ours there, it fades.
 
 Where locality, sticky keys or loaded models are to come before the lesser load, they belong in `_draw`.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Hashable
 from random import Random
 from typing import Any, Generic, TypeVar
@@ -26,14 +25,6 @@ from headrace.core.queue import CallQueue
 CallT = TypeVar("CallT", bound=Hashable)
 
 
-class Notice(enum.Enum):
-    """What a replica knows of the calls that wait here."""
-
-    NONE = enum.auto()  # that none waits
-    REFUSED = enum.auto()  # that the call which it refused waits: it will offer a slot
-    WAITING = enum.auto()  # that some wait, and since when: it will offer slots
-
-
 class Replica:
     """A replica as one router knows it. `ours`: calls that this router has there; `others`: those of all others.
 
@@ -41,7 +32,7 @@ class Replica:
     in work at a crash. `link` is the shell's own.
     """
 
-    __slots__ = ("id", "index", "limit", "link", "notice", "others", "ours", "suspect")
+    __slots__ = ("id", "index", "limit", "link", "others", "ours", "shelf", "suspect", "told")
 
     def __init__(self, replica_id: str, limit: int, link: Any = None) -> None:
         self.id = replica_id
@@ -49,13 +40,13 @@ class Replica:
         self.link = link
         self.ours = 0
         self.others = 0
-        self.index = -1  # its place among those with room; -1: it has none
-        self.notice = Notice.NONE
+        self.shelf: list[Replica] | None = None  # the balancer's list that it is on, and its place there
+        self.index = 0
+        self.told = False  # it knows that calls wait here
         self.suspect = False
 
     def __repr__(self) -> str:
-        room = "room" if self.index >= 0 else "full"
-        return f"<Replica {self.id} ours={self.ours} others={self.others} of {self.limit} {room} {self.notice.name}>"
+        return f"<Replica {self.id} ours={self.ours} others={self.others} of {self.limit}{' told' * self.told}>"
 
 
 class Balancer(Generic[CallT]):
@@ -65,17 +56,31 @@ class Balancer(Generic[CallT]):
     any number). `choose`, `enqueue`, `finished`, `offered` cost O(1), whatever the number of replicas.
     """
 
-    __slots__ = ("_news", "_open", "_queue", "_random", "_suspects", "limit", "max_queued", "replicas")
+    __slots__ = (
+        "_news",
+        "_open",
+        "_queue",
+        "_random",
+        "_silent",
+        "_suspects",
+        "_told",
+        "limit",
+        "max_queued",
+        "replicas",
+    )
 
     def __init__(self, limit: int, max_queued: int, rng: Random) -> None:
         self.limit = limit
         self.max_queued = max_queued
         self.replicas: dict[str, Replica] = {}
-        self._open: list[Replica] = []  # those with room, in no order
+        # Replicas with room, and those without though no call of ours is there, from whose end we would hear of room.
+        self._open: list[Replica] = []
+        self._silent: list[Replica] = []
         self._queue: CallQueue[CallT] = CallQueue()
         self._suspects: CallQueue[CallT] = CallQueue()
         self._random = rng.random
         self._news = False  # `announce` may have something to say
+        self._told = 0  # replicas that know that calls wait
 
     def __repr__(self) -> str:
         return f"<Balancer replicas={len(self.replicas)} with_room={len(self._open)} queued={self.queued}>"
@@ -104,7 +109,7 @@ class Balancer(Generic[CallT]):
         replica = self.replicas.pop(replica_id, None)
         if replica is not None:
             replica.limit = 0
-            replica.notice = Notice.NONE
+            self._note(replica, False)
             self._refresh(replica)
         return replica
 
@@ -175,16 +180,15 @@ class Balancer(Generic[CallT]):
         replica.ours = ours = replica.ours - 1
         others = load - ours
         replica.others = others if others > 0 else 0
-        if replica.index < 0 or load >= replica.limit:
+        if load >= replica.limit or replica.shelf is not self._open:
             self._refresh(replica)
+        if self._silent:
+            self._fade()
 
     def rejected(self, replica: Replica, load: int) -> None:
-        """The replica had no slot for a call of ours, which has not started: `requeue` it. It will offer one."""
+        """The replica had no slot for a call of ours, which has not started: `requeue` it. It is full for now."""
         replica.ours -= 1
         replica.others = max(load, replica.limit) - replica.ours
-        if replica.notice is Notice.NONE and replica.limit:
-            replica.notice = Notice.REFUSED
-        self._news = True
         self._refresh(replica)
 
     def offered(self, replica: Replica, load: int) -> CallT | None:
@@ -205,8 +209,8 @@ class Balancer(Generic[CallT]):
                     self._news = True
         if call is not None:
             replica.ours += 1
-        if replica.limit:  # the leased call, by the age in it, or the decline, says so
-            replica.notice = Notice.WAITING if self.waiting_for(replica) else Notice.NONE
+        # The leased call, by the age in it, or the decline, says so.
+        self._note(replica, replica.limit > 0 and self.waiting_for(replica) > 0)
         self._refresh(replica)
         return call
 
@@ -227,16 +231,12 @@ class Balancer(Generic[CallT]):
             return []
         self._news = False
         told: list[Replica] = []
+        if not self._suspects.count and self._told == (len(self.replicas) if self._queue.count else 0):
+            return told
         for replica in self.replicas.values():
-            notice = replica.notice
-            if self.waiting_for(replica):
-                if notice is not Notice.WAITING:
-                    replica.notice = Notice.WAITING
-                    self._refresh(replica)
-                    told.append(replica)
-            elif notice is Notice.WAITING:
-                replica.notice = Notice.NONE
-                self._refresh(replica)
+            waits = self.waiting_for(replica) > 0
+            if waits is not replica.told:
+                self._note(replica, waits)
                 told.append(replica)
         return told
 
@@ -258,8 +258,7 @@ class Balancer(Generic[CallT]):
     def _draw(self) -> Replica:
         """Two random replicas with room, the lesser load wins and is booked (the power of two choices, Mitzenmacher).
 
-        What is known of a loser where nothing of ours is in work gets older without our hearing anything newer, so it
-        fades: its turn comes again, and with it news.
+        What was heard of a loser without a call of ours only gets older, so it fades: then its turn comes, and news.
         """
         replicas = self._open
         count = len(replicas)
@@ -276,28 +275,39 @@ class Balancer(Generic[CallT]):
                 other.others -= 1
         replica.ours = ours = replica.ours + 1
         if ours + replica.others >= replica.limit:
-            self._shut(replica)
+            self._refresh(replica)
         return replica
+
+    def _fade(self) -> None:
+        """A call of ours has ended somewhere, so time has passed: a replica that we hear nothing of may have room."""
+        replica = self._silent[int(self._random() * len(self._silent))]
+        replica.others -= 1
+        self._refresh(replica)
 
     def _book(self, replica: Replica) -> None:
         replica.ours += 1
         self._refresh(replica)
 
-    def _refresh(self, replica: Replica) -> None:
-        """Put the replica among those with room, or take it from them, as its books say."""
-        has_room = replica.ours + replica.others < replica.limit or (
-            not replica.ours and replica.notice is Notice.NONE and replica.limit > 0
-        )
-        if has_room:
-            if replica.index < 0:
-                replica.index = len(self._open)
-                self._open.append(replica)
-        elif replica.index >= 0:
-            self._shut(replica)
+    def _note(self, replica: Replica, told: bool) -> None:
+        self._told += told - replica.told
+        replica.told = told
 
-    def _shut(self, replica: Replica) -> None:
-        last = self._open.pop()
-        if last is not replica:
-            self._open[replica.index] = last
-            last.index = replica.index
-        replica.index = -1
+    def _refresh(self, replica: Replica) -> None:
+        """Put the replica on the list where its books say that it belongs."""
+        shelf: list[Replica] | None = None
+        if replica.ours + replica.others < replica.limit:
+            shelf = self._open
+        elif not replica.ours and replica.limit:
+            shelf = self._silent
+        before = replica.shelf
+        if shelf is before:
+            return
+        if before is not None:
+            last = before.pop()
+            if last is not replica:
+                before[replica.index] = last
+                last.index = replica.index
+        replica.shelf = shelf
+        if shelf is not None:
+            replica.index = len(shelf)
+            shelf.append(replica)

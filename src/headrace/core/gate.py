@@ -80,7 +80,7 @@ class Gate(Generic[CallerT]):
         return self.load - self._leased
 
     def enter(self, caller: CallerT, leased: bool, now: float, next_age_s: float | None = None) -> bool:
-        """Whether the call starts now. False: it was not started and is to be rejected; it counts as one that waits.
+        """Whether the call starts now. False: it was not started and is to be rejected.
 
         A leased call uses the caller's oldest lease; where that has ended meanwhile, it is treated as a new call. With
         a leased call the caller says how long its next call has waited (None: none waits any more); send then what
@@ -89,7 +89,6 @@ class Gate(Generic[CallerT]):
         if leased:
             return self._enter_leased(caller, now, next_age_s)
         if self.load >= self.limit or self._wanting:
-            self._refuse(self._waiter(caller), now)
             return False
         self.load += 1
         return True
@@ -102,7 +101,7 @@ class Gate(Generic[CallerT]):
     def offer(self, now: float) -> CallerT | None:
         """The caller to offer a free slot to now (the lease is booked), or None. That with the eldest call goes first.
 
-        A caller that was offered a slot goes behind the others until it says how old its next call is.
+        A caller that was offered a slot goes behind all that wait now, until it says how old its next call is.
         """
         if not self._wanting or self.load >= self.limit:
             return None
@@ -113,7 +112,7 @@ class Gate(Generic[CallerT]):
         waiter.wants -= 1
         if waiter.wants:
             self._serial += 1
-            waiter.entry = (now, self._serial, waiter)
+            waiter.entry = (now + self.lease_s, self._serial, waiter)
             heapreplace(heap, waiter.entry)
         else:
             self._stop_wanting(waiter)
@@ -137,9 +136,9 @@ class Gate(Generic[CallerT]):
         """`caller` does not want the slot it was offered, so no call waits there. Whom to offer slots to now."""
         waiter = self._waiters.get(caller)
         if waiter is not None:
-            self._stop_wanting(waiter)
             if self._answer(waiter):
                 self.load -= 1
+            self._stop_wanting(waiter)
         return self._offers(now)
 
     def disconnect(self, caller: CallerT, now: float) -> list[CallerT]:
@@ -194,13 +193,7 @@ class Gate(Generic[CallerT]):
         else:
             # How many wait is not said, only that one does. Two offers for each one used find out in few round trips.
             self._want(waiter, max(waiter.wants, 2), now - next_age_s)
-        if not started:
-            self._refuse(waiter, now)
         return started
-
-    def _refuse(self, waiter: _Waiter[CallerT], now: float) -> None:
-        if not waiter.wants:
-            self._want(waiter, 1, now)
 
     def _waiter(self, caller: CallerT) -> _Waiter[CallerT]:
         waiter = self._waiters.get(caller)
