@@ -19,7 +19,7 @@ from headrace.spec.errors import ApplicationNotFound, BackPressureError, Headrac
 from headrace.wire.frames import HTTP, MORE, ErrorInfo
 
 if TYPE_CHECKING:
-    from headrace.ingress.connection import ClientConnection
+    from headrace.ingress.reader import RequestReader
 
 log = logging.getLogger("headrace.ingress")
 
@@ -51,7 +51,7 @@ class Exchange(Call):
     until_close = False  # the response's body ends with the connection
     owed = 0  # bytes of the response that the transport holds, for which the replica has no credit yet
 
-    def __init__(self, connection: ClientConnection, head: RequestHead, body: bytes = b"") -> None:
+    def __init__(self, connection: RequestReader, head: RequestHead, body: bytes = b"") -> None:
         # Not super().__init__: on the path of every request, and there is nothing in it but these assignments.
         self.connection = connection
         self.head = head
