@@ -138,6 +138,9 @@ class World:
             case plan.Settle():
                 app.failure, app.deploying = "", False
             case plan.Forget(revision=revision):
+                # What is pinned to a revision resolves its deployments while one of its own replicas lives.
+                own = self.keys(revision).keys() - app.wanted().keys()
+                assert not any(replica.key in own for replica in app.replicas.values())
                 del app.revisions[revision]
             case plan.Vanish():
                 assert not app.replicas

@@ -233,8 +233,10 @@ class MessageBuffer:
                 break
             start = at + LENGTH.size
             try:
-                messages.append(_decoder.decode(bytes(rest[start : start + length])))
-            except msgspec.MsgspecError as error:
+                with memoryview(rest) as view, view[start : start + length] as body:
+                    messages.append(_decoder.decode(body))
+            except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+                # msgspec's own, and what it lets through: broken UTF-8, keys that cannot be keys, nesting without end.
                 raise ProtocolError(f"not a control message: {error}") from error
             at = start + length
         del rest[:at]

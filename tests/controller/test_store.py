@@ -1,0 +1,113 @@
+"""The controller's file: what is kept comes back as it was; what cannot be read is set aside."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from workshop import application, deployment
+
+from headrace.controller.store import SCHEMA_VERSION, Store
+from headrace.core.fleet import Application, Replica
+from headrace.spec.config import HTTPOptions
+from headrace.spec.errors import InstanceError
+
+
+def filled(path: Path) -> tuple[Store, Application]:
+    store = Store(path)
+    store.open()
+    app = Application(name="app", target=2, current=1, failure="no", next_replica=12, deployed_at=5.5)
+    app.revisions = {1: application(deployment("D")), 2: application(deployment("D", "die", user_config=[None, 1.5]))}
+    for number in app.revisions:
+        store.keep_revision(app, number)
+    for number in (2, 11):
+        replica = Replica(id=f"D#{number}", app="app", key="k", name="D", revision=1, address="unix:/x", level=3)
+        app.replicas[replica.id] = replica
+        store.keep_replica(app, replica)
+    return store, app
+
+
+def test_what_is_kept_comes_back(tmp_path: Path) -> None:
+    store, app = filled(tmp_path / "state.db")
+    store.keep_http_options(HTTPOptions(port=1234, ingress_workers=2))
+    store.keep_fact("version", "17")
+    store.close()
+    again = Store(tmp_path / "state.db")
+    again.open()
+    assert again.applications() == {"app": app}
+    assert list(again.applications()["app"].replicas) == ["D#2", "D#11"]  # in order of starting, not of the alphabet
+    assert again.http_options() == HTTPOptions(port=1234, ingress_workers=2)
+    assert (again.fact("version"), again.fact("nothing")) == ("17", "")
+    assert again.set_aside is None
+    again.close()
+
+
+def test_what_is_forgotten_does_not(tmp_path: Path) -> None:
+    store, app = filled(tmp_path / "state.db")
+    store.forget_replica("app", "D#2")
+    store.forget_revision("app", 2)
+    app.target, app.failure = 1, ""
+    store.keep_application(app)
+    (kept,) = store.applications().values()
+    assert list(kept.revisions) == [1]
+    assert list(kept.replicas) == ["D#11"]
+    store.forget_application("app")
+    assert store.applications() == {}
+    database = sqlite3.connect(tmp_path / "state.db")
+    assert database.execute("SELECT count(*) FROM revisions").fetchone() == (0,)
+    assert database.execute("SELECT count(*) FROM replicas").fetchone() == (0,)
+    database.close()
+    store.close()
+
+
+def test_a_new_life_forgets_all_but_the_count(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path / "state.db")
+    store.keep_http_options(HTTPOptions())
+    store.keep_fact("version", "17")
+    store.forget_all()
+    assert store.applications() == {}
+    assert store.http_options() is None
+    assert store.fact("version") == "17"
+    store.close()
+
+
+def test_a_process_that_dies_loses_nothing(tmp_path: Path) -> None:
+    store, app = filled(tmp_path / "state.db")
+    again = Store(tmp_path / "state.db")  # while the first has it open, and never closes it
+    again.open()
+    assert again.applications() == {"app": app}
+    again.close()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        f"PRAGMA user_version = {SCHEMA_VERSION + 1}",
+        "DROP TABLE replicas",
+        "UPDATE revisions SET spec = x'c1'",
+        "DELETE FROM revisions WHERE number = 2",
+        "INSERT INTO facts VALUES ('http', x'00')",
+    ],
+)
+def test_what_cannot_be_read_is_set_aside(harm: str, tmp_path: Path) -> None:
+    store, _ = filled(tmp_path / "state.db")
+    store.close()
+    database = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    database.execute(harm)
+    database.close()
+    again = Store(tmp_path / "state.db")
+    again.open()
+    assert again.applications() == {}
+    assert again.set_aside is not None
+    assert again.set_aside.exists()
+    again.close()
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    store = Store(tmp_path / "nowhere" / "state.db")
+    with pytest.raises(InstanceError, match="nowhere"):
+        store.open()
+    with pytest.raises(InstanceError, match="not open"):
+        store.applications()
