@@ -416,6 +416,17 @@ def test_errors_become_a_status_a_text_and_the_request_id_and_no_traceback(error
         assert response.headers["retry-after"] == ("3" if getattr(error, "retry_after_s", 0) else "1")
 
 
+def test_when_all_requests_fail_the_log_says_so_without_a_line_for_each(caplog: pytest.LogCaptureFixture):
+    bench = Bench(router=FakeRouter(handler=lambda r, call: call.on_error(PoisonousRequestError("boom"))))
+    connection, _ = bench.connect()
+    for _ in range(1000):
+        connection.data_received(GET)
+    bench.pass_time(1)
+    assert 10 < len(caplog.records) < 30
+    assert caplog.records[-1].getMessage() == "980 more requests failed"
+    assert "to Model of default: PoisonousRequestError: boom" in caplog.records[0].getMessage()
+
+
 # --- clients that leave --------------------------------------------------------------------------------------------
 
 

@@ -65,9 +65,7 @@ class ClientConnection(RequestReader):
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._deaf = True
-        self._held = b""
-        self._forget_memo()
+        self._fall_deaf()
         self.door.closed(self)
         for exchange in (self.first, self._receiving, *self._waiting):
             if exchange is not None:
@@ -186,8 +184,7 @@ class ClientConnection(RequestReader):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer so, once all before it is answered, and read nothing more."""
-        self._deaf = True
-        self._held = b""
+        self._fall_deaf()
         exchange, self._receiving = self._receiving, None
         self._body_parts = []
         if exchange is None or exchange.received:
@@ -207,8 +204,7 @@ class ClientConnection(RequestReader):
 
     def _hang_up(self, exchange: Exchange) -> None:
         """The last response has been written."""
-        self._deaf = True
-        self._held = b""
+        self._fall_deaf()
         self._waiting.clear()
         self._since = self.door.now
         if exchange.received and exchange.refusal is None:

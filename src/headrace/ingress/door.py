@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import time
 from typing import TYPE_CHECKING
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from headrace.router import Router
     from headrace.spec.config import HTTPOptions
 
+log = logging.getLogger("headrace.ingress")
+
 SWEEP_S = 1.0  # at most; shorter limits are looked at more often
 LEAST_SWEEP_S = 0.05
+COMPLAINTS = 20  # log lines about single requests from one sweep to the next: when all fail, one need not read of each
 PRECISE_S = 5.0  # limits of single requests below this have a timer of their own
 
 
@@ -44,6 +48,7 @@ class Door:
         self.reader = HeadReader(RouteTable(Snapshot()), options.max_body_bytes, options.request_timeout_s)
         self.new_request_id = RequestIds(os.urandom(16)).next
         self._had_routes = False
+        self._complaints = 0
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
 
@@ -106,6 +111,12 @@ class Door:
         if timeout_s < PRECISE_S and timeout_s != self.options.request_timeout_s:
             self.loop.call_at(exchange.deadline, exchange.expire)
 
+    def complain(self, message: str) -> None:
+        """Log what went wrong with one request, unless that has been done often enough for now."""
+        self._complaints += 1
+        if self._complaints <= COMPLAINTS:
+            log.error(message)
+
     def sweep_interval_s(self) -> float:
         """How often limits are looked at: about a tenth of the shortest."""
         options = self.options
@@ -123,6 +134,9 @@ class Door:
         """Renew the date, and end what has lasted too long. `now` on the loop's clock."""
         self.now = now
         self.heads.date(time.time())
+        if self._complaints > COMPLAINTS:
+            log.error("%d more requests failed", self._complaints - COMPLAINTS)
+        self._complaints = 0
         for connection in list(self.connections):
             connection.sweep(now)
 

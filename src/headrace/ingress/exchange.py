@@ -6,7 +6,6 @@ for one exchange at a time: responses leave in the order of their requests.
 
 from __future__ import annotations
 
-import logging
 import math
 import socket
 import struct
@@ -20,8 +19,6 @@ from headrace.wire.frames import HTTP, MORE, ErrorInfo
 
 if TYPE_CHECKING:
     from headrace.ingress.reader import RequestReader
-
-log = logging.getLogger("headrace.ingress")
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all: closing resets the connection
 
@@ -91,12 +88,12 @@ class Exchange(Call):
                 connection.proceed()
             return
         if not flags & HTTP:
-            log.error("request %s: the replica's reply is no HTTP response", self.request_id)
+            self._complain("the replica's reply is no HTTP response")
             return self.answer(500, "Internal Server Error", drop=bool(flags & MORE))
         try:
             prepared = connection.door.heads.prepared(meta) if meta else OK_JSON
         except BadResponseError as error:
-            log.error("request %s: %s of %s: %s", self.request_id, self.deployment, self.app, error)
+            self._complain(str(error))
             return self.answer(500, "Internal Server Error", drop=bool(flags & MORE))
         self._begin(prepared, payload, bool(flags & MORE))
 
@@ -114,7 +111,7 @@ class Exchange(Call):
         if self.over:
             return
         if self.begun:
-            log.warning("request %s: the response broke off: %s", self.request_id, _describe(error))
+            self._complain(f"the response broke off: {_describe(error)}")
             return self.break_off()
         if isinstance(error, ErrorInfo):
             status = error.status if error.status in PASSED_ON else 500
@@ -125,7 +122,7 @@ class Exchange(Call):
             text = f"{phrase(status)}: {error}" if told else phrase(status)
             retry_after_s = error.retry_after_s if isinstance(error, BackPressureError) else 0.0
             if not told:
-                log.error("request %s: %s", self.request_id, _describe(error))
+                self._complain(_describe(error))
         headers = b""
         if status == 503:
             headers = b"retry-after: %d\r\n" % max(1, math.ceil(retry_after_s))
@@ -208,6 +205,9 @@ class Exchange(Call):
         else:
             self.connection.transport.close()
 
+    def _complain(self, message: str) -> None:
+        self.connection.door.complain(f"request {self.request_id} to {self.deployment} of {self.app}: {message}")
+
     # --- the response ----------------------------------------------------------------------------------------------
 
     def _begin(self, prepared: Prepared, payload: bytes, more: bool) -> None:
@@ -262,7 +262,7 @@ class Exchange(Call):
         else:
             if self.left is not None:
                 if len(data) > self.left or (not more and len(data) < self.left):
-                    log.error("request %s: the response's body is not as long as its content-length", self.request_id)
+                    self._complain("the response's body is not as long as its content-length")
                     transport.write(data[: self.left])
                     if more:
                         self.drop_call()

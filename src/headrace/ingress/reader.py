@@ -252,6 +252,12 @@ class RequestReader(asyncio.Protocol, ABC):
             self._memo_at = at
             self._memo_size = len(data)
 
+    def _fall_deaf(self) -> None:
+        """From now on nothing that the client sends is a request."""
+        self._deaf = True
+        self._held = b""
+        self._forget_memo()
+
     def _forget_memo(self) -> None:
         self._memo = b""
         self._memo_size = -1
@@ -345,7 +351,7 @@ class RequestReader(asyncio.Protocol, ABC):
             return  # an offer to upgrade: the request comes again
         self._receiving = None
         if not exchange.persistent:
-            self._deaf = True
+            self._fall_deaf()
         if exchange.received:
             parts = self._body_parts
             if parts:
