@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import stat
 import struct
 
 import pytest
 from workshop import Workshop, application, deployment, run
 
-from headrace.spec.snapshot import Snapshot
+from headrace.spec.snapshot import ApplicationEntry, Snapshot
 from headrace.spec.status import ReplicaState
 from headrace.wire.control import (
     Deployed,
@@ -129,6 +130,27 @@ def test_a_worker_that_nobody_knows_is_sent_away() -> None:
         assert worker.link._channel is not None
         worker.link._channel.close()  # it comes back, and is a stranger
         await shop.until(lambda: "D#1" not in repr(shop.engine))
+
+    run(body)
+
+
+def test_one_that_never_reads_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+    async def body(shop: Workshop) -> None:
+        shop.controller.server.max_unsent_bytes = 10_000
+        with socket.socket(socket.AF_UNIX) as mute:
+            mute.connect(str(shop.directory.control_socket))
+            mute.sendall(DRIVER + encode(Subscribe(0)))
+            await shop.until(lambda: "1 subscribers" in repr(shop.controller.feed))
+            for number in range(1000):
+                if any("which does not read" in record.message for record in caplog.records):
+                    break
+                entry = ApplicationEntry(name="x" * 5000, route_prefix=None, ingress="D")
+                version = shop.snapshot.version + 1
+                now = asyncio.get_running_loop().time()
+                shop.controller.feed.publish(Snapshot(version=version, applications={str(number): entry}), now)
+            else:
+                raise AssertionError("never cut off")
+        await shop.until(lambda: "0 connections" in repr(shop.controller.server))
 
     run(body)
 

@@ -21,6 +21,7 @@ from headrace.spec.errors import PeerVersionError, ProtocolError
 from headrace.wire.channel import ControlChannel
 from headrace.wire.control import (
     CONTROL_VERSION,
+    MAX_CONTROL_BYTES,
     Hello,
     IngressReport,
     Message,
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 ROLES = frozenset({"worker", "ingress", "driver", "cli"})
 HELLO_TIMEOUT_S = 10.0
-MAX_UNSENT_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -47,12 +47,16 @@ class _Session:
 
 
 class ControlServer:
-    """Listens on the control socket, for this user alone."""
+    """Listens on the control socket, for this user alone.
+
+    A connection with more than `max_unsent_bytes` that its other end does not read is closed.
+    """
 
     def __init__(self, path: Path, reconciler: Reconciler, operations: Operations) -> None:
         self._path = path
         self._reconciler = reconciler
         self._operations = operations
+        self.max_unsent_bytes = MAX_CONTROL_BYTES  # the largest message alone is within it
         self._sessions: dict[ControlChannel, _Session] = {}
         self._server: asyncio.Server | None = None
 
@@ -124,7 +128,7 @@ class ControlServer:
         match message:
             case Subscribe(have=have):
                 session.subscribed = True
-                self._reconciler.subscribed(id, have, channel, now)
+                self._reconciler.subscribed(id, have, lambda news: self._tell(channel, news), now)
             case SnapshotAck(version=version):
                 self._reconciler.acknowledged(id, version, now)
             case ReplicaReport() if session.hello.role == "worker":
@@ -135,6 +139,13 @@ class ControlServer:
                 self._operations.take(operation, Waiter(number, channel.send), now)
             case _:
                 raise ProtocolError(f"{session.hello.role} {id} sent {type(message).__name__}, which it may not")
+
+    def _tell(self, channel: ControlChannel, news: Message) -> bool:
+        """Send a snapshot, unless the other end has not read for so long that its connection had better end."""
+        if channel.unsent_bytes > self.max_unsent_bytes:
+            logger.error("closing the control connection to %s, which does not read", channel.name)
+            channel.abort()
+        return channel.send(news)
 
     def _greeted(self, channel: ControlChannel, session: _Session, message: Message) -> None:
         if not isinstance(message, Hello):

@@ -24,7 +24,7 @@ from headrace.spec.errors import ProtocolError
 from headrace.spec.snapshot import Snapshot
 from headrace.spec.status import ReplicaState
 from headrace.wire.channel import ControlChannel
-from headrace.wire.control import IngressReport, ReplicaReport
+from headrace.wire.control import IngressReport, Message, ReplicaReport
 
 logger = logging.getLogger(__name__)
 
@@ -239,9 +239,9 @@ class Reconciler:
 
     # --- subscriptions ----------------------------------------------------------------------------------------------
 
-    def subscribed(self, id: str, have: int, channel: ControlChannel, now: float) -> None:
+    def subscribed(self, id: str, have: int, send: Callable[[Message], bool], now: float) -> None:
         """Somebody routes by the snapshots from now on."""
-        self._feed.subscribe(id, have, channel.send, now)
+        self._feed.subscribe(id, have, send, now)
         self.wake()
 
     def unsubscribed(self, id: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from headrace.core.fleet import Application, Replica, entry_key
 from headrace.core.lifecycle import Phase
 from headrace.core.plan import specification
+from headrace.spec.application import DeploymentSpec
 from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, RevisionEntry, Snapshot
 
 
@@ -23,9 +24,9 @@ def build_snapshot(apps: Iterable[Application], instance: str, version: int) -> 
         wanted = app.wanted()
         keys = sorted(wanted.keys() | listed.keys())
         for key in keys:
-            entry = _deployment_entry(app, key, listed.get(key, []))
-            if entry is not None:
-                deployments[key] = entry
+            spec = wanted.get(key) or specification(app, key)
+            if spec is not None:
+                deployments[key] = _deployment_entry(app, key, spec, listed.get(key, []))
         applications[app.name] = _application_entry(app, deployments)
     return Snapshot(version=version, instance=instance, applications=applications, deployments=deployments)
 
@@ -41,10 +42,7 @@ def listed_replicas(app: Application) -> dict[str, list[Replica]]:
     return listed
 
 
-def _deployment_entry(app: Application, key: str, replicas: list[Replica]) -> DeploymentEntry | None:
-    spec = app.wanted().get(key) or specification(app, key)
-    if spec is None:
-        return None
+def _deployment_entry(app: Application, key: str, spec: DeploymentSpec, replicas: list[Replica]) -> DeploymentEntry:
     return DeploymentEntry(
         key=key,
         app=app.name,

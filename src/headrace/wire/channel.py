@@ -72,6 +72,11 @@ class ControlChannel(asyncio.Protocol):
         self.transport = None
         self._on_close(self)
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What was sent and has not left, as the other end does not read it."""
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
+
     def send(self, message: Message) -> bool:
         """Send the message; False when the connection has ended."""
         if self._closed or self.transport is None:
