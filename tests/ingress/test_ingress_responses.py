@@ -242,6 +242,33 @@ def test_a_client_that_asks_and_does_not_read_is_not_served_more():
     assert transport.reading
 
 
+def test_pipelined_requests_wait_while_the_client_does_not_read():
+    bench = Bench()
+    connection, transport = bench.connect()
+    write = transport.write
+
+    def write_and_stall(data: bytes) -> None:
+        write(data)
+        if not connection.writing_paused:
+            connection.pause_writing()
+
+    transport.write = write_and_stall
+    connection.data_received(GET * 5)
+    for served in range(1, 6):
+        assert len(bench.router.calls) == served
+        connection.resume_writing()
+    assert len(parse_responses(bytes(transport.written))) == 5
+
+
+def test_after_the_last_response_nothing_that_waited_is_started():
+    bench, call, transport, connection = asked(GET + GET)
+    connection.pause_writing()
+    call.on_reply(HTTP, response_head(200, (b"connection", b"close")), b"bye")
+    connection.resume_writing()
+    assert len(bench.router.calls) == 1
+    assert transport.closed
+
+
 def test_a_slow_reader_holds_back_the_replica_and_memory_stays_bounded():
     total, part = 20_000_000, 64 * 1024
 

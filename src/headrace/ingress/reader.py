@@ -140,7 +140,8 @@ class RequestReader(asyncio.Protocol, ABC):
     def data_received(self, data: bytes) -> None:
         # A client that stays sends the same head again and again. The same bytes at the same place mean the same: what
         # was read the first time need not be read a second time, and only the body differs.
-        if len(data) == self._memo_size and self.first is None and self._boundary and data.startswith(self._memo):
+        # (`_memo_size` is set between two messages only: the first byte of another message takes it away.)
+        if len(data) == self._memo_size and self.first is None and data.startswith(self._memo):
             door = self.door
             self._since = door.now
             head = self._memo_head
@@ -278,8 +279,8 @@ class RequestReader(asyncio.Protocol, ABC):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._receiving is None:  # else it is a trailer, which nobody asked for
-            self._headers.append((name.lower(), value))
+        # Trailers come here too, after the head has been read: nobody looks at them.
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self._deaf:
