@@ -237,3 +237,25 @@ def test_all_that_waits_can_be_taken() -> None:
     b.quarantine("suspect", since=3.0)
     assert b.take_all() == ["suspect", "older", "call"]
     assert b.queued == 0
+
+
+def test_a_suspect_that_found_no_room_has_its_replica_told() -> None:
+    b = balancer(replicas=1, limit=1)
+    (replica,) = choose(b)
+    b.announce()
+    b.quarantine("suspect", since=0.0)
+    assert b.drain() == []
+    assert b.announce() == [replica]
+
+
+def test_when_a_suspect_has_ended_at_a_full_replica_the_next_asks_there_for_a_slot() -> None:
+    b = balancer(replicas=1, limit=2)
+    (replica,) = choose(b)
+    b.quarantine("one", since=0.0)
+    b.quarantine("two", since=0.0)
+    assert b.drain() == [("one", replica)]
+    assert b.announce() == []
+    b.finished(replica, load=2)
+    b.suspect_ended(replica)
+    assert b.drain() == [], "another router has taken the slot"
+    assert b.announce() == [replica]

@@ -13,6 +13,30 @@ from simulated_routing import World
 numbers = st.integers(0, 1 << 16)
 
 
+def bustle(world: World, random: Random, steps: int) -> None:
+    """Ordinary life for so many events: calls come and are answered, messages arrive, time passes."""
+    arrivals = random.uniform(0.3, 2.0)
+    for _ in range(steps):
+        routers = [router for router in world.routers if not router.stalled]
+        ready = world.inboxes()
+        work = [(replica, job) for replica in world.replicas for job in replica.running()]
+        event = random.uniform(0, 10)
+        if event < arrivals and routers:
+            world.submit(random.choice(routers))
+        elif event < 5 and ready:
+            who, connection = random.choice(ready)
+            who.receive(connection)
+        elif event < 7 and work:
+            replica, job = random.choice(work)
+            replica.finish(job)
+        elif event < 9:
+            for router in routers:
+                router.end_tick()
+        else:
+            world.advance(random.choice([0.0001, 0.001, 0.004]))
+        world.check()
+
+
 class RoutingMachine(RuleBasedStateMachine):
     """Nothing is lost, nothing is answered twice, no limit is exceeded, no slot idles that a known call waits for."""
 
@@ -36,6 +60,10 @@ class RoutingMachine(RuleBasedStateMachine):
         if not router.stalled:
             for _ in range(count):
                 self.world.submit(router)
+
+    @rule(seed=numbers, steps=st.integers(1, 80))
+    def bustle(self, seed: int, steps: int) -> None:
+        bustle(self.world, Random(seed), steps)
 
     @rule(n=numbers)
     def cancel(self, n: int) -> None:
@@ -145,8 +173,28 @@ class RoutingMachine(RuleBasedStateMachine):
 
 TestRouting = RoutingMachine.TestCase
 TestRouting.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=400, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_ordinary_life_of_a_small_and_busy_deployment(seed: int) -> None:
+    random = Random(seed)
+    world = World(limit=random.choice([1, 1, 2]), seed=seed)
+    for _ in range(random.choice([1, 1, 2])):
+        world.add_replica()
+    for _ in range(random.choice([1, 2])):
+        world.add_router()
+    for _ in range(4):
+        bustle(world, random, 100)
+        world.settle(random.randrange)
+        world.check_at_rest()
+    while work := [(replica, job) for replica in world.replicas for job in replica.running()]:
+        for replica, job in work:
+            replica.finish(job)
+        world.settle(random.randrange)
+        world.check_at_rest()
+    assert {call.outcome for call in world.calls} == {"answered"}
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -26,7 +26,7 @@ class CallQueue(Generic[CallT]):
         self._serial = 0
 
     def put(self, call: CallT, since: float) -> None:
-        """`call` waits since `since`, which is not before that of any other fresh call."""
+        """`call`, which does not wait yet, waits since `since`, which is not before that of any other fresh call."""
         self._fresh[call] = since
         self.count += 1
 
