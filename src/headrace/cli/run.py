@@ -52,10 +52,10 @@ def main(arguments: argparse.Namespace) -> int:
     screen.say(f"headrace {__version__} · instance {directory.name} · pid {os.getpid()}")
     code = keeper.run()
     if keeper.failure:
-        screen.say(screen.style.bad(f"the instance failed: {keeper.failure}"))
+        screen.fail(f"the instance failed: {keeper.failure}")
     elif session.failed:
         if not screen.failure_shown:
-            screen.say(screen.style.bad(session.failed))
+            screen.fail(session.failed)
         code = 1
     screen.say("stopped")
     return code
@@ -128,6 +128,13 @@ class Screen:
         """A line of our own."""
         self._write(text)
 
+    def fail(self, text: str, details: str = "") -> None:
+        """What went wrong, on stderr: a script that keeps our output apart still shows it."""
+        self.failure_shown = True
+        self._write(self.style.bad(text.rstrip()), 2)
+        if details:
+            self._write(details.rstrip(), 2)
+
     def line(self, process_id: str, line: str) -> None:
         """A line that a process printed; the builder's reports are shown for what they say."""
         if process_id == BUILDER:
@@ -159,22 +166,20 @@ class Screen:
                 self._ready = True
                 self._write(self.style.good(f"ready in {self._elapsed()}") + f"  {_place(app, address, prefix)}")
             case Failure(text=text, traceback=traceback):
-                self.failure_shown = True
                 if traceback:
-                    self._write(self.style.bad(f"{self._target} could not be imported:"))
-                    self._write(text.rstrip())
+                    self.fail(f"{self._target} could not be imported:", text)
                 else:
-                    self._write(self.style.bad(text.rstrip()))
+                    self.fail(text)
 
     def _elapsed(self) -> str:
         return f"{time.monotonic() - self._started:.2f} s"
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: str, fd: int = 1) -> None:
         # Past Python's buffers: at the end, nothing waits in them while the process is killed.
         data = (text + "\n").encode(errors="replace")
         try:
             while data:
-                data = data[os.write(1, data) :]
+                data = data[os.write(fd, data) :]
         except OSError:
             return  # the terminal is gone; the instance's logs have what is printed
 
