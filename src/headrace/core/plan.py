@@ -271,7 +271,7 @@ class _Planner:
                 pass
 
     def plan_options(self, replica: Replica) -> None:
-        """Tell one replica of a deployment after the other: where the first cannot take its options, the rest live on."""
+        """Tell one replica of a deployment after the other: where one cannot take its options, the rest live on."""
         wanted = self.wanted.get(replica.key)
         failures = self.app.failures.get(replica.key)
         if wanted is None or replica.key in self.reconfiguring or (failures is not None and failures.final):

@@ -19,12 +19,12 @@ import sys
 import msgspec
 import uvloop
 
-from headrace.core.busywait import BusyWait
 from headrace.engine.directory import read_snapshot, runtime_directory
 from headrace.ingress.ingress import Ingress
 from headrace.router import Router
 from headrace.spec.config import HTTPOptions, http_options
 from headrace.spec.errors import HeadraceError, OptionError
+from headrace.wire.awake import awake_for
 
 log = logging.getLogger("headrace.ingress")
 
@@ -63,7 +63,7 @@ async def serve(options: HTTPOptions) -> None:
     loop = asyncio.get_running_loop()
     process_id = os.environ["HEADRACE_PROCESS_ID"]
     directory = runtime_directory(os.environ["HEADRACE_RUNTIME_DIR"])
-    router = Router(loop, process_id, "ingress", BusyWait(len(os.sched_getaffinity(0))))
+    router = Router(loop, process_id, "ingress", awake_for(loop))
     ingress = Ingress(process_id, options, router, str(directory.control_socket), snapshot=read_snapshot(directory))
     loop.add_signal_handler(signal.SIGTERM, ingress.stop)
     watch_lifeline(loop, ingress)

@@ -24,6 +24,7 @@ from headrace.replica.threads import ThreadPool, in_thread
 from headrace.spec.application import DeploymentSpec
 from headrace.spec.errors import HeadraceError, InstanceError, OptionError
 from headrace.spec.status import ReplicaState
+from headrace.wire.awake import Awake
 from headrace.wire.code import load_code, unpack_arguments
 from headrace.wire.control import HostReplica, ReplicaReport
 from headrace.wire.payload import traceback_text
@@ -50,7 +51,8 @@ class HostedReplica:
     """The replica that `order` asks for. `run` is its life; all else is called on the same loop and returns at once.
 
     `handle_for(name)` gives what stands for another deployment in the constructor's arguments. `prepare` readies the
-    process for the replica's code, before that is loaded; what it raises is as if the code had raised it.
+    process for the replica's code, before that is loaded; what it raises is as if the code had raised it. `awake` is
+    what the process waits with, where this replica is all that it hosts.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class HostedReplica:
         report: Callable[[ReplicaReport], None],
         handle_for: Callable[[str], Any],
         prepare: Callable[[HostReplica], None] | None = None,
+        awake: Awake | None = None,
     ) -> None:
         self.order = order
+        self._awake = awake
         self.context = ReplicaContext(
             app_name=order.app,
             deployment=order.spec.name,
@@ -208,7 +212,7 @@ class HostedReplica:
         limit = self._spec.max_ongoing_requests
         self._threads = ThreadPool(loop, limit)
         self._invoker = Invoker(loop, self.context.servable_object, self.context, self._threads)
-        self._server = Server(loop, self.order.replica_id, limit, self._invoker.start)
+        self._server = Server(loop, self.order.replica_id, limit, self._invoker.start, self._awake)
         try:
             await self._server.listen(self.order.address)
         except OSError as error:

@@ -29,6 +29,7 @@ from headrace.router import Router
 from headrace.spec.errors import OptionError
 from headrace.spec.snapshot import Snapshot
 from headrace.spec.status import ReplicaState
+from headrace.wire.awake import awake_for
 from headrace.wire.control import HostReplica
 
 log = logging.getLogger("headrace.replica")
@@ -67,6 +68,7 @@ async def serve() -> int:
         prepare=prepare,
         on_state=on_state,
         on_drain=exit_regardless_after,
+        awake=awake_for(loop),
     )
     loop.add_signal_handler(signal.SIGTERM, worker.stop)
     watch_lifeline(loop, worker)

@@ -22,6 +22,7 @@ import msgspec
 from headrace.core.gate import Gate
 from headrace.core.turns import Turns
 from headrace.spec.errors import ProtocolError, RequestCancelledError
+from headrace.wire.awake import Awake
 from headrace.wire.buffers import Buffers
 from headrace.wire.connection import Connection, Outflow
 from headrace.wire.frames import (
@@ -250,7 +251,9 @@ class CalleeLink(Connection):
         self.peer = "?"
         self.calls: dict[int, Incoming] = {}
         self.buffers = Buffers(self)
-        self._greeted = False
+        self._awake = server.awake
+        self._latest = 0  # the newest call's stream, and what it was at the last flush: was that call alone?
+        self._latest_flushed = 0
         handlers = self.handlers
         handlers[HELLO] = self._on_hello
         handlers[CANCEL] = self._on_cancel
@@ -260,6 +263,13 @@ class CalleeLink(Connection):
     @property
     def load(self) -> int:
         return min(self.gate.load, 0xFFFF)
+
+    def _flush(self) -> None:
+        super()._flush()
+        latest = self._latest
+        if self._awake is not None and latest == self._latest_flushed + 1 and not self.gate.load:
+            self._awake.begin()
+        self._latest_flushed = latest
 
     def finish(self, stream: int, kind: int, flags: int, meta: bytes, payload: bytes) -> None:
         """The call is done: free its slot, and send its last frame (its first, when `flags` has MORE)."""
@@ -325,6 +335,9 @@ class CalleeLink(Connection):
 
     def _on_call(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         server = self.server
+        self._latest = stream
+        if self._awake is not None and self._awake.since:
+            self._awake.came()
         now = self.loop.time()
         started = self._enter_leased(load, now) if flags & LEASED else self.gate.enter(self, False, now)
         if not started:
@@ -432,7 +445,12 @@ class Server:
     """One replica's socket and its slots. `start(incoming)` is called on the loop for each call that has a slot."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, replica_id: str, limit: int, start: Callable[[Incoming], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        replica_id: str,
+        limit: int,
+        start: Callable[[Incoming], None],
+        awake: Awake | None = None,
     ) -> None:
         self.loop = loop
         self.replica_id = replica_id
@@ -440,6 +458,7 @@ class Server:
         self.gate: Gate[CalleeLink] = Gate(limit)
         self.suspects: Turns[Incoming] = Turns()
         self.links: set[CalleeLink] = set()
+        self.awake = awake  # None: the loop sleeps whenever there is nothing to do
         self.draining = False
         self._socket: socket.socket | None = None
         self._path: Path | None = None

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from headrace.handle import DeploymentHandle
 from headrace.replica.host import HostedReplica
 from headrace.spec.snapshot import Snapshot, apply
+from headrace.wire.awake import Awake
 from headrace.wire.control import (
     DeltaMessage,
     DrainReplica,
@@ -47,6 +48,7 @@ class Worker:
         prepare: Callable[[HostReplica], None] | None = None,
         on_state: Callable[[HostedReplica], None] | None = None,
         on_drain: Callable[[float], None] | None = None,
+        awake: Awake | None = None,
     ) -> None:
         self.replica: HostedReplica | None = None
         self._process_id = process_id
@@ -55,6 +57,7 @@ class Worker:
         self._prepare = prepare
         self._on_state = on_state
         self._on_drain = on_drain
+        self._awake = awake
         self._ended = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
         self._link = ControlLink(
@@ -127,7 +130,9 @@ class Worker:
                 log.error("%s hosts %s already, not %s", self._process_id, self.replica, order.replica_id)
             self._report_again()
             return
-        self.replica = HostedReplica(order, self._tell, lambda name: DeploymentHandle(name, order.app), self._prepare)
+        self.replica = HostedReplica(
+            order, self._tell, lambda name: DeploymentHandle(name, order.app), self._prepare, self._awake
+        )
         self._life = asyncio.get_running_loop().create_task(self._live(self.replica), name="replica")
 
     async def _live(self, replica: HostedReplica) -> None:

@@ -10,13 +10,11 @@ import asyncio
 import logging
 import os
 import socket
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from headrace.core.balance import Replica
-from headrace.core.busywait import LONGEST_S
 from headrace.router.call import NO_HTTP, Call
 from headrace.spec.errors import ProtocolError
 from headrace.wire.buffers import Buffers
@@ -104,9 +102,7 @@ class Link(Connection):
         self.calls: dict[int, Call] = {}
         self.leaving = False
         self._last_stream = 0
-        self._busy_wait = pool.router.busy_wait
-        self._lone_since = 0.0  # when the only call under way was sent; 0: there is no such call
-        self._awake = False
+        self._awake = pool.router.awake
         self._buffers = Buffers(self)
         handlers = self.handlers
         handlers[HELLO] = self._on_hello
@@ -178,19 +174,8 @@ class Link(Connection):
 
     def _flush(self) -> None:
         super()._flush()
-        busy_wait = self._busy_wait
-        if busy_wait is not None and len(self.calls) == 1 and not self._awake and self.pool.router.alone(self):
-            self._lone_since = perf_counter()
-            if busy_wait.worthwhile():
-                self._awake = True
-                self.loop.call_soon(self._stay_awake)
-
-    def _stay_awake(self) -> None:
-        """Keep the loop from sleeping while the answer to a lone call is near; all else is served as ever."""
-        if len(self.calls) == 1 and perf_counter() - self._lone_since < LONGEST_S:
-            self.loop.call_soon(self._stay_awake)
-        else:
-            self._awake = False
+        if len(self.calls) == 1 and self._awake is not None and self.pool.router.alone(self):
+            self._awake.begin()
 
     def cancel(self, call: Call) -> None:
         """The answer is of no interest any more. The slot stays taken until the replica says that the work ended."""
@@ -235,10 +220,9 @@ class Link(Connection):
         if call is None:
             raise ProtocolError(f"a reply on stream {stream}, which has no call")
         # The books first: the callback may submit the next call.
-        if self._lone_since:
-            assert self._busy_wait is not None
-            self._busy_wait.heard(perf_counter() - self._lone_since)
-            self._lone_since = 0.0
+        awake = self._awake
+        if awake is not None and awake.since:
+            awake.came()
         if flags & HELD:
             call.held = True
         else:

@@ -11,7 +11,6 @@ import hashlib
 import random
 from collections.abc import Sequence
 
-from headrace.core.busywait import BusyWait
 from headrace.core.subset import choose_subset
 from headrace.core.traffic import draw_revision
 from headrace.router.call import Call
@@ -19,6 +18,7 @@ from headrace.router.link import Link
 from headrace.router.pool import Pool
 from headrace.spec.errors import ApplicationNotFound, DeploymentNotFound, DeploymentUnavailableError, InstanceError
 from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, Snapshot
+from headrace.wire.awake import Awake
 
 FEW_LINKS = 8
 
@@ -46,12 +46,12 @@ class Router:
         loop: asyncio.AbstractEventLoop,
         identity: str,
         role: str = "driver",
-        busy_wait: BusyWait | None = None,
+        awake: Awake | None = None,
     ) -> None:
         self.loop = loop
         self.identity = identity
         self.role = role
-        self.busy_wait = busy_wait  # None: the loop sleeps whenever there is nothing to do
+        self.awake = awake  # None: the loop sleeps whenever there is nothing to do
         self.links: set[Link] = set()
         self.closed = False
         self.snapshot = Snapshot()

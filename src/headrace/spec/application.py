@@ -51,7 +51,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApplicationSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One application as it should be. `route_prefix` None means no HTTP. `ingress` names the deployment at the door."""
+    """One application as it should be. `route_prefix` None means no HTTP; `ingress` is the deployment at the door."""
 
     name: str
     route_prefix: str | None

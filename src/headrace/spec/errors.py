@@ -113,7 +113,7 @@ class RequestCancelledError(HeadraceError):
 
 
 class UserCodeError(HeadraceError):
-    """User code raised an error that could not cross the process as itself. Carries `type_name` and `traceback_text`."""
+    """User code raised an error that could not cross processes as itself. Carries `type_name`, `traceback_text`."""
 
     def __init__(self, message: str, type_name: str = "", traceback_text: str = "") -> None:
         super().__init__(message, type_name, traceback_text)

@@ -10,7 +10,7 @@ import msgspec
 
 
 class ReplicaEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A replica that takes calls at `address` (`unix:PATH` or `tcp:HOST:PORT`). `id` is `deployment#n`, unique per app."""
+    """A replica that takes calls at `address` (`unix:PATH`, `tcp:HOST:PORT`). `id`: `deployment#n`, unique per app."""
 
     id: str
     address: str
@@ -19,7 +19,7 @@ class ReplicaEntry(msgspec.Struct, frozen=True, array_like=True):
 class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True):
     """What a router needs to know of one deployment. Only replicas that take calls are listed.
 
-    `failed` is the reason why no replica will come ("" while one may still come): calls fail at once instead of queueing.
+    `failed` is why no replica will come ("" while one may still come): calls fail at once instead of queueing.
     """
 
     key: str
