@@ -23,6 +23,14 @@ def test_far_answers_are_not_and_near_ones_bring_it_back() -> None:
     assert wait.worthwhile()
 
 
+def test_in_a_crowd_it_stops_at_once() -> None:
+    wait = BusyWait()
+    for _ in range(100):
+        wait.heard(LONGEST_S / 3)
+    wait.crowded()
+    assert not wait.worthwhile()
+
+
 def test_one_slow_answer_changes_nothing_for_long() -> None:
     wait = BusyWait()
     for _ in range(50):

@@ -2,13 +2,13 @@
 
 To put a processor to sleep and wake it again costs tens of microseconds on a virtual machine, more than a quick model
 needs to answer. When one call alone is under way, what comes next is near, and there is a processor to spare, waiting
-awake is worth the cycles. (Adaptive spinning: to spin no longer than a wake-up costs is at most twice as dear as the
+awake is worth the cycles. (Adaptive spinning: to spin about as long as a wake-up costs is never much dearer than the
 best. Karlin, Li, Manasse, Owicki: Empirical studies of competitive spinning for a shared-memory multiprocessor, 1991.)
 """
 
 from __future__ import annotations
 
-LONGEST_S = 150e-6  # what is further away is not waited for awake
+LONGEST_S = 250e-6  # what is further away is not waited for awake: a few times what falling asleep and waking costs
 SHARE = 1 / 8  # what the latest event weighs in the estimate
 
 
@@ -23,6 +23,10 @@ class BusyWait:
     def worthwhile(self) -> bool:
         """Whether what is waited for from now on is near enough."""
         return self.estimate_s <= LONGEST_S
+
+    def crowded(self) -> None:
+        """Several calls came at once: whoever has others to serve finds the loop awake anyway, and no call is alone."""
+        self.estimate_s = 2 * LONGEST_S
 
     def heard(self, elapsed_s: float) -> None:
         """A wait lasted `elapsed_s`."""

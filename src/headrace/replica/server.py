@@ -266,10 +266,14 @@ class CalleeLink(Connection):
 
     def _flush(self) -> None:
         super()._flush()
-        latest = self._latest
-        if self._awake is not None and latest == self._latest_flushed + 1 and not self.gate.load:
-            self._awake.begin()
-        self._latest_flushed = latest
+        awake = self._awake
+        if awake is not None:
+            latest = self._latest
+            if latest > self._latest_flushed + 1:
+                awake.crowded()
+            elif latest > self._latest_flushed and not self.gate.load:
+                awake.begin()
+            self._latest_flushed = latest
 
     def finish(self, stream: int, kind: int, flags: int, meta: bytes, payload: bytes) -> None:
         """The call is done: free its slot, and send its last frame (its first, when `flags` has MORE)."""

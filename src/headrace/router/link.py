@@ -174,8 +174,12 @@ class Link(Connection):
 
     def _flush(self) -> None:
         super()._flush()
-        if len(self.calls) == 1 and self._awake is not None and self.pool.router.alone(self):
-            self._awake.begin()
+        awake = self._awake
+        if awake is not None:
+            if len(self.calls) > 1:
+                awake.crowded()
+            elif self.calls and self.pool.router.alone(self):
+                awake.begin()
 
     def cancel(self, call: Call) -> None:
         """The answer is of no interest any more. The slot stays taken until the replica says that the work ended."""

@@ -33,6 +33,11 @@ class Awake:
             self._turning = True
             self._loop.call_soon(self._turn)
 
+    def crowded(self) -> None:
+        """There is more than one thing to wait for: do not, until it has been quiet again for some time."""
+        self.since = 0.0
+        self._wait.crowded()
+
     def came(self) -> None:
         """What was waited for is here."""
         self._wait.heard(perf_counter() - self.since)
