@@ -50,10 +50,10 @@ class Gate(Generic[CallerT]):
         "_leases",
         "_serial",
         "_waiters",
-        "_wanting",
         "lease_s",
         "limit",
         "load",
+        "wanted",
     )
 
     def __init__(self, limit: int, lease_s: float = LEASE_S) -> None:
@@ -62,17 +62,15 @@ class Gate(Generic[CallerT]):
         self.load = 0
         self._leased = 0
         self._waiters: dict[CallerT, _Waiter[CallerT]] = {}
-        self._wanting = 0  # waiters with wants > 0
-        self._heap: list[
-            tuple[float, int, _Waiter[CallerT]]
-        ] = []  # may hold stale entries: one is live when it is its waiter's `entry`
-        self._leases: deque[tuple[float, _Waiter[CallerT], int]] = (
-            deque()
-        )  # expiry, whose, its number; in order of expiry
+        self.wanted = 0  # callers that want a slot: while there are any, no new call overtakes them
+        # May hold stale entries: one is live when it is its waiter's `entry`.
+        self._heap: list[tuple[float, int, _Waiter[CallerT]]] = []
+        # Expiry, whose, its number; in order of expiry.
+        self._leases: deque[tuple[float, _Waiter[CallerT], int]] = deque()
         self._serial = 0
 
     def __repr__(self) -> str:
-        return f"<Gate {self.ongoing}+{self._leased} of {self.limit}, {self._wanting} waiting>"
+        return f"<Gate {self.ongoing}+{self._leased} of {self.limit}, {self.wanted} waiting>"
 
     @property
     def ongoing(self) -> int:
@@ -84,26 +82,26 @@ class Gate(Generic[CallerT]):
 
         A leased call uses the caller's oldest lease; where that has ended meanwhile, it is treated as a new call. With
         a leased call the caller says how long its next call has waited (None: none waits any more); send then what
-        `offer` gives, until it gives None.
+        `offer` gives, until it gives None. Of a call without a lease, `now` does not matter.
         """
         if leased:
             return self._enter_leased(caller, now, next_age_s)
-        if self.load >= self.limit or self._wanting:
+        if self.load >= self.limit or self.wanted:
             return False
         self.load += 1
         return True
 
     def leave(self, now: float) -> CallerT | None:
-        """A call ended and frees its slot. The caller to offer the slot to, if any."""
+        """A call ended and frees its slot. The caller to offer it to, if any; `now` matters only when one is `wanted`."""
         self.load -= 1
-        return self.offer(now) if self._wanting else None
+        return self.offer(now) if self.wanted else None
 
     def offer(self, now: float) -> CallerT | None:
         """The caller to offer a free slot to now (the lease is booked), or None. That with the eldest call goes first.
 
         A caller that was offered a slot goes behind all that wait now, until it says how old its next call is.
         """
-        if not self._wanting or self.load >= self.limit:
+        if not self.wanted or self.load >= self.limit:
             return None
         heap = self._heap
         while heap[0][2].entry is not heap[0]:
@@ -185,7 +183,7 @@ class Gate(Generic[CallerT]):
     def _enter_leased(self, caller: CallerT, now: float, next_age_s: float | None) -> bool:
         waiter = self._waiter(caller)
         started = self._answer(waiter)
-        if not started and self.load < self.limit and not self._wanting:
+        if not started and self.load < self.limit and not self.wanted:
             started = True
             self.load += 1
         if next_age_s is None:
@@ -206,14 +204,14 @@ class Gate(Generic[CallerT]):
             self._stop_wanting(waiter)
             return
         if waiter.entry is None:
-            self._wanting += 1
+            self.wanted += 1
         waiter.wants = wants
         self._serial += 1
         entry = waiter.entry = (since, self._serial, waiter)
         heap = self._heap
-        if self._wanting == 1:
+        if self.wanted == 1:
             heap.clear()
-        elif len(heap) > 2 * self._wanting + 8:
+        elif len(heap) > 2 * self.wanted + 8:
             heap[:] = [old for old in heap if old[2].entry is old]
             heapify(heap)
         heappush(heap, entry)
@@ -222,8 +220,8 @@ class Gate(Generic[CallerT]):
         if waiter.entry is not None:
             waiter.entry = None
             waiter.wants = 0
-            self._wanting -= 1
-            if not self._wanting:
+            self.wanted -= 1
+            if not self.wanted:
                 self._heap.clear()
 
     def _lease(self, waiter: _Waiter[CallerT], now: float) -> CallerT:

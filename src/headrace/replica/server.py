@@ -36,6 +36,7 @@ from headrace.wire.frames import (
     ERROR,
     FREED,
     GOAWAY,
+    HEADER,
     HELD,
     HELLO,
     LEASED,
@@ -66,6 +67,7 @@ log = logging.getLogger("headrace.replica")
 
 BACKLOG = 1024
 FLUSH_INTERVAL_S = 0.002
+_pack = HEADER.pack
 NONE_WAITS = 0xFFFF
 _decode_meta = msgspec.msgpack.Decoder(CallMeta).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -280,14 +282,23 @@ class CalleeLink(Connection):
         call = self.calls.pop(stream, None)
         if call is None:
             return  # answered already: `fail` after `end`, say
-        chosen = self.gate.leave(self.loop.time())
+        gate = self.gate
+        chosen = gate.leave(self.loop.time() if gate.wanted else 0.0)
         if chosen is self:
             flags |= OFFERED
         elif chosen is not None:
             chosen.send(0, OFFER, load=chosen.load)
         if chosen is not None:
             self.server.watch_leases()
-        self.send(stream, kind, flags, min(self.gate.load, 0xFFFF), meta, payload)
+        load = gate.load
+        # What `send` does, without the call: this is the path of every request.
+        if not self.closed:
+            if not self._scheduled:
+                self._scheduled = True
+                self.loop.call_soon(self._flush)
+            length = len(meta) + len(payload)
+            header = _pack(length, stream, len(meta), load if load < 0xFFFF else 0xFFFF, kind, flags)
+            self._out += (header, meta, payload)
         if call.flags & SUSPECT:
             self.server.end_suspect(call)
         if self.server.draining:
@@ -342,9 +353,7 @@ class CalleeLink(Connection):
         self._latest = stream
         if self._awake is not None and self._awake.since:
             self._awake.came()
-        now = self.loop.time()
-        started = self._enter_leased(load, now) if flags & LEASED else self.gate.enter(self, False, now)
-        if not started:
+        if not (self._enter_leased(load) if flags & LEASED else self.gate.enter(self, False, 0.0)):
             if flags & ARENAS:
                 self.buffers.discard(payload)
             self.send(stream, REJECT, load=min(self.gate.load, 0xFFFF))
@@ -352,7 +361,7 @@ class CalleeLink(Connection):
         try:
             call_meta = _decode_meta(meta)
         except msgspec.MsgspecError as error:
-            server.offer(self.gate.leave(now))
+            server.offer(self.gate.leave(self.loop.time()))
             raise ProtocolError(f"not the metadata of a call: {error}") from error
         incoming = self.calls[stream] = Incoming(self, stream, flags, call_meta, payload)
         if flags & (MORE | ARENAS):
@@ -362,7 +371,8 @@ class CalleeLink(Connection):
         else:
             server.start(incoming)
 
-    def _enter_leased(self, load: int, now: float) -> bool:
+    def _enter_leased(self, load: int) -> bool:
+        now = self.loop.time()
         started = self.gate.enter(self, True, now, None if load == NONE_WAITS else load / 1000)
         while (chosen := self.gate.offer(now)) is not None:
             self.server.offer(chosen)

@@ -29,6 +29,7 @@ from headrace.wire.frames import (
     ERROR,
     FREED,
     GOAWAY,
+    HEADER,
     HELD,
     HELLO,
     HTTP,
@@ -44,7 +45,6 @@ from headrace.wire.frames import (
     WAITING,
     WAITING_COUNTS,
     WITHDRAW,
-    CallMeta,
     ErrorInfo,
     HelloInfo,
 )
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.router")
 
+_pack = HEADER.pack
 NONE_WAITS = 0xFFFF  # in the load field of a leased call: this caller has no other call waiting
 _encode_meta = msgspec.msgpack.Encoder().encode
 _decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
@@ -130,7 +131,7 @@ class Link(Connection):
         self.calls[stream] = call
         deadline = call.deadline
         meta = _encode_meta(
-            CallMeta(
+            (  # the fields of CallMeta, in their order: a tuple is made faster than a struct
                 call.request_id,
                 call.app,
                 call.revision,
@@ -148,10 +149,15 @@ class Link(Connection):
         if call.http is not NO_HTTP:
             flags |= HTTP
         body = call.body
-        if call.buffers or len(body) + len(meta) > MAX_PAYLOAD_BYTES or call.more:
+        length = len(body) + len(meta)
+        if call.buffers or length > MAX_PAYLOAD_BYTES or call.more:
             self._call_large(call, meta, flags, next_age_ms)
         else:
-            self.send(stream, CALL, flags, next_age_ms, meta, body)
+            # What `send` does, without the call: this is the path of every request.
+            if not self._scheduled:
+                self._scheduled = True
+                self.loop.call_soon(self._flush)
+            self._out += (_pack(length, stream, len(meta), next_age_ms, CALL, flags), meta, body)
 
     def _call_large(self, call: Call, meta: bytes, flags: int, next_age_ms: int) -> None:
         """What does not fit the first frame waits for the replica's credit: a call that is refused lost nothing."""
