@@ -1,4 +1,4 @@
-"""Two ends of one connection on one loop: what one sends, the other gets, in the order and within the credit promised."""
+"""Two ends of one connection on one loop: what one sends, the other gets, in order and within the credit."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Gate(Generic[CallerT]):
         return True
 
     def leave(self, now: float) -> CallerT | None:
-        """A call ended and frees its slot. The caller to offer it to, if any; `now` matters only when one is `wanted`."""
+        """A call ended and frees its slot. The caller to offer it to, if any; `now` matters where one is `wanted`."""
         self.load -= 1
         return self.offer(now) if self.wanted else None
 
