@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from headrace.replica.server import Incoming, Server
@@ -482,6 +483,74 @@ def test_one_poisonous_call_fails_alone(tmp_path: Path) -> None:
     in_world(test, tmp_path, limit=50)
 
 
+@pytest.mark.parametrize(("size", "survives"), [(900_000, True), (2_000_000, False)])
+def test_a_streamed_body_is_repeated_when_it_is_small_enough_to_be_kept(
+    tmp_path: Path, size: int, survives: bool
+) -> None:
+    async def test(world: World) -> None:
+        first, second = await world.add(2)
+        call = Asked(b"start", more=True, http=msgspec.Raw(b"\x90"))
+        world.router.submit(call)
+        await until(lambda: first.calls or second.calls)
+        victim, other = (first, second) if first.calls else (second, first)
+        (incoming,) = victim.calls
+        sent, read = 5, 5
+        async with asyncio.timeout(20):
+            while sent < size:
+                world.router.send_body(call, b"y" * 50_000, True)
+                sent += 50_000
+                read += len(await incoming.read())
+        victim.crash()
+        if not survives:
+            assert isinstance(await call.outcome(), ReplicaDiedError)
+            return
+        await other.until_calls(1)
+        world.router.send_body(call, b"end", False)
+        (again,) = other.calls
+        body = bytes(again.body)
+        async with asyncio.timeout(20):
+            while part := await again.read():
+                body += part
+        assert body == b"start" + b"y" * (sent - 5) + b"end"
+        again.reply(b"ok")
+        assert await call.outcome() == b"ok"
+        assert call.attempt == 2
+
+    in_world(test, tmp_path)
+
+
+def test_arrays_up_to_a_limit_are_repeated_as_they_were(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        first, second = await world.add(2)
+        array = bytearray(b"a" * 500_000)
+        call = world.ask(b"data", buffers=[memoryview(array)], whole=True)
+        await until(lambda: first.calls or second.calls)
+        array[:] = b"b" * 500_000
+        victim, other = (first, second) if first.calls else (second, first)
+        victim.crash()
+        (again,) = await other.until_calls(1)
+        assert bytes(again.buffers[0]) == b"a" * 500_000
+        again.reply(b"ok")
+        assert await call.outcome() == b"ok"
+
+    in_world(test, tmp_path)
+
+
+def test_a_raised_limit_lets_waiting_calls_go(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        (replica,) = await world.add()
+        calls = [world.ask(b"%d" % i) for i in range(3)]
+        await replica.until_calls(1)
+        replica.server.gate.limit = world.limit = 3
+        world.publish()
+        await replica.until_calls(3)
+        for incoming in list(replica.calls):
+            incoming.reply(bytes(incoming.body))
+        assert [await call.outcome() for call in calls] == [b"0", b"1", b"2"]
+
+    in_world(test, tmp_path, limit=1)
+
+
 def test_what_may_not_run_twice_is_not_repeated(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         (replica,) = await world.add()
@@ -605,7 +674,7 @@ def test_a_streamed_body_is_read_in_parts_and_holds_back_its_writer(tmp_path: Pa
     async def test(world: World) -> None:
         (replica,) = await world.add()
         call = Asked(b"start", more=True)
-        call.http = __import__("msgspec").Raw(b"\x90")
+        call.http = msgspec.Raw(b"\x90")
         world.router.submit(call)
         (incoming,) = await replica.until_calls(1)
         sent = len(b"start")
@@ -636,7 +705,7 @@ def test_a_refused_call_with_a_streamed_body_loses_nothing_of_it(tmp_path: Path)
         blocking = world.ask(b"blocking", other)
         await replica.until_calls(1)
         call = Asked(b"a" * 100_000, more=True)
-        call.http = __import__("msgspec").Raw(b"\x90")
+        call.http = msgspec.Raw(b"\x90")
         world.router.submit(call)
         world.router.send_body(call, b"b" * 10, True)
         await until(lambda: next(iter(world.router._pools.values())).balancer.queued)

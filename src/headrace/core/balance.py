@@ -113,6 +113,14 @@ class Balancer(Generic[CallT]):
             self._refresh(replica)
         return replica
 
+    def resize(self, limit: int) -> None:
+        """Replicas take `limit` calls at once from now on. Then send what `drain` gives."""
+        self.limit = limit
+        for replica in self.replicas.values():
+            replica.limit = limit
+            self._refresh(replica)
+        self._news = True
+
     # --- calls -----------------------------------------------------------------------------------------------------
 
     def choose(self) -> Replica | None:

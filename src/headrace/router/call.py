@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from headrace.wire.connection import Outflow
 
 NO_HTTP = msgspec.Raw(b"\xc0")
+KEPT_BYTES = 1024 * 1024  # a body up to this size is kept for a repeat
 
 
 class Call:
@@ -56,7 +57,9 @@ class Call:
     queued_since: float | None = None
     expiry: asyncio.TimerHandle | None = None
     outflow: Outflow | None = None
-    first_bytes = 0  # how much of the body went with the CALL frame
+    streamed = False  # its body was not whole when it was sent
+    kept: list[bytes] | None = None  # what has left of a streamed body since, as long as it can be repeated
+    kept_bytes = 0
     paused = False  # send_body said no while there was no replica yet
     parts: list[bytes] | None = None  # of a result that is joined before it is handed on
     reply_flags = 0
@@ -70,19 +73,28 @@ class Call:
         """The replica cannot have begun with it: it waits for its body, or for its turn among suspects."""
         return (self.outflow is not None and not self.outflow.granted) or (self.suspect and not self.started)
 
-    def take_back_body(self) -> bool:
-        """Make the body whole again when the replica has taken none of it. False: too late, a part has left."""
-        outflow = self.outflow
-        if outflow is None:
-            return True
-        if outflow.granted:
-            return False
-        if not self.buffers:
-            self.body = self.body[: self.first_bytes] + outflow.take_back()
-            self.more = not outflow.ended
+    def keep(self, data: bytes, more: bool) -> None:
+        """A part of a streamed body leaves: keep it for a repeat, as long as the whole is small enough."""
+        self.more = more
+        if self.kept is not None:
+            self.kept.append(data)
+            self.kept_bytes += len(data)
+            assert self.outflow is not None
+            if self.kept_bytes > KEPT_BYTES and self.outflow.granted:
+                self.kept = None
+
+    def take_back_body(self, started: bool) -> bool:
+        """Make the body such that it can be sent again from its start. False: it cannot, or is too large to repeat."""
+        outflow, self.outflow = self.outflow, None
+        if outflow is not None and self.streamed:
+            if self.kept is None:
+                return False
+            self.body += b"".join(self.kept)
+            self.kept = []
             self.paused = self.paused or outflow.starved
-        self.outflow = None
-        return True
+        if self.buffers and not isinstance(self.buffers[0], bytes):
+            return False  # they are the caller's own, and may have changed
+        return not started or len(self.body) + sum(map(len, self.buffers)) <= KEPT_BYTES
 
     def on_reply(self, flags: int, meta: bytes, payload: bytes) -> None:
         """The result, or its first part."""

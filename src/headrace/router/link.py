@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.core.balance import Replica
-from headrace.router.call import NO_HTTP, Call
+from headrace.router.call import KEPT_BYTES, NO_HTTP, Call
 from headrace.spec.errors import ProtocolError
 from headrace.wire.buffers import Buffers
 from headrace.wire.connection import Connection
@@ -164,6 +164,8 @@ class Link(Connection):
         parts: list[bytes | memoryview] = [call.body]
         if call.buffers:
             flags |= ARENAS
+            if sum(map(len, call.buffers)) <= KEPT_BYTES:
+                call.buffers = [bytes(buffer) for buffer in call.buffers]  # for a repeat: the caller may change its own
             parts = self._buffers.wrap(call.body, call.buffers)
         room = MAX_PAYLOAD_BYTES - len(meta)
         first = parts[0][:room]
@@ -172,9 +174,11 @@ class Link(Connection):
         more = call.more or bool(rest)
         self.send(call.stream, CALL, flags | (MORE if more else 0), next_age_ms, meta, bytes(first))
         if more:
-            call.first_bytes = len(first)
             call.outflow = self.open_outflow(call.stream, 0, call.on_writable)
             call.outflow.starved = call.paused
+            if call.more:
+                call.streamed = True
+                call.kept, call.kept_bytes = [], len(call.body)
             for i, part in enumerate(rest):
                 call.outflow.write(part, call.more or i + 1 < len(rest))
 
@@ -318,8 +322,7 @@ class Link(Connection):
         call = self.calls.pop(stream, None)
         if call is None:
             raise ProtocolError(f"a refusal on stream {stream}, which has no call")
-        if call.more:
-            call.take_back_body()
+        call.take_back_body(started=False)
         self.drop_outflow(stream)
         abandoned = isinstance(call, Abandoned)
         self.pool.rejected(self.replica, load, None if abandoned else call, call.suspect)

@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from headrace.core.balance import Balancer, Replica
-from headrace.core.repeat import Repeats, Verdict
+from headrace.core.repeat import Repeats, RetryBudget, Verdict
 from headrace.router.call import Call
 from headrace.router.link import NONE_WAITS, Link, connect
 from headrace.spec.errors import (
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("headrace.router")
 
 RECONNECT_S = 0.5  # a replica that the snapshot lists is tried again so long after its connection broke
-KEPT_BYTES = 1024 * 1024  # a body up to this size is kept for a repeat
 
 
 class Pool:
@@ -43,7 +42,9 @@ class Pool:
         self.key = entry.key
         self.entry = entry
         self.balancer: Balancer[Call] = Balancer(entry.max_ongoing_requests, entry.max_queued_requests, router.rng)
-        self.repeats = Repeats()
+        # One crash can hit as many calls as a replica takes at once.
+        limit = entry.max_ongoing_requests
+        self.repeats = Repeats(RetryBudget(initial=max(100, limit), capacity=max(1000, 2 * limit)))
         self._addresses: dict[str, str] = {}
         self._announcing = False
 
@@ -58,9 +59,7 @@ class Pool:
         balancer = self.balancer
         balancer.max_queued = entry.max_queued_requests
         if balancer.limit != entry.max_ongoing_requests:
-            balancer.limit = entry.max_ongoing_requests
-            for replica in balancer.replicas.values():
-                replica.limit = entry.max_ongoing_requests
+            balancer.resize(entry.max_ongoing_requests)
         listed = {replica.id: replica.address for replica in self.router.subset(entry)}
         for replica_id in [known for known in self._addresses if known not in listed]:
             self._forget(replica_id)
@@ -296,12 +295,13 @@ class Pool:
         self._pump()
 
     def _judge(self, call: Call, replica: Replica, now: float) -> None:
+        started = not call.unstarted()  # before its body is taken back
         verdict = self.repeats.judge(
             now,
-            started=not call.unstarted(),
+            started=started,
             suspect=call.suspect,
             repeatable=self.entry.repeatable,
-            kept=call.take_back_body() and (call.outflow is None or len(call.body) <= KEPT_BYTES),
+            kept=call.take_back_body(started),
             answered=call.answered,
         )
         if verdict is Verdict.MOVE:

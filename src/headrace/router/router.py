@@ -149,6 +149,7 @@ class Router:
     def send_body(self, call: Call, data: bytes, more: bool) -> bool:
         """The next part of a streamed body. False: hold back the source until `on_writable`."""
         if call.outflow is not None:
+            call.keep(data, more)
             return call.outflow.write(data, more)
         if not call.more:
             return True  # answered, or cancelled, before its body had ended

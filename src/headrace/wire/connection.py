@@ -90,12 +90,6 @@ class Outflow:
         self.granted = True
         self.wake()
 
-    def take_back(self) -> bytes:
-        """What has not been sent, to send it elsewhere; the outflow is of no use after it."""
-        data = b"".join(self._pending)
-        self._pending.clear()
-        return data
-
     def wake(self) -> None:
         """Stand in line for the socket, if there is something that may be sent."""
         if not self._queued and ((self._pending and self.credit > 0) or (self.ended and not self._pending)):
