@@ -28,6 +28,7 @@ from headrace.wire.connection import Connection, Outflow
 from headrace.wire.frames import (
     ARENA,
     ARENAS,
+    BROKEN,
     CALL,
     CANCEL,
     CREDIT,
@@ -329,7 +330,7 @@ class CalleeLink(Connection):
     def _on_hello(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         try:
             hello = msgspec.msgpack.decode(meta, type=HelloInfo)
-        except msgspec.MsgspecError as error:
+        except BROKEN as error:
             raise ProtocolError(f"not a HELLO: {error}") from error
         self.send(
             0, HELLO, meta=_encode(HelloInfo(PROTOCOL_VERSION, "replica", self.server.replica_id, self.gate.limit))
@@ -360,7 +361,7 @@ class CalleeLink(Connection):
             return
         try:
             call_meta = _decode_meta(meta)
-        except msgspec.MsgspecError as error:
+        except BROKEN as error:
             server.offer(self.gate.leave(self.loop.time()))
             raise ProtocolError(f"not the metadata of a call: {error}") from error
         incoming = self.calls[stream] = Incoming(self, stream, flags, call_meta, payload)

@@ -16,12 +16,13 @@ import msgspec
 
 from headrace.core.balance import Replica
 from headrace.router.call import KEPT_BYTES, NO_HTTP, Call
-from headrace.spec.errors import ProtocolError
+from headrace.spec.errors import HeadraceError, ProtocolError
 from headrace.wire.buffers import Buffers
 from headrace.wire.connection import Connection
 from headrace.wire.frames import (
     ARENA,
     ARENAS,
+    BROKEN,
     CALL,
     CANCEL,
     DATA,
@@ -216,12 +217,20 @@ class Link(Connection):
         if not self.calls:
             self.close()
 
+    def cut(self, error: HeadraceError) -> None:
+        """Close at once; calls in work end with `error`, whatever becomes of them in the replica."""
+        calls, self.calls = self.calls, {}
+        self.close()
+        for call in calls.values():
+            if not isinstance(call, Abandoned):
+                call.on_error(error)
+
     # --- frames in -------------------------------------------------------------------------------------------------
 
     def _on_hello(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         try:
             hello = _decode_hello(meta)
-        except msgspec.MsgspecError as error:
+        except BROKEN as error:
             raise ProtocolError(f"not a HELLO: {error}") from error
         if hello.version != PROTOCOL_VERSION:
             raise ProtocolError(f"replica {hello.id} speaks version {hello.version}, not {PROTOCOL_VERSION}")
@@ -306,7 +315,7 @@ class Link(Connection):
         if not isinstance(call, Abandoned):
             try:
                 error = _decode_error(payload)
-            except msgspec.MsgspecError as broken:
+            except BROKEN as broken:
                 raise ProtocolError(f"not an error: {broken}") from broken
             call.on_error(error)
         if self.leaving and not self.calls:

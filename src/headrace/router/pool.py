@@ -77,12 +77,6 @@ class Pool:
             self._forget(replica_id)
         return self._take_queue()
 
-    def cut(self) -> None:
-        """Close all connections at once; calls in work are not answered any more."""
-        for replica in list(self.balancer.replicas.values()):
-            if replica.link is not None:
-                replica.link.close()
-
     def _forget(self, replica_id: str) -> None:
         self._addresses.pop(replica_id, None)
         replica = self.balancer.remove(replica_id)

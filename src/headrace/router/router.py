@@ -168,10 +168,12 @@ class Router:
         return len(self.links) <= FEW_LINKS and not any(other.calls for other in self.links if other is not link)
 
     async def close(self) -> None:
-        """Close all connections. Calls that wait are failed; calls in work are not answered any more."""
+        """Close all connections. Calls that wait or are in work end with InstanceError."""
         self.closed = True
+        error = InstanceError("this process has closed its connection to the instance")
         for pool in self._pools.values():
-            pool.fail_queued(InstanceError("this process has closed its connection to the instance"))
-            pool.cut()
+            pool.fail_queued(error)
+        for link in list(self.links):
+            link.cut(error)
         self._pools.clear()
         self._routes.clear()

@@ -26,6 +26,9 @@ WAITING, WITHDRAW, OFFER, DECLINE, ITEM, ARENA, RELEASE, GOAWAY, FREED = 9, 10, 
 STARTED = 18  # the call, a SUSPECT, has started
 LAST_KIND = STARTED
 
+# What msgspec raises of bytes that are not the message they should be.
+BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 # Flags of CALL, DATA and REPLY.
 MORE = 1  # DATA frames follow on this stream
 HTTP = 2  # CALL: meta has an HTTP head; REPLY: payload is an HTTP body, meta its msgpack ResponseHead (empty: 200 JSON)
