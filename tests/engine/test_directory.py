@@ -202,6 +202,14 @@ def test_a_broken_snapshot_is_none(tmp_path_factory: pytest.TempPathFactory, cut
     assert (read_snapshot(directory) is None) == bool(garbage)
 
 
+@pytest.mark.parametrize("broken", [b"\x81\xa8instance\xa1\xff", b"\x81\xa1x" + b"\x91" * 100_000])
+def test_a_snapshot_of_broken_text_or_endless_depth_is_none(broken: bytes, home: Path) -> None:
+    directory = instance_directory("a")
+    directory.create()
+    directory.snapshot.write_bytes(broken)
+    assert read_snapshot(directory) is None
+
+
 def test_a_snapshot_that_cannot_be_written_leaves_the_old_one(home: Path) -> None:
     directory = instance_directory("a")
     directory.create()

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from instances import KeeperProcess, alive, kept, members, until, until_async
 
 from headrace.engine.base import EngineEvent, EngineLost, ProcessExited, ProcessInfo, ProcessRequest, Resources
+from headrace.engine.directory import InstanceDirectory
 from headrace.engine.local import LocalEngine
 from headrace.spec.errors import InstanceError
 
@@ -400,7 +402,10 @@ def test_a_process_inherits_no_descriptor_but_its_lifeline(keeper: KeeperProcess
 
 
 def test_nonsense_on_the_socket_cuts_off_whoever_sent_it(keeper: KeeperProcess) -> None:
-    for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"\x05\0\0\0hello", b"\xff\xff\xff\xff", b"\x02\0\0\0\x81\xa4"):
+    tag, nested = b"\x81\xa4type", b"\x82\xa4type\xa4Open\xa1x" + b"\x91" * 100_000
+    broken = [tag + b"\xa1\xff", b"\x82\xa4type\xa4Stop\xa2id\xa1\xff", nested]
+    whole = [len(body).to_bytes(4, "little") + body for body in broken]
+    for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"\x05\0\0\0hello", b"\xff\xff\xff\xff", b"\x02\0\0\0\x81\xa4", *whole):
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(10)
             client.connect(str(keeper.directory.keeper_socket))
@@ -425,12 +430,26 @@ def test_a_stopped_controller_holds_up_nobody(keeper: KeeperProcess) -> None:
 
 def test_an_engine_without_a_keeper_says_so(tmp_path: Path) -> None:
     async def main() -> None:
-        from headrace.engine.directory import InstanceDirectory
-
         with pytest.raises(InstanceError, match=r"the keeper of instance gone does not answer at .*keeper\.sock"):
             await LocalEngine(InstanceDirectory(tmp_path / "gone")).open(lambda _: None)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("body", [b"\x82\xa4type\xa6Opened\xa1x" + b"\x91" * 100_000, b"\x81\xa4type\xa1\xff", b"\xc1"])
+def test_a_keeper_that_speaks_nonsense_is_as_good_as_none(body: bytes) -> None:
+    async def main(directory: InstanceDirectory) -> None:
+        def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(len(body).to_bytes(4, "little") + body)
+
+        async with await asyncio.start_unix_server(answer, directory.keeper_socket):
+            with pytest.raises(InstanceError, match="the keeper of instance t is gone"):
+                await LocalEngine(directory).open(lambda _: None)
+
+    with tempfile.TemporaryDirectory(prefix="hr-", dir="/tmp") as home:
+        directory = InstanceDirectory(Path(home) / "t")
+        directory.create()
+        asyncio.run(main(directory))
 
 
 def test_without_descriptors_a_start_is_refused_and_the_keeper_lives(keeper: KeeperProcess) -> None:

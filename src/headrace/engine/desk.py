@@ -12,11 +12,9 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from headrace.engine import linux
 from headrace.engine.base import ProcessExited
-from headrace.engine.messages import Acknowledge, Exited, FrameBuffer, FromKeeper, Open, ToKeeper, encode, to_keeper
+from headrace.engine.messages import Acknowledge, Exited, FromKeeper, Open, ToKeeper, encode, to_keeper
 from headrace.spec.errors import ProtocolError
 
 _MOST_UNSENT_BYTES = 64 * 1024 * 1024
@@ -94,8 +92,8 @@ class Desk:
             self._drop(connection)
             return
         try:
-            messages = [to_keeper.decode(frame) for frame in connection.buffer.feed(data)]
-        except (ProtocolError, msgspec.MsgspecError):
+            messages = connection.buffer.feed(data)
+        except ProtocolError:
             self._drop(connection)
             return
         for message in messages:
@@ -150,6 +148,6 @@ class _Connection:
 
     def __init__(self, client: socket.socket) -> None:
         self.socket = client
-        self.buffer = FrameBuffer()
+        self.buffer = to_keeper()
         self.unsent = bytearray()
         self.events = selectors.EVENT_READ

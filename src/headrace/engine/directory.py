@@ -19,6 +19,7 @@ import msgspec
 
 from headrace.spec.errors import InstanceError, OptionError
 from headrace.spec.snapshot import Snapshot
+from headrace.wire.frames import BROKEN
 
 MAX_SOCKET_PATH_BYTES = 99  # sun_path is 108 bytes on Linux and 104 on macOS
 _LONGEST_SOCKET = "r/9999999999.sock"
@@ -188,7 +189,7 @@ def read_snapshot(directory: InstanceDirectory) -> Snapshot | None:
     """The last published snapshot, or None when there is none or the file is broken."""
     try:
         return msgspec.msgpack.decode(directory.snapshot.read_bytes(), type=Snapshot)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *BROKEN):
         return None
 
 

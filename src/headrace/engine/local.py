@@ -12,8 +12,6 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import msgspec
-
 from headrace.core.resources import Resources
 from headrace.engine import linux, messages
 from headrace.engine.base import EngineEvent, EngineLost, ProcessInfo, ProcessRequest
@@ -184,7 +182,7 @@ class _Link(asyncio.Protocol):
 
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
-        self._buffer = messages.FrameBuffer()
+        self._buffer = messages.from_keeper()
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -194,8 +192,8 @@ class _Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            decoded = [messages.from_keeper.decode(frame) for frame in self._buffer.feed(data)]
-        except (ProtocolError, msgspec.MsgspecError):
+            decoded = self._buffer.feed(data)
+        except ProtocolError:
             assert self._transport is not None
             self._transport.close()  # not a keeper: as good as none
             return

@@ -6,15 +6,12 @@ are pushed to the one connection that said Open last, and again to the next one 
 
 from __future__ import annotations
 
-import struct
-
 import msgspec
 
 from headrace.core.resources import Resources
 from headrace.engine.base import ProcessExited, ProcessInfo, ProcessRequest
-from headrace.spec.errors import ProtocolError
+from headrace.wire.prefixed import PrefixedBuffer, prefixed
 
-_LENGTH = struct.Struct("<I")
 _MAX_BYTES = 16 * 1024 * 1024
 
 
@@ -100,36 +97,20 @@ ToKeeper = Open | Start | Stop | ListProcesses | ReservePort | Acknowledge | End
 FromKeeper = Opened | Started | Listed | PortReserved | Refused | Exited
 
 _encoder = msgspec.msgpack.Encoder()
-to_keeper: msgspec.msgpack.Decoder[ToKeeper] = msgspec.msgpack.Decoder(ToKeeper)
-from_keeper: msgspec.msgpack.Decoder[FromKeeper] = msgspec.msgpack.Decoder(FromKeeper)
+_to_keeper: msgspec.msgpack.Decoder[ToKeeper] = msgspec.msgpack.Decoder(ToKeeper)
+_from_keeper: msgspec.msgpack.Decoder[FromKeeper] = msgspec.msgpack.Decoder(FromKeeper)
 
 
 def encode(message: ToKeeper | FromKeeper) -> bytes:
     """The message with its length before it."""
-    body = _encoder.encode(message)
-    return _LENGTH.pack(len(body)) + body
+    return prefixed(_encoder.encode(message))
 
 
-class FrameBuffer:
-    """Bytes in, whole frames out. Raises ProtocolError for one that is too long."""
+def to_keeper() -> PrefixedBuffer[ToKeeper]:
+    """A buffer for what the keeper receives."""
+    return PrefixedBuffer(_to_keeper.decode, _MAX_BYTES, "message to the keeper")
 
-    def __init__(self) -> None:
-        self._rest = bytearray()
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The frames that `data` completes, in order, without their lengths."""
-        rest = self._rest
-        rest += data
-        frames: list[bytes] = []
-        at = 0
-        while len(rest) - at >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(rest, at)
-            if length > _MAX_BYTES:
-                raise ProtocolError(f"a message of {length} bytes to the keeper is over the limit of {_MAX_BYTES}")
-            end = at + _LENGTH.size + length
-            if len(rest) < end:
-                break
-            frames.append(bytes(rest[at + _LENGTH.size : end]))
-            at = end
-        del rest[:at]
-        return frames
+def from_keeper() -> PrefixedBuffer[FromKeeper]:
+    """A buffer for what the keeper sends."""
+    return PrefixedBuffer(_from_keeper.decode, _MAX_BYTES, "message of the keeper")

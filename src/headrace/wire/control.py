@@ -12,19 +12,16 @@ Who says what:
 
 from __future__ import annotations
 
-import struct
-
 import msgspec
 
 from headrace.spec.application import ApplicationSpec, DeploymentSpec, Environment
 from headrace.spec.config import HTTPOptions
-from headrace.spec.errors import ProtocolError
 from headrace.spec.snapshot import Snapshot, SnapshotDelta
 from headrace.spec.status import ReplicaState, ServeStatus
+from headrace.wire.prefixed import PrefixedBuffer, prefixed
 
 CONTROL_VERSION = 1
 MAX_CONTROL_BYTES = 512 * 1024 * 1024  # a pickled model may be a constructor argument
-LENGTH = struct.Struct("<I")
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -209,35 +206,11 @@ _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 def encode(message: Message) -> bytes:
     """The message with its length before it."""
-    body = _encoder.encode(message)
-    return LENGTH.pack(len(body)) + body
+    return prefixed(_encoder.encode(message))
 
 
-class MessageBuffer:
+class MessageBuffer(PrefixedBuffer[Message]):
     """Bytes in, whole messages out. Raises ProtocolError for what is too long or no message."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
-
-    def feed(self, data: bytes) -> list[Message]:
-        """The messages that `data` completes, in order."""
-        rest = self._rest
-        rest += data
-        messages: list[Message] = []
-        at = 0
-        while len(rest) - at >= LENGTH.size:
-            (length,) = LENGTH.unpack_from(rest, at)
-            if length > MAX_CONTROL_BYTES:
-                raise ProtocolError(f"a control message of {length} bytes is over the limit of {MAX_CONTROL_BYTES}")
-            if len(rest) - at - LENGTH.size < length:
-                break
-            start = at + LENGTH.size
-            try:
-                with memoryview(rest) as view, view[start : start + length] as body:
-                    messages.append(_decoder.decode(body))
-            except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-                # msgspec's own, and what it lets through: broken UTF-8, keys that cannot be keys, nesting without end.
-                raise ProtocolError(f"not a control message: {error}") from error
-            at = start + length
-        del rest[:at]
-        return messages
+        super().__init__(_decoder.decode, MAX_CONTROL_BYTES, "control message")

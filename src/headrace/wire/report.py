@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from headrace.wire.frames import BROKEN
+
 MARK = "\x1e"  # ASCII's record separator
 
 
@@ -49,5 +51,5 @@ def read(line: str) -> Event | None:
         return None
     try:
         return _decoder.decode(line[len(MARK) :])
-    except msgspec.MsgspecError:
+    except (*BROKEN, UnicodeEncodeError):  # the last: what is no UTF-8 came as lone surrogates
         return None
