@@ -87,7 +87,7 @@ class World:
 
     def publish(self) -> None:
         apps = [] if self.vanished else [self.app]
-        snapshot = build_snapshot(apps, "default", self.snapshot.version + 1)
+        snapshot = build_snapshot(apps, "default", self.snapshot.version + 1, ingress_workers=1)
         if not same_routes(self.snapshot, snapshot):
             self.snapshot = self.published[snapshot.version] = snapshot
         note_published(apps, self.snapshot)

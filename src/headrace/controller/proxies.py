@@ -111,9 +111,13 @@ class Proxies:
         self._waiters.append(_Waiter(answer, set(self._wanted())))
         self._wake()
 
+    @property
+    def number(self) -> int:
+        """How many processes there should be."""
+        return 0 if self.options is None else self.options.ingress_workers
+
     def _wanted(self) -> list[str]:
-        count = 0 if self.options is None else self.options.ingress_workers
-        return [f"ingress#{i}" for i in range(count)]
+        return [f"ingress#{i}" for i in range(self.number)]
 
     def _place(self, id: str) -> Proxy:
         if id not in self._proxies:

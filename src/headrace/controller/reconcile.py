@@ -120,7 +120,7 @@ class Reconciler:
         """Publish what routers should know, if it is other than what they do. True: plans may go further now."""
         present = self._feed.snapshot
         apps = self._registry.apps.values()
-        snapshot = build_snapshot(apps, present.instance, present.version + 1)
+        snapshot = build_snapshot(apps, present.instance, present.version + 1, self._proxies.number)
         if same_routes(present, snapshot):
             snapshot = present
         else:

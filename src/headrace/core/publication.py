@@ -15,18 +15,19 @@ from headrace.spec.application import DeploymentSpec
 from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, RevisionEntry, Snapshot
 
 
-def build_snapshot(apps: Iterable[Application], instance: str, version: int) -> Snapshot:
-    """All that routers should route by now, under this version."""
+def build_snapshot(apps: Iterable[Application], instance: str, version: int, ingress_workers: int) -> Snapshot:
+    """All that routers should route by now, under this version. `ingress_workers` is how many are to listen."""
     applications: dict[str, ApplicationEntry] = {}
     deployments: dict[str, DeploymentEntry] = {}
     for app in apps:
         listed = listed_replicas(app)
         wanted = app.wanted()
+        routers = count_routers(app, ingress_workers)
         keys = sorted(wanted.keys() | listed.keys())
         for key in keys:
             spec = wanted.get(key) or specification(app, key)
             if spec is not None:
-                deployments[key] = _deployment_entry(app, key, spec, listed.get(key, []))
+                deployments[key] = _deployment_entry(app, key, spec, listed.get(key, []), routers.get(key, 1))
         applications[app.name] = _application_entry(app, deployments)
     return Snapshot(version=version, instance=instance, applications=applications, deployments=deployments)
 
@@ -42,7 +43,28 @@ def listed_replicas(app: Application) -> dict[str, list[Replica]]:
     return listed
 
 
-def _deployment_entry(app: Application, key: str, spec: DeploymentSpec, replicas: list[Replica]) -> DeploymentEntry:
+def count_routers(app: Application, ingress_workers: int) -> dict[str, int]:
+    """Key -> about how many processes call the deployment: those of the ingress, where it is at the door, and the
+    replicas that its callers should have, in whatever revision.
+
+    Rounded down to a power of two, so that a caller that grows or shrinks by a few publishes nothing about its callees.
+    """
+    callers: dict[str, dict[str, int]] = {}
+    for spec in app.revisions.values():
+        keys = {deployment.name: entry_key(app.name, deployment) for deployment in spec.deployments}
+        if spec.route_prefix is not None:
+            callers.setdefault(keys[spec.ingress], {})["the door"] = ingress_workers
+        for deployment in spec.deployments:
+            caller = keys[deployment.name]
+            for used in deployment.uses:
+                counts = callers.setdefault(keys[used], {})
+                counts[caller] = max(counts.get(caller, 0), deployment.options.num_replicas)
+    return {key: 1 << max(sum(counts.values()), 1).bit_length() - 1 for key, counts in callers.items()}
+
+
+def _deployment_entry(
+    app: Application, key: str, spec: DeploymentSpec, replicas: list[Replica], routers: int
+) -> DeploymentEntry:
     return DeploymentEntry(
         key=key,
         app=app.name,
@@ -50,6 +72,7 @@ def _deployment_entry(app: Application, key: str, spec: DeploymentSpec, replicas
         max_ongoing_requests=spec.max_ongoing_requests,
         max_queued_requests=spec.options.max_queued_requests,
         repeatable=spec.options.repeatable,
+        routers=routers,
         replicas=tuple(ReplicaEntry(replica.id, replica.address) for replica in replicas),
     )
 

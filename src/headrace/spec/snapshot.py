@@ -20,6 +20,7 @@ class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True):
     """What a router needs to know of one deployment. Only replicas that take calls are listed.
 
     `failed` is why no replica will come ("" while one may still come): calls fail at once instead of queueing.
+    `routers` is about how many processes call it, at least 1 and rather too few than too many.
     """
 
     key: str
@@ -29,6 +30,7 @@ class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True):
     max_queued_requests: int
     repeatable: bool = True
     failed: str = ""
+    routers: int = 1
     replicas: tuple[ReplicaEntry, ...] = ()
 
 
