@@ -107,6 +107,65 @@ def test_options_that_a_replica_does_not_take_are_taken_back() -> None:
     run(body)
 
 
+def test_a_reconfigure_that_hangs_fails_the_deploy_and_is_taken_back() -> None:
+    async def body(shop: Workshop) -> None:
+        await shop.deploy(application(deployment("D", num_replicas=2, user_config="good")))
+        shop.workers["D#1@app"].answers = False
+        deploying = asyncio.create_task(
+            shop.deploy(application(deployment("D", num_replicas=2, user_config="endless", start_timeout_s=60.0)))
+        )
+        await shop.until(lambda: shop.workers["D#1@app"].reconfigured)
+        replica = shop.controller.registry.replica("D#1@app")
+        assert replica is not None
+        await shop.until(lambda: replica.reconfiguring)
+        replica.told_at -= 60.0  # so long ago
+        shop.controller.wake()
+        with pytest.raises(DeployFailedError, match=r"D#1 has not taken its options within start_timeout_s=60"):
+            await deploying
+        await shop.until(lambda: shop.listed("app/D@ok-1") == ["D#2", "D#3"])
+        told = shop.workers["D#3@app"].told
+        assert told is not None
+        assert told.spec.options.user_config == "good"
+        assert shop.workers["D#2@app"].reconfigured == []
+
+    run(body)
+
+
+def test_a_replica_that_dies_of_its_options_takes_none_of_the_others_along() -> None:
+    async def body(shop: Workshop) -> None:
+        await shop.deploy(application(deployment("D", num_replicas=2, user_config="good")))
+        shop.workers["D#1@app"].answers = False
+        deploying = asyncio.create_task(shop.deploy(application(deployment("D", num_replicas=2, user_config="deadly"))))
+        await shop.until(lambda: shop.workers["D#1@app"].reconfigured)
+        shop.engine.crash("D#1@app", code=-11)
+        with pytest.raises(DeployFailedError, match="SIGSEGV"):
+            await deploying
+        await shop.until(lambda: shop.listed("app/D@ok-1") == ["D#2", "D#3"])
+        assert shop.workers["D#2@app"].reconfigured == []
+
+    run(body)
+
+
+def test_a_report_that_comes_while_options_are_taken_does_not_say_that_they_are() -> None:
+    async def body(shop: Workshop) -> None:
+        await shop.deploy(application(deployment("D", user_config=1)))
+        worker = shop.workers["D#1@app"]
+        worker.answers = False
+        deploying = asyncio.create_task(shop.deploy(application(deployment("D", user_config=2))))
+        await shop.until(lambda: worker.reconfigured)
+        worker.ongoing = 7
+        worker.report()  # as after a new connection
+        replica = shop.controller.registry.replica("D#1@app")
+        assert replica is not None
+        await shop.until(lambda: replica.ongoing == 7)
+        assert replica.reconfiguring
+        worker.told_at = replica.told_at
+        worker.report()
+        assert isinstance(await deploying, Deployed)
+
+    run(body)
+
+
 def test_new_code_starts_beside_the_old_and_then_takes_the_traffic() -> None:
     async def body(shop: Workshop) -> None:
         await shop.deploy(application(deployment("D", num_replicas=2), deployment("Shared")))

@@ -115,7 +115,7 @@ def test_a_replica_that_is_silent_after_the_restart_is_left_alone() -> None:
         await shop.kill()
         silent = shop.workers["D#1@app"]
         silent.answers = False
-        silent._report = lambda: None  # type: ignore[method-assign]  # its loop computes
+        silent.report = lambda: None  # type: ignore[method-assign]  # its loop computes
         await shop.begin()
         await shop.until(lambda: shop.controller.registry.replica("D#2@app").phase.value == "running")
         assert shop.listed(KEY) == ["D#1", "D#2"]
@@ -156,6 +156,36 @@ def test_a_deploy_goes_on_over_a_restart() -> None:
         await shop.until(lambda: shop.listed(KEY) == [])
         assert shop.started == ["D#1@app", "D#2@app"]
         assert (await shop.status()).applications["app"].revision == 2
+
+    run(body)
+
+
+def test_options_that_are_refused_after_a_restart_are_taken_back_too() -> None:
+    async def body(shop: Workshop) -> None:
+        await shop.deploy(application(deployment("D", num_replicas=2, user_config="good")))
+        worker = shop.workers["D#1@app"]
+        worker.answers = False  # it is about to refuse
+        deploying = asyncio.create_task(shop.deploy(application(deployment("D", num_replicas=2, user_config="other"))))
+        await shop.until(lambda: worker.reconfigured)
+        await shop.kill()
+        with pytest.raises(InstanceError, match="went away during Deploy"):
+            await deploying
+        await shop.begin()
+        assert (await shop.status()).applications["app"].status == "DEPLOYING"
+        await shop.until(lambda: worker.reconfigured == ["other", "other"])
+        worker.fail()
+        await shop.until(lambda: shop.listed(KEY) == ["D#2", "D#3"])
+        told = shop.workers["D#3@app"].told
+        assert told is not None
+        assert told.spec.options.user_config == "good"
+        status = (await shop.status()).applications["app"]
+        assert status.status == "DEPLOY_FAILED"
+        assert "ValueError: no such model" in status.message
+        # The next controller knows of it as well.
+        await shop.kill()
+        await shop.begin()
+        assert shop.controller.registry.apps["app"].spec.deployments[0].options.user_config == "good"
+        assert (await shop.status()).applications["app"].status == "DEPLOY_FAILED"
 
     run(body)
 

@@ -82,7 +82,9 @@ class FakeWorker:
         self.snapshot = Snapshot()
         self.reconfigured: list[Any] = []
         self.drained: float | None = None
+        self.ongoing = 0
         self.answers = True
+        self.told_at = 0.0
         self._end = asyncio.Event()
         self.code = 0
         self.link = ControlLink(
@@ -90,7 +92,7 @@ class FakeWorker:
             Hello(role="worker", id=request.id, pid=0),
             self._on_message,
             have=lambda: self.snapshot.version,
-            on_connect=self._report,
+            on_connect=self.report,
         )
 
     async def run(self) -> int:
@@ -106,7 +108,7 @@ class FakeWorker:
     def stop(self) -> None:
         self._end.set()
 
-    def _report(self) -> None:
+    def report(self) -> None:
         if self.told is not None:
             self.link.send(
                 ReplicaReport(
@@ -117,6 +119,8 @@ class FakeWorker:
                     state=self.state,
                     address=self.told.address,
                     pid=0,
+                    ongoing=self.ongoing,
+                    told_at=self.told_at,
                     error=self.error,
                 )
             )
@@ -130,36 +134,40 @@ class FakeWorker:
             case HostReplica() if self.told is None:
                 self.told = message
                 self._construct(message.spec)
-            case ReconfigureReplica(spec=spec):
+            case ReconfigureReplica(spec=spec, told_at=told_at):
                 self.reconfigured.append(spec.options.user_config)
                 if spec.options.user_config == "bad":
-                    self.state, self.error = ReplicaState.FAILED, TRACEBACK
-                if self.answers:
-                    self._report()
+                    self.fail()
+                elif self.answers:
+                    self.told_at = told_at
+                    self.report()
             case DrainReplica(deadline_s=deadline_s):
                 self.drained = deadline_s
                 self.shop.order.append(message.replica_id)
                 if not self.shop.busy:
                     self._end.set()
             case _:
-                self._report()
+                self.report()
 
     def _construct(self, spec: DeploymentSpec) -> None:
-        self._report()
+        self.report()
         assert isinstance(spec.code, ImportedCode)
         match spec.code.qualname:
             case "ok":
                 self.ready()
             case "raise":
-                self.state, self.error = ReplicaState.FAILED, TRACEBACK
-                self._report()
+                self.fail()
             case "die":
                 self.code = -11
                 self._end.set()
 
     def ready(self) -> None:
         self.state = ReplicaState.RUNNING
-        self._report()
+        self.report()
+
+    def fail(self) -> None:
+        self.state, self.error = ReplicaState.FAILED, TRACEBACK
+        self.report()
 
 
 class FakeIngress:

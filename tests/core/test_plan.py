@@ -137,6 +137,18 @@ def test_a_start_that_takes_too_long_is_stopped() -> None:
     assert "start_timeout_s=50" in stop.error
 
 
+def test_options_that_are_not_taken_in_time_end_their_replica() -> None:
+    world = running(application(deployment("D", start_timeout_s=9.0)))
+    replica = world.app.replicas["D#1"]
+    replica.reconfiguring, replica.told_at = True, world.now
+    assert world.round() == []
+    assert world.wake_at == world.now + 9.0
+    world.now += 9.0
+    (stop,) = world.round()
+    assert isinstance(stop, Stop)
+    assert "D#1 has not taken its options within start_timeout_s=9" in stop.error
+
+
 def test_a_deleted_application_goes_callers_first() -> None:
     world = running(application(deployment("A", uses=("B",)), deployment("B", uses=("C",)), deployment("C")))
     world.delete()

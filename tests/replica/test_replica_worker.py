@@ -137,8 +137,9 @@ def test_another_replica_than_its_own_is_refused(caplog: pytest.LogCaptureFixtur
             await both.until_reported(S.RUNNING, 2)
             both.say(DrainReplica("Echo#1", 0.0))
             both.say(ReconfigureReplica("Echo#1", spec_of("Echo", limit=2)))
-            both.say(ReconfigureReplica("Echo#0", spec_of("Echo", limit=3)))
+            both.say(ReconfigureReplica("Echo#0", spec_of("Echo", limit=3), 12.5))
             await both.until_reported(S.RUNNING, 3)
+            assert [r.told_at for r in both.reports if r.state is S.RUNNING] == [0.0, 0.0, 12.5]
             assert {r.replica_id for r in both.reports} == {"Echo#0"}
             assert both.worker.replica is not None
             assert both.worker.replica.context.max_ongoing_requests == 3

@@ -94,7 +94,7 @@ class Actor:
             case plan.Stop(id=id, grace_s=grace_s, error=error):
                 self._stop(app, app.replicas[id], grace_s, error, now)
             case plan.Reconfigure(id=id, spec=spec):
-                self._reconfigure(app.replicas[id], spec)
+                self._reconfigure(app.replicas[id], spec, now)
             case plan.Promote():
                 self._promote(app)
             case plan.Abandon(error=error, kind=kind):
@@ -153,12 +153,19 @@ class Actor:
             failures.final = type(error).__name__
         self.failed(app, replica, str(error), now, starting=True)
 
-    def failed(self, app: Application, replica: Replica, error: str, now: float, *, starting: bool) -> None:
-        """Note that the replica failed (while `starting`, or later), tell who waits, and plan its successor."""
+    def failed(
+        self, app: Application, replica: Replica, error: str, now: float, *, starting: bool, refused: bool = False
+    ) -> None:
+        """Note that the replica failed (while `starting`, or later), tell who waits, and plan its successor.
+
+        `refused`: it did not take its new options. Then a deploy ends at once, before others are told them too.
+        """
         replica.error = error
         failures = app.failures_of(replica.key)
         failures.error = error
         failures.starts += starting
+        if refused and app.deploying:
+            failures.final = DeployFailedError.__name__
         if app.deleting:
             return
         wait_s = failures.restarts.fail(now, replica.level, now - replica.launched_at, app.number_wanted(replica.key))
@@ -179,11 +186,12 @@ class Actor:
         replica.on(Event.STOP)
         self._engine.stop(replica.process_id, grace_s)
         if error:
-            self.failed(app, replica, error, now, starting=starting)
+            self.failed(app, replica, error, now, starting=starting, refused=replica.reconfiguring)
 
-    def _reconfigure(self, replica: Replica, spec: DeploymentSpec) -> None:
+    def _reconfigure(self, replica: Replica, spec: DeploymentSpec, now: float) -> None:
         replica.configured = spec
-        replica.reconfiguring = self._send(replica, ReconfigureReplica(replica.id, spec))
+        replica.told_at = now
+        replica.reconfiguring = self._send(replica, ReconfigureReplica(replica.id, spec, now))
         if not replica.reconfiguring:
             replica.configured = None  # it comes back, and is told then
 
@@ -197,7 +205,7 @@ class Actor:
         elif replica.phase is Phase.DRAINING:
             self._send(replica, DrainReplica(replica.id, max(0.0, replica.stop_by - plan.DRAIN_MARGIN_S - now)))
         elif replica.reconfiguring and replica.configured is not None:
-            self._send(replica, ReconfigureReplica(replica.id, replica.configured))
+            self._send(replica, ReconfigureReplica(replica.id, replica.configured, replica.told_at))
 
     def disconnected(self, process_id: str, channel: ControlChannel) -> None:
         """A worker's connection has ended; whether its process has, the engine says."""
@@ -279,5 +287,5 @@ class Actor:
         replica.on(Event.EXITED)
         if before in COUNTED:
             starting = before in (Phase.LAUNCHING, Phase.STARTING)
-            self.failed(app, replica, error, now, starting=starting)
+            self.failed(app, replica, error, now, starting=starting, refused=replica.reconfiguring)
         self._registry.remove_replica(replica)

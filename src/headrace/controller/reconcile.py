@@ -211,13 +211,13 @@ class Reconciler:
         match replica.phase:
             case Phase.RUNNING if before is not Phase.RUNNING:
                 self._actor.started(replica)
-            case Phase.RUNNING:
+            case Phase.RUNNING if report.told_at == replica.told_at:
                 replica.reconfiguring = False
             case Phase.FAILED if before is not Phase.FAILED:
-                starting = before is not Phase.RUNNING and not replica.listed
-                self._actor.failed(app, replica, report.error or "it gave no reason", now, starting=starting)
-                if replica.reconfiguring and app.deploying:
-                    app.failures_of(replica.key).final = "DeployFailedError"
+                # One that served says so for no other reason than options that it does not take.
+                served = before is Phase.RUNNING or replica.listed
+                error = report.error or "it gave no reason"
+                self._actor.failed(app, replica, error, now, starting=not served, refused=served)
             case Phase.DRAINING if before is not Phase.DRAINING:
                 spec = plan.specification(app, replica.key)
                 grace_s = spec.options.graceful_shutdown_timeout_s if spec is not None else 0.0

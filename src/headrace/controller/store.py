@@ -22,17 +22,20 @@ from headrace.spec.errors import InstanceError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE applications (
     name TEXT PRIMARY KEY, target INTEGER NOT NULL, current INTEGER NOT NULL, failure TEXT NOT NULL,
-    deleting INTEGER NOT NULL, next_replica INTEGER NOT NULL, deployed_at REAL NOT NULL
+    deleting INTEGER NOT NULL, deploying INTEGER NOT NULL, next_replica INTEGER NOT NULL, deployed_at REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE revisions (
     app TEXT NOT NULL REFERENCES applications ON DELETE CASCADE, number INTEGER NOT NULL, spec BLOB NOT NULL,
     PRIMARY KEY (app, number)
+);
+CREATE TABLE befores (
+    app TEXT PRIMARY KEY REFERENCES applications ON DELETE CASCADE, spec BLOB NOT NULL
 );
 CREATE TABLE replicas (
     app TEXT NOT NULL REFERENCES applications ON DELETE CASCADE, id TEXT NOT NULL, key TEXT NOT NULL,
@@ -169,16 +172,20 @@ class Store:
                 current=current,
                 failure=failure,
                 deleting=bool(deleting),
-                deploying=target != current and not failure,
+                deploying=bool(deploying),
                 next_replica=next_replica,
                 deployed_at=deployed_at,
             )
-            for name, target, current, failure, deleting, next_replica, deployed_at in database.execute(
-                "SELECT name, target, current, failure, deleting, next_replica, deployed_at FROM applications"
+            for name, target, current, failure, deleting, deploying, next_replica, deployed_at in database.execute(
+                "SELECT name, target, current, failure, deleting, deploying, next_replica, deployed_at"
+                " FROM applications"
             )
         }
         for app, number, spec in database.execute("SELECT app, number, spec FROM revisions ORDER BY number"):
             apps[app].revisions[number] = _decode_spec(spec)
+        for app, spec in database.execute("SELECT app, spec FROM befores"):
+            if apps[app].deploying:
+                apps[app].before = _decode_spec(spec)
         for app, id, key, name, revision, address, level in database.execute(
             "SELECT app, id, key, name, revision, address, level FROM replicas"
         ):
@@ -194,16 +201,29 @@ class Store:
     def keep_application(self, app: Application) -> None:
         """Keep what is said of the application itself; not its revisions, not its replicas."""
         self._open.execute(
-            "INSERT INTO applications VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+            "INSERT INTO applications VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
             " target = excluded.target, current = excluded.current, failure = excluded.failure,"
-            " deleting = excluded.deleting, next_replica = excluded.next_replica, deployed_at = excluded.deployed_at",
-            (app.name, app.target, app.current, app.failure, app.deleting, app.next_replica, app.deployed_at),
+            " deleting = excluded.deleting, deploying = excluded.deploying,"
+            " next_replica = excluded.next_replica, deployed_at = excluded.deployed_at",
+            (
+                app.name,
+                app.target,
+                app.current,
+                app.failure,
+                app.deleting,
+                app.deploying,
+                app.next_replica,
+                app.deployed_at,
+            ),
         )
 
     def keep_revision(self, app: Application, number: int) -> None:
-        """Keep the application and this revision of it, together."""
+        """Keep the application, this revision of it, and what a change in place would go back to, together."""
         with self._transaction() as database:
             self.keep_application(app)
+            database.execute("DELETE FROM befores WHERE app = ?", (app.name,))
+            if app.before is not None:
+                database.execute("INSERT INTO befores VALUES (?, ?)", (app.name, _encode(app.before)))
             database.execute(
                 "INSERT OR REPLACE INTO revisions VALUES (?, ?, ?)", (app.name, number, _encode(app.revisions[number]))
             )

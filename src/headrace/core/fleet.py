@@ -23,8 +23,8 @@ def entry_key(app: str, deployment: DeploymentSpec) -> str:
 @dataclass(slots=True, kw_only=True)
 class Replica:
     """One replica. `level` is how many of its line failed in a row before it; `configured` what its worker was told
-    (None: not known to this controller), `reconfiguring` until it reports that it did so. `listed_at` and `unlisted_at`
-    are the first versions with it and then without it.
+    (None: not known to this controller), at `told_at` where that was in place, and `reconfiguring` until it reports
+    that it did so. `listed_at` and `unlisted_at` are the first versions with it and then without it.
     """
 
     id: str
@@ -40,6 +40,7 @@ class Replica:
     ongoing: int = 0
     error: str = ""
     configured: DeploymentSpec | None = None
+    told_at: float = 0.0
     reconfiguring: bool = False
     listed: bool = False
     listed_at: int | None = None

@@ -247,13 +247,12 @@ class _Planner:
         match replica.phase:
             case Phase.STARTING:
                 spec = self.spec_of(replica)
-                give_up = replica.launched_at + spec.options.start_timeout_s if spec is not None else self.now
-                if give_up > self.now:
-                    self.at(give_up)
-                elif spec is not None:
-                    limit = f"start_timeout_s={spec.options.start_timeout_s:g}"
-                    error = f"{replica.id} was not ready within {limit}; its constructor may hang, or need longer"
-                    self.actions.append(Stop(replica.id, KILL_GRACE_S, error))
+                if spec is not None:
+                    self.plan_patience(replica, replica.launched_at, spec, "was not ready", "constructor")
+            case Phase.RUNNING if replica.reconfiguring:
+                spec = replica.configured
+                if spec is not None:
+                    self.plan_patience(replica, replica.told_at, spec, "has not taken its options", "reconfigure()")
             case Phase.RUNNING:
                 self.plan_options(replica)
             case Phase.RETIRING:
@@ -269,6 +268,15 @@ class _Planner:
                 self.actions.append(Stop(replica.id, KILL_GRACE_S))
             case _:
                 pass
+
+    def plan_patience(self, replica: Replica, since: float, spec: DeploymentSpec, what: str, where: str) -> None:
+        """Wait for user code of the replica, which runs since then, for as long as its options say, then stop it."""
+        timeout_s = spec.options.start_timeout_s
+        if since + timeout_s > self.now:
+            self.at(since + timeout_s)
+        else:
+            reason = f"within start_timeout_s={timeout_s:g}; its {where} may hang, or need longer"
+            self.actions.append(Stop(replica.id, KILL_GRACE_S, f"{replica.id} {what} {reason}"))
 
     def plan_options(self, replica: Replica) -> None:
         """Tell one replica of a deployment after the other: where one cannot take its options, the rest live on."""

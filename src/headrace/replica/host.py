@@ -79,6 +79,7 @@ class HostedReplica:
         self._prepare = prepare
         self._spec = order.spec
         self._wanted = order.spec
+        self._wanted_at = self._configured_at = 0.0  # `told_at` of what is wanted, and of what is done
         self._server: Server | None = None
         self._invoker: Invoker | None = None
         self._threads: ThreadPool | None = None
@@ -107,12 +108,14 @@ class HostedReplica:
             address=order.address,
             pid=os.getpid(),
             ongoing=self.ongoing,
+            told_at=self._configured_at,
             error=self.error,
         )
 
-    def reconfigure(self, spec: DeploymentSpec) -> None:
-        """Take over the options of `spec` that can change in place; a report follows."""
+    def reconfigure(self, spec: DeploymentSpec, told_at: float = 0.0) -> None:
+        """Take over the options of `spec` that can change in place; a report follows, which repeats `told_at`."""
         self._wanted = spec
+        self._wanted_at = told_at
         self._changed.set()
 
     def drain(self, deadline_s: float) -> None:
@@ -136,7 +139,7 @@ class HostedReplica:
             await self._until_started_or_drained(starting)
             while self._drain_by is None:
                 if self._wanted is not self._spec and self.state is not ReplicaState.FAILED:
-                    await self._apply(self._wanted)
+                    await self._apply(self._wanted, self._wanted_at)
                     continue
                 self._changed.clear()
                 await self._changed.wait()
@@ -220,7 +223,7 @@ class HostedReplica:
 
     # ---- changing
 
-    async def _apply(self, spec: DeploymentSpec) -> None:
+    async def _apply(self, spec: DeploymentSpec, told_at: float) -> None:
         before, self._spec = self._spec, spec
         self._resize(spec.max_ongoing_requests)
         config = spec.options.user_config
@@ -232,6 +235,7 @@ class HostedReplica:
         except BaseException as error:  # user code may raise anything: this replica has failed, and no other
             self._fail(error)
         else:
+            self._configured_at = told_at
             self._become(ReplicaState.RUNNING)
 
     def _resize(self, limit: int) -> None:

@@ -109,9 +109,9 @@ class Worker:
                 self._host(message)
             case DrainReplica(replica_id=replica_id, deadline_s=deadline_s) if self._is_ours(replica_id):
                 self._drain(deadline_s)
-            case ReconfigureReplica(replica_id=replica_id, spec=spec) if self._is_ours(replica_id):
+            case ReconfigureReplica(replica_id=replica_id, spec=spec, told_at=at) if self._is_ours(replica_id):
                 if self.replica is not None:
-                    self.replica.reconfigure(spec)
+                    self.replica.reconfigure(spec, at)
             case _:
                 log.warning("%s does not know what to do with %s", self._process_id, message)
 

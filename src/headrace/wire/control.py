@@ -77,14 +77,21 @@ class DrainReplica(msgspec.Struct, frozen=True, tag=True):
 
 
 class ReconfigureReplica(msgspec.Struct, frozen=True, tag=True):
-    """Options of the replica changed in place: call `reconfigure` if `user_config` changed, then report."""
+    """Options of the replica changed in place: call `reconfigure` if `user_config` changed, then report.
+
+    `told_at` is unique for the replica; the reports from then on repeat it.
+    """
 
     replica_id: str
     spec: DeploymentSpec
+    told_at: float = 0.0
 
 
 class ReplicaReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The state of a replica as its worker knows it. `error` carries the traceback of a failed start."""
+    """The state of a replica as its worker knows it. `error` carries the traceback of a failed start.
+
+    `told_at` is that of the last ReconfigureReplica which is done (0: none was).
+    """
 
     replica_id: str
     app: str
@@ -94,6 +101,7 @@ class ReplicaReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     address: str
     pid: int
     ongoing: int = 0
+    told_at: float = 0.0
     error: str = ""
 
 
