@@ -772,3 +772,22 @@ def test_a_deployment_that_is_gone_sends_waiting_calls_to_the_next_revision(tmp_
         replica.server.close()
 
     in_world(test, tmp_path)
+
+
+def test_a_router_among_many_keeps_connections_to_a_share_of_many_replicas(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        replicas = await world.add(60)
+        for replica in replicas:
+            replica.handle = echo
+        snapshot = world.snapshot
+        (entry,) = snapshot.deployments.values()
+        crowded = msgspec.structs.replace(entry, routers=100)
+        world.router.update(
+            msgspec.structs.replace(snapshot, version=snapshot.version + 1, deployments={entry.key: crowded})
+        )
+        for _ in range(400):
+            assert await world.ask(b"x").outcome() == b"x"
+        connected = [replica for replica in replicas if replica.server.links]
+        assert 15 <= len(connected) <= 30
+
+    in_world(test, tmp_path)

@@ -98,8 +98,8 @@ class Router:
                 )
 
     def subset(self, entry: DeploymentEntry) -> Sequence[ReplicaEntry]:
-        """The replicas of the entry that this router keeps connections to."""
-        return choose_subset(self.identity, entry.replicas)
+        """The replicas of the entry that this router keeps connections to: all, or a share where there are many."""
+        return choose_subset(self.identity, entry.replicas, routers=entry.routers)
 
     # --- calls -----------------------------------------------------------------------------------------------------
 
