@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from http_load import Load, Tally
-from running import Instance, alive, wait_for
+
+from bench.checked_load import Load, Tally
+from bench.instance import Instance, alive, wait_for
 
 HERE = Path(__file__).parent
 RATE = 2000
