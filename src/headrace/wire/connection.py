@@ -179,8 +179,10 @@ class Connection:
     def drop_outflow(self, stream: int) -> None:
         """Forget what the stream still had to send."""
         outflow = self.outflows.pop(stream, None)
-        if outflow is not None and outflow in self._bulk:
-            self._bulk.remove(outflow)
+        if outflow is not None:
+            outflow.on_drained = None
+            if outflow in self._bulk:
+                self._bulk.remove(outflow)
 
     def line_up(self, outflow: Outflow) -> None:
         self._bulk.append(outflow)
@@ -225,7 +227,9 @@ class Connection:
             outflow = self._bulk.popleft()
             piece, more = outflow.next_frame()
             if not more:
+                # With the callback goes what holds the call, and the call holds its body: no cycle for the collector.
                 self.outflows.pop(outflow.stream, None)
+                outflow.on_drained = None
             header = HEADER.pack(len(piece), outflow.stream, 0, 0, DATA, MORE if more else 0)
             self._write(b"".join((header, piece)))
             if more:
