@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 import msgspec
 
 from headrace import runtime as runtimes
-from headrace.context import RequestContext, request_variable
+from headrace.context import RequestContext, current_replica, request_variable
+from headrace.core.traffic import own_revision
 from headrace.router import Call
 from headrace.runtime import Runtime
 from headrace.spec.errors import (
@@ -169,7 +170,11 @@ class DeploymentResponse(Call):
 
     def _send(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Encode the arguments and submit the call."""
-        encoded = _encode((args, kwargs))
+        try:
+            encoded = _encode((args, kwargs))
+        except PayloadError as error:
+            what = _unsendable(args, kwargs)
+            raise PayloadError(f"{self.deployment}.{self.method}: {what or error}") from error.__cause__
         self.body = encoded.data
         if encoded.buffers:
             self.buffers = encoded.buffers
@@ -283,6 +288,17 @@ class DeploymentResponse(Call):
                 f"the call {self.request_id} to {self.deployment}.{self.method} belongs to a connection that was "
                 "closed, or to the parent of this process: make the call again"
             )
+
+
+def _unsendable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Which argument cannot be sent, and why; "" when each could be alone."""
+    for label, value in (*enumerate(args), *kwargs.items()):
+        try:
+            _encode(value)
+        except PayloadError as error:
+            inner = error.__cause__  # that of a response among the parts of an argument says what to do instead
+            return f"argument {label!r}: {inner if isinstance(inner, PayloadError) else error}"
+    return ""
 
 
 class HandleOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -414,7 +430,9 @@ class DeploymentHandle:
 
     Handles of the same deployment are equal and hash alike, whatever their options. A handle can be pickled and used in
     any process of the instance, on any thread. In a replica, calls belong to the request that the calling code works
-    for: they stay in its revision (within the application) and carry its id, deadline and trace.
+    for: they stay in its revision (within the application) and carry its id, deadline and trace. Outside of any request
+    (in a constructor, say) they go where new requests go, or stay in the revision of a replica that has no share of
+    those yet, or no more.
     """
 
     def __init__(self, deployment_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
@@ -495,6 +513,11 @@ class DeploymentHandle:
             response._siblings = calls
         else:
             response.request_id = new_request_id()
+            replica = current_replica()
+            if replica is not None and replica.app_name == self.app_name:
+                entry = runtime.router.snapshot.applications.get(self.app_name)
+                if entry is not None:
+                    response.revision = own_revision(entry, replica.deployment, replica.revision)
         if options.special:
             _apply(options, response)
         for argument in args:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.traffic import draw_revision, sticky_draw
+from headrace.core.traffic import draw_revision, own_revision, sticky_draw
+from headrace.spec.snapshot import ApplicationEntry, RevisionEntry
 
 
 def test_revisions_get_their_share() -> None:
@@ -67,3 +68,41 @@ def test_what_is_drawn_has_weight(weights: list[float], draw: float) -> None:
         assert sum(weights) == 0
     else:
         assert weights[chosen - 1] > 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "own", "expected"),
+    [
+        ({1: 0.0}, 1, 1),  # the first deploy: nobody has the traffic yet
+        ({1: 1.0}, 1, 0),
+        ({1: 1.0, 2: 0.0}, 2, 2),  # it starts while an older one has the traffic
+        ({1: 0.0, 2: 1.0}, 1, 1),  # it ends while a newer one has it
+        ({2: 1.0}, 1, 0),  # its revision is forgotten
+    ],
+)
+def test_a_replica_keeps_to_its_revision_until_it_has_the_traffic(
+    weights: dict[int, float], own: int, expected: int
+) -> None:
+    revisions = tuple(RevisionEntry(number=n, weight=w, deployments={"D": f"a/D@{n}"}) for n, w in weights.items())
+    entry = ApplicationEntry(name="a", route_prefix="/", ingress="D", revisions=revisions)
+    assert own_revision(entry, "D", own) == expected
+
+
+def test_a_replica_that_revisions_share_draws_once_one_of_them_has_weight() -> None:
+    shared = {"Shared": "a/Shared@1"}
+    revisions = (
+        RevisionEntry(number=1, weight=1.0, deployments={"D": "a/D@1"} | shared),
+        RevisionEntry(number=2, weight=0.0, deployments={"D": "a/D@2"} | shared),
+    )
+    entry = ApplicationEntry(name="a", route_prefix="/", ingress="D", revisions=revisions)
+    assert own_revision(entry, "Shared", 2) == 0
+    assert own_revision(entry, "D", 2) == 2
+
+
+def test_a_replica_that_leaves_is_not_listed_and_keeps_to_its_revision() -> None:
+    revisions = (
+        RevisionEntry(number=1, weight=0.0, deployments={"Callee": "a/Callee@1"}),
+        RevisionEntry(number=2, weight=1.0, deployments={"D": "a/D@2"}),
+    )
+    entry = ApplicationEntry(name="a", route_prefix="/", ingress="D", revisions=revisions)
+    assert own_revision(entry, "D", 1) == 1

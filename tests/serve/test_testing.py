@@ -36,6 +36,32 @@ class Broken:
         raise ValueError("no such model")
 
 
+@serve.deployment
+class Eager:
+    """Calls another deployment while it is being constructed."""
+
+    def __init__(self, other: serve.handle.DeploymentHandle, method: str = "__call__") -> None:
+        self.learned = other.options(method_name=method).remote(20).result(timeout_s=30)
+
+    def __call__(self) -> int:
+        return self.learned
+
+
+@serve.deployment
+class AsyncEager:
+    async def __init__(self, other: serve.handle.DeploymentHandle) -> None:
+        self.learned = await other.remote(21)
+
+    def __call__(self) -> int:
+        return self.learned
+
+
+@serve.deployment
+class Tripler:
+    def triple(self, number: int) -> int:
+        return number * 3
+
+
 def run(test: Callable[[TestInstance], Awaitable[None]], **machine: float) -> None:
     async def body() -> None:
         async with asyncio.timeout(60), TestInstance(**machine) as instance:  # type: ignore[arg-type]
@@ -53,6 +79,28 @@ def test_an_application_answers_and_composes() -> None:
         assert await instance.processes() == ["Doubler#1@default", "Front#2@default"]
         await instance.delete("default")
         assert await instance.processes() == []
+
+    run(test)
+
+
+@pytest.mark.parametrize(("eager", "learned"), [(Eager, 40), (AsyncEager, 42)])
+def test_a_constructor_may_call_what_it_is_given(eager: serve.Deployment, learned: int) -> None:
+    async def test(instance: TestInstance) -> None:
+        handle = await instance.run(eager.bind(Doubler.bind()))
+        assert await handle.remote() == learned
+
+    run(test)
+
+
+def test_a_constructor_calls_its_own_revision_while_another_has_the_traffic() -> None:
+    async def test(instance: TestInstance) -> None:
+        handle = await instance.run(Eager.bind(Doubler.bind()))
+        assert await handle.remote() == 40
+        # Of a deployment that the revision with the traffic does not have, and of one that it has in another form.
+        handle = await instance.run(Eager.bind(Tripler.bind(), "triple"))
+        assert await handle.remote() == 60
+        handle = await instance.run(Eager.bind(Doubler.bind(5)))
+        assert await handle.remote() == 100
 
     run(test)
 

@@ -1,4 +1,6 @@
-"""Which revision of an application a request belongs to. In: weights, and a random number or a key; out: a revision.
+"""Which revision of an application a request belongs to, or a call that is made outside of any request.
+
+In: weights, and a random number or a key. Out: a revision.
 
 Revisions share the interval [0, 1) by weight, the newest first. So when weight moves from older revisions to newer
 ones, each border moves one way: no key goes back to an older revision.
@@ -8,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+
+from headrace.spec.snapshot import ApplicationEntry
 
 
 def draw_revision(
@@ -30,6 +34,21 @@ def draw_revision(
             if left < 0:
                 break
     return chosen
+
+
+def own_revision(entry: ApplicationEntry, deployment: str, own: int) -> int:
+    """The revision of the calls that a replica of `deployment`, of revision `own`, makes outside of any request.
+
+    0 (draw one) where its deployment has a share of the traffic, in whatever revision; else its own, for as long as
+    that is listed: a replica that starts or leaves talks to the graph that it was made for.
+    """
+    mine = next((revision for revision in entry.revisions if revision.number == own), None)
+    if mine is None:
+        return 0
+    key = mine.deployments.get(deployment)
+    if key is not None and any(each.weight > 0 and each.deployments.get(deployment) == key for each in entry.revisions):
+        return 0
+    return own
 
 
 def sticky_draw(key: str, salt: str = "") -> float:
