@@ -117,6 +117,26 @@ def test_a_controller_that_does_not_come_up_ends_the_instance_with_its_last_line
         keeper.close()
 
 
+def test_an_instance_that_serves_goes_on_without_a_controller_for_as_long_as_none_comes_up() -> None:
+    """A full disk, say: what runs answers requests without a controller, and the next one may find room again."""
+    flawed = """
+import os, sys, time
+home = os.environ["HEADRACE_HOME"]
+while not os.path.exists(home + "/flaw"):
+    time.sleep(0.005)
+sys.exit("no room")
+"""
+    with kept(program(flawed)) as keeper:
+        (info,) = run_processes(keeper, worker("a", ("/bin/sleep", "1000")))
+        (keeper.home / "flaw").touch()
+        until(lambda: "it starts again in 0.8 s" in keeper.printed(), "the fifth try")
+        assert keeper.poll() is None
+        assert alive(info.pid)
+        (keeper.home / "flaw").unlink()
+        until(keeper.controller_pid, "a controller that stays")
+        assert run_processes(keeper) == [info]
+
+
 def test_a_controller_that_ends_by_itself_ends_the_instance() -> None:
     keeper = KeeperProcess(program(""))
     try:

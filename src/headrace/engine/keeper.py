@@ -301,7 +301,9 @@ class Keeper:
         lived_s = now - self._controller_started_at
         wait_s = self._restarts.fail(now, self._restart_level, lived_s, 1)
         hopeless = not self._controller_opened and self._restart_level + 1 >= _HOPELESS_STARTS
-        if hopeless or self._restarts.escalated(now, 1):
+        # An instance that serves does so without a controller, and the next one may find its disk with room again.
+        serves = bool(self._family.processes())
+        if (hopeless or self._restarts.escalated(now, 1)) and not serves:
             what = "did not start" if hopeless else "died too often"
             self.failure = f"the controller {what} ({_describe(event.code)}); its last lines:\n" + "\n".join(event.tail)
             self._note(self.failure)
