@@ -261,6 +261,32 @@ def test_a_file_that_cannot_be_read_is_set_aside(harm: str, caplog: pytest.LogCa
     run(body)
 
 
+def test_status_tells_the_calls_in_work_now() -> None:
+    async def body(shop: Workshop) -> None:
+        await shop.deploy(application(deployment("D", num_replicas=2)))
+        shop.workers["D#1@app"].ongoing = 3
+        shop.workers["D#2@app"].ongoing = 4
+        both = await asyncio.gather(shop.status(), shop.status())
+        for status in both:
+            assert [replica.ongoing for replica in status.applications["app"].deployments["D"].replicas] == [3, 4]
+
+    run(body)
+
+
+def test_a_replica_that_says_nothing_does_not_hold_up_the_status() -> None:
+    async def body(shop: Workshop) -> None:
+        await shop.deploy(application(deployment("D", num_replicas=3)))
+        for number in (1, 2, 3):
+            shop.workers[f"D#{number}@app"].ongoing = number
+        shop.workers["D#1@app"].report = lambda: None  # type: ignore[method-assign]  # its loop computes
+        shop.engine.crash("D#2@app")
+        status = (await shop.status()).applications["app"].deployments["D"]
+        told = {replica.id: replica.ongoing for replica in status.replicas}
+        assert (told["D#1"], told["D#3"]) == (0, 3)
+
+    run(body)
+
+
 def test_options_survive_the_restart() -> None:
     async def body(shop: Workshop) -> None:
         await shop.deploy(application(deployment("D", user_config={"a": [1, 2.5, None, "x"]})))

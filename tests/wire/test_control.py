@@ -31,6 +31,7 @@ from headrace.wire.control import (
     DeltaMessage,
     Deploy,
     Deployed,
+    DescribeReplica,
     Done,
     DrainReplica,
     Failed,
@@ -102,6 +103,7 @@ MESSAGES: list[Message] = [
     ),
     DrainReplica("D#1", 2.5),
     ReconfigureReplica("D#1", SPEC),
+    DescribeReplica("D#1"),
     ReplicaReport(
         replica_id="D#1", app="a", key="k", revision=1, state=ReplicaState.FAILED, address="", pid=1, error="é\n"
     ),

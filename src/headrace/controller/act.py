@@ -24,6 +24,7 @@ from headrace.spec.errors import DeployFailedError, HeadraceError, OptionError, 
 from headrace.wire.channel import ControlChannel
 from headrace.wire.control import (
     Deployed,
+    DescribeReplica,
     Done,
     DrainReplica,
     Failed,
@@ -35,6 +36,7 @@ from headrace.wire.control import (
 logger = logging.getLogger(__name__)
 
 LEAVING = frozenset({Phase.RETIRING, Phase.DRAINING, Phase.FAILED, Phase.STOPPING})
+WORKING = frozenset({Phase.RUNNING, Phase.RETIRING, Phase.DRAINING})
 RESOURCES_WAIT_S = 0.2
 
 
@@ -232,6 +234,14 @@ class Actor:
                 address=replica.address,
             ),
         )
+
+    def ask_reports(self) -> list[str]:
+        """Ask the workers of all replicas that may have calls in work to report. Returns the ids of those reached."""
+        return [
+            replica.process_id
+            for replica in self._registry.replicas()
+            if replica.phase in WORKING and self._send(replica, DescribeReplica(replica.id))
+        ]
 
     def _send(self, replica: Replica, message: Message) -> bool:
         channel = self._channels.get(replica.process_id)

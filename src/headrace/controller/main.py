@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from headrace.controller.act import Actor
 from headrace.controller.api import ControlServer
+from headrace.controller.census import Census
 from headrace.controller.feed import Feed
 from headrace.controller.operations import Operations
 from headrace.controller.proxies import Proxies
@@ -54,12 +55,14 @@ class Controller:
         self.ended = asyncio.Event()
         self.actor = Actor(engine, self.registry, self.waiters, lambda: self.feed.snapshot.version, self.wake)
         self.proxies = Proxies(engine, self.actor.spawn, self.wake, policy)
+        census = Census(self.actor.ask_reports)
         self.reconciler = Reconciler(
             engine=engine,
             registry=self.registry,
             actor=self.actor,
             proxies=self.proxies,
             feed=self.feed,
+            census=census,
             write=self._write,
             after_round=self._check_end,
         )
@@ -71,6 +74,7 @@ class Controller:
             waiters=self.waiters,
             proxies=self.proxies,
             feed=self.feed,
+            census=census,
             wake=self.wake,
             end=self.end,
             spawn=self.actor.spawn,

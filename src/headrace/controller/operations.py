@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from headrace.controller.act import Actor
+from headrace.controller.census import Census
 from headrace.controller.feed import Feed
 from headrace.controller.proxies import Proxies
 from headrace.controller.registry import Registry
@@ -63,6 +64,7 @@ class Operations:
         waiters: Waiters,
         proxies: Proxies,
         feed: Feed,
+        census: Census,
         wake: Callable[[], None],
         end: Callable[[], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
@@ -74,6 +76,7 @@ class Operations:
         self._waiters = waiters
         self._proxies = proxies
         self._feed = feed
+        self._census = census
         self._wake = wake
         self._end = end
         self._spawn = spawn
@@ -94,8 +97,7 @@ class Operations:
     def _take(self, operation: Operation, waiter: Waiter, now: float) -> None:
         match operation:
             case GetStatus():
-                apps = self._registry.apps.values()
-                waiter.answer(Status(serve_status(apps, self._proxies.details(), self._feed.snapshot.instance, now)))
+                self._spawn(self._tell_status(waiter, now))
             case GetSnapshot():
                 waiter.answer(SnapshotMessage(self._feed.snapshot))
             case Shutdown():
@@ -109,6 +111,11 @@ class Operations:
                 self._delete(name, waiter)
             case StartHTTP(options=options):
                 self._start_http(options, waiter)
+
+    async def _tell_status(self, waiter: Waiter, now: float) -> None:
+        await self._census.take()
+        apps = self._registry.apps.values()
+        waiter.answer(Status(serve_status(apps, self._proxies.details(), self._feed.snapshot.instance, now)))
 
     # --- applications -----------------------------------------------------------------------------------------------
 

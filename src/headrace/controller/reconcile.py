@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable
 
 from headrace.controller.act import Actor
+from headrace.controller.census import Census
 from headrace.controller.feed import Feed
 from headrace.controller.proxies import Proxies
 from headrace.controller.registry import Registry
@@ -63,6 +64,7 @@ class Reconciler:
         actor: Actor,
         proxies: Proxies,
         feed: Feed,
+        census: Census,
         write: Callable[[Snapshot], None],
         after_round: Callable[[], None],
     ) -> None:
@@ -71,6 +73,7 @@ class Reconciler:
         self._actor = actor
         self._proxies = proxies
         self._feed = feed
+        self._census = census
         self._write = write
         self._after_round = after_round
         self._woken = asyncio.Event()
@@ -187,6 +190,7 @@ class Reconciler:
 
     def worker_lost(self, process_id: str, channel: ControlChannel) -> None:
         """A worker's connection has ended."""
+        self._census.heard(process_id)
         self._actor.disconnected(process_id, channel)
 
     def reported(self, process_id: str, report: ReplicaReport, now: float) -> None:
@@ -199,6 +203,7 @@ class Reconciler:
         try:
             self._observe(replica, report, now)
         finally:
+            self._census.heard(process_id)
             self.wake()
 
     def _observe(self, replica: Replica, report: ReplicaReport, now: float) -> None:

@@ -1,7 +1,8 @@
 """A worker: told by the controller which replica to host, it hosts it and reports, for as long as it is wanted.
 
-In: HostReplica, ReconfigureReplica, DrainReplica and snapshots from the controller. Out: ReplicaReports, at each change
-of state and after each (re)connect, so that a controller that was away adopts what runs.
+In: HostReplica, ReconfigureReplica, DescribeReplica, DrainReplica and snapshots from the controller. Out:
+ReplicaReports, when asked, at each change of state and after each (re)connect, so that a controller that was away
+adopts what runs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from headrace.spec.snapshot import Snapshot, apply
 from headrace.wire.awake import Awake
 from headrace.wire.control import (
     DeltaMessage,
+    DescribeReplica,
     DrainReplica,
     Hello,
     HostReplica,
@@ -112,6 +114,8 @@ class Worker:
             case ReconfigureReplica(replica_id=replica_id, spec=spec, told_at=at) if self._is_ours(replica_id):
                 if self.replica is not None:
                     self.replica.reconfigure(spec, at)
+            case DescribeReplica(replica_id=replica_id) if self._is_ours(replica_id):
+                self._report_again()
             case _:
                 log.warning("%s does not know what to do with %s", self._process_id, message)
 

@@ -4,9 +4,9 @@ In: bytes of the private control socket. Out: the structs below. Each message is
 Who says what:
   anyone      -> controller: Hello first, then Subscribe (to be sent snapshots), SnapshotAck
   controller  -> anyone subscribed: SnapshotMessage once, then DeltaMessage for each change
-  worker      -> controller: ReplicaReport whenever its replica's state changes, and after each (re)connect
+  worker      -> controller: ReplicaReport whenever its replica's state changes, after each (re)connect, when asked
   ingress     -> controller: IngressReport likewise
-  controller  -> worker: HostReplica, DrainReplica, ReconfigureReplica; a worker is stopped through the engine
+  controller  -> worker: HostReplica, DrainReplica, ReconfigureReplica, DescribeReplica (it is stopped by the engine)
   driver, CLI -> controller: Request (answered by one Response of the same id)
 """
 
@@ -85,6 +85,12 @@ class ReconfigureReplica(msgspec.Struct, frozen=True, tag=True):
     replica_id: str
     spec: DeploymentSpec
     told_at: float = 0.0
+
+
+class DescribeReplica(msgspec.Struct, frozen=True, tag=True):
+    """Report now: somebody wants to know how many calls are in work."""
+
+    replica_id: str
 
 
 class ReplicaReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -201,6 +207,7 @@ Message = (
     | HostReplica
     | DrainReplica
     | ReconfigureReplica
+    | DescribeReplica
     | ReplicaReport
     | IngressReport
     | Request
