@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,54 @@ def test_what_cannot_be_read_is_set_aside(harm: str, tmp_path: Path) -> None:
     assert again.applications() == {}
     assert again.set_aside is not None
     assert again.set_aside.exists()
+    again.close()
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process may grow: to SQLite, as good as a disk without room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_without_room_nothing_fails_and_with_room_again_nothing_is_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, app = filled(tmp_path / "state.db")
+    with full_disk():
+        store.keep_fact("version", "18")
+        app.next_replica = 13
+        replica = app.replicas["D#12"] = Replica(id="D#12", app="app", key="k", name="D", revision=1, address="unix:/y")
+        store.keep_replica(app, replica)
+        del app.replicas["D#2"]
+        store.forget_replica("app", "D#2")
+        with pytest.raises(InstanceError, match=r"state\.db.*disk full"):
+            store.check()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]  # said once
+    assert "cannot be written" in caplog.text
+    store.check()
+    store.keep_fact("more", "1")
+    again = Store(tmp_path / "state.db")
+    again.open()
+    assert again.applications() == {"app": app}
+    assert (again.fact("version"), again.fact("more")) == ("18", "1")
+    again.close()
+    store.close()
+
+
+def test_without_room_the_file_is_not_taken_for_unreadable(tmp_path: Path) -> None:
+    store, app = filled(tmp_path / "state.db")
+    store.close()
+    again = Store(tmp_path / "state.db")
+    with full_disk(), pytest.raises(InstanceError, match="cannot be kept"):
+        again.open()
+    again.open()
+    assert again.set_aside is None
+    assert again.applications() == {"app": app}
     again.close()
 
 

@@ -122,6 +122,7 @@ class Operations:
     def _deploy(self, operation: Deploy, waiter: Waiter) -> None:
         spec = operation.spec
         check_application(spec, self._registry.apps)
+        self._store.check()  # what is deployed must outlive this controller
         app = self._registry.apps.get(spec.name)
         if app is not None and app.deleting:
             # When it is gone; until then the last who asks wins.

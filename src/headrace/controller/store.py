@@ -1,7 +1,8 @@
 """What must outlive the controller: applications, their revisions, their replicas, the HTTP options; in SQLite.
 
 In: records from the reconciler, each time they change. Out: the records as they were, to the next controller. A file
-that cannot be read is set aside under another name, loudly, and a new one begun.
+that cannot be read is set aside under another name, loudly, and a new one begun. A disk that takes nothing (it is full)
+stops nobody: what was to be written waits, in its order, and goes along with the next write that succeeds.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -44,6 +45,21 @@ CREATE TABLE replicas (
 ) WITHOUT ROWID;
 """
 
+# The file is well, but the disk or the system does not let us at it now.
+_PASSING = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+
+_Statement = tuple[str, tuple[Any, ...]]
+
 _decode_spec = msgspec.msgpack.Decoder(ApplicationSpec).decode
 _decode_http = msgspec.msgpack.Decoder(HTTPOptions).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -55,16 +71,20 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._database: sqlite3.Connection | None = None
+        self._behind: list[_Statement] = []  # what the file does not hold yet, for want of room
         self.set_aside: Path | None = None
 
     def __repr__(self) -> str:
-        return f"<Store {self._path}{'' if self._database else ' closed'}>"
+        behind = f" {len(self._behind)} statements behind" if self._behind else ""
+        return f"<Store {self._path}{'' if self._database else ' closed'}{behind}>"
 
     def open(self) -> None:
         """Open the file, or begin it. Raises InstanceError when neither can be done."""
         try:
             self._database = self._connect()
         except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
+                raise InstanceError(f"the controller's state cannot be kept in {self._path}: {error}") from error
             self._put_aside(error)
             try:
                 self._database = self._connect()
@@ -126,16 +146,48 @@ class Store:
             raise InstanceError(f"the controller's state in {self._path} is not open")
         return self._database
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        database = self._open
-        database.execute("BEGIN IMMEDIATE")
+    def _write(self, *statements: _Statement) -> None:
+        """Write these together, after what is left of earlier ones. What cannot be written now is kept for later."""
+        was_behind = bool(self._behind)
+        self._behind += statements
         try:
-            yield database
+            self._catch_up()
+        except sqlite3.Error as error:
+            if not was_behind:
+                logger.error(
+                    "the controller's state cannot be written to %s (%s): what changes from now on is lost if the "
+                    "controller dies before there is room again",
+                    self._path,
+                    error,
+                )
+        else:
+            if was_behind:
+                logger.warning("the controller's state is written to %s again, and whole", self._path)
+
+    def _catch_up(self) -> None:
+        database = self._open
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            for statement, values in self._behind:
+                database.execute(statement, values)
+            database.execute("COMMIT")
         except BaseException:
-            database.execute("ROLLBACK")
+            if database.in_transaction:  # some errors have rolled it back already
+                with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell of
+                    database.execute("ROLLBACK")
             raise
-        database.execute("COMMIT")
+        self._behind.clear()
+
+    def check(self) -> None:
+        """Raise InstanceError when the file takes no writes: before something is begun that should outlive us."""
+        self._behind.append(("INSERT OR REPLACE INTO facts VALUES ('check', '')", ()))
+        try:
+            self._catch_up()
+        except sqlite3.Error as error:
+            self._behind.pop()
+            raise InstanceError(
+                f"the controller's state cannot be written to {self._path}: {error}; is the disk full?"
+            ) from error
 
     def fact(self, name: str) -> str:
         """A fact that was kept under this name, "" when none was."""
@@ -144,7 +196,7 @@ class Store:
 
     def keep_fact(self, name: str, value: str) -> None:
         """Keep a fact under this name."""
-        self._open.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+        self._write(("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value)))
 
     def http_options(self) -> HTTPOptions | None:
         """How the ingress should listen; None when it was never started."""
@@ -152,7 +204,7 @@ class Store:
 
     def keep_http_options(self, options: HTTPOptions) -> None:
         """Keep how the ingress should listen."""
-        self._open.execute("INSERT OR REPLACE INTO facts VALUES ('http', ?)", (_encode(options),))
+        self._write(("INSERT OR REPLACE INTO facts VALUES ('http', ?)", (_encode(options),)))
 
     @staticmethod
     def _read_http(database: sqlite3.Connection) -> HTTPOptions | None:
@@ -200,65 +252,52 @@ class Store:
 
     def keep_application(self, app: Application) -> None:
         """Keep what is said of the application itself; not its revisions, not its replicas."""
-        self._open.execute(
-            "INSERT INTO applications VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
-            " target = excluded.target, current = excluded.current, failure = excluded.failure,"
-            " deleting = excluded.deleting, deploying = excluded.deploying,"
-            " next_replica = excluded.next_replica, deployed_at = excluded.deployed_at",
-            (
-                app.name,
-                app.target,
-                app.current,
-                app.failure,
-                app.deleting,
-                app.deploying,
-                app.next_replica,
-                app.deployed_at,
-            ),
-        )
+        self._write(_of_application(app))
 
     def keep_revision(self, app: Application, number: int) -> None:
         """Keep the application, this revision of it, and what a change in place would go back to, together."""
-        with self._transaction() as database:
-            self.keep_application(app)
-            database.execute("DELETE FROM befores WHERE app = ?", (app.name,))
-            if app.before is not None:
-                database.execute("INSERT INTO befores VALUES (?, ?)", (app.name, _encode(app.before)))
-            database.execute(
-                "INSERT OR REPLACE INTO revisions VALUES (?, ?, ?)", (app.name, number, _encode(app.revisions[number]))
-            )
+        revision = (app.name, number, _encode(app.revisions[number]))
+        statements: list[_Statement] = [_of_application(app), ("DELETE FROM befores WHERE app = ?", (app.name,))]
+        if app.before is not None:
+            statements.append(("INSERT INTO befores VALUES (?, ?)", (app.name, _encode(app.before))))
+        self._write(*statements, ("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?)", revision))
 
     def forget_revision(self, app: str, number: int) -> None:
         """Forget the revision."""
-        self._open.execute("DELETE FROM revisions WHERE app = ? AND number = ?", (app, number))
+        self._write(("DELETE FROM revisions WHERE app = ? AND number = ?", (app, number)))
 
     def keep_replica(self, app: Application, replica: Replica) -> None:
         """Keep the replica, and that its number is used."""
-        with self._transaction() as database:
-            self.keep_application(app)
-            database.execute(
-                "INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    app.name,
-                    replica.id,
-                    replica.key,
-                    replica.name,
-                    replica.revision,
-                    replica.address,
-                    replica.level,
-                ),
-            )
+        values = (app.name, replica.id, replica.key, replica.name, replica.revision, replica.address, replica.level)
+        self._write(_of_application(app), ("INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?, ?, ?)", values))
 
     def forget_replica(self, app: str, id: str) -> None:
         """Forget the replica."""
-        self._open.execute("DELETE FROM replicas WHERE app = ? AND id = ?", (app, id))
+        self._write(("DELETE FROM replicas WHERE app = ? AND id = ?", (app, id)))
 
     def forget_application(self, app: str) -> None:
         """Forget the application and all that belongs to it."""
-        self._open.execute("DELETE FROM applications WHERE name = ?", (app,))
+        self._write(("DELETE FROM applications WHERE name = ?", (app,)))
 
     def forget_all(self) -> None:
         """Forget everything but the facts that name the instance and count its versions."""
-        with self._transaction() as database:
-            database.execute("DELETE FROM applications")
-            database.execute("DELETE FROM facts WHERE name = 'http'")
+        self._write(("DELETE FROM applications", ()), ("DELETE FROM facts WHERE name = 'http'", ()))
+
+
+def _of_application(app: Application) -> _Statement:
+    return (
+        "INSERT INTO applications VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+        " target = excluded.target, current = excluded.current, failure = excluded.failure,"
+        " deleting = excluded.deleting, deploying = excluded.deploying,"
+        " next_replica = excluded.next_replica, deployed_at = excluded.deployed_at",
+        (
+            app.name,
+            app.target,
+            app.current,
+            app.failure,
+            app.deleting,
+            app.deploying,
+            app.next_replica,
+            app.deployed_at,
+        ),
+    )

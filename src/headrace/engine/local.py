@@ -7,6 +7,7 @@ reconnecting: a keeper that is gone is the end of the instance. Then `stop` acts
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from headrace.engine.child import kill_group
 from headrace.engine.directory import InstanceDirectory
 from headrace.spec import errors
 from headrace.spec.errors import InstanceError, ProtocolError
+
+logger = logging.getLogger(__name__)
 
 _OPEN_TIMEOUT_S = 10.0
 
@@ -198,7 +201,10 @@ class _Link(asyncio.Protocol):
             self._transport.close()  # not a keeper: as good as none
             return
         for message in decoded:
-            self._engine.received(message)
+            try:
+                self._engine.received(message)
+            except Exception:  # the top of a callback: asyncio would cut the connection, and that is the keeper's end
+                logger.exception("what the keeper told of could not be handled: %s", message)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._engine.disconnected(exc)
