@@ -315,8 +315,10 @@ class TestFromAThread:
                 waiting.result(10)
 
     def test_an_argument_that_cannot_be_pickled_fails_the_remote(self, driver):
-        with pytest.raises(PayloadError):
+        with pytest.raises(PayloadError, match=r"^Add.__call__: argument 0: a lock cannot be sent"):
             DeploymentHandle("Add").remote(threading.Lock())
+        with pytest.raises(PayloadError, match=r"^Add.plus: argument 'b': a list cannot be sent"):
+            DeploymentHandle("Add").plus.remote(1, b=[threading.Lock()])
 
 
 class TestOnALoop:
@@ -482,7 +484,7 @@ class TestResponsesAsArguments:
 
     def test_inside_of_a_list_they_say_what_to_do(self, driver):
         response = DeploymentHandle("Add").remote(1)
-        with pytest.raises(PayloadError, match="does not pickle"):
+        with pytest.raises(PayloadError, match=r"^Add.__call__: argument 0: a DeploymentResponse does not pickle"):
             DeploymentHandle("Add").remote([response])
         with pytest.raises(PayloadError, match="does not pickle"):
             pickle.dumps(response)

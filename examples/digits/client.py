@@ -32,9 +32,10 @@ def main():
         for number, (pixels, label) in enumerate(zip(images, labels, strict=True), 1):
             try:
                 response = client.post(options.url, content=png(pixels), headers={"content-type": "image/png"})
-                response.raise_for_status()
             except httpx.HTTPError as error:
                 sys.exit(f"{options.url}: {error}. Is the example running? Start it with `make serve`.")
+            if response.status_code != 200:
+                sys.exit(f"{options.url}: status {response.status_code}: {response.text.strip()}")
             answer = response.json()
             digit, probability = answer["digit"], max(answer["probabilities"])
             right += digit == label

@@ -192,13 +192,22 @@ def test_without_http(terminal):
     assert "no HTTP" in terminal.command("status").stdout
 
 
-def test_a_constructor_that_raises(terminal):
+def test_a_constructor_that_raises_shows_its_traceback_once(terminal):
     running = terminal.run("greeting:broken", "--port", "0")
     assert running.code() == 1
-    tail = running.text[running.text.index("did not come up") :]
-    assert f'File "{terminal.path}/greeting.py"' in tail
-    assert "ValueError: the model is not there" in tail
-    assert "headrace/" not in tail.replace(str(terminal.path), "")
+    assert running.text.count("Traceback (most recent call last)") == 1, running.text
+    assert running.text.count('raise ValueError("the model is not there")') == 1
+    assert f'Broken#1 |   File "{terminal.path}/greeting.py"' in running.text
+    running.wait_for(r"Broken#3 failed to start: ValueError: the model is not there$")
+    running.wait_for(r"did not come up: .* 3 times; its last error: ValueError: the model is not there$")
+    assert "headrace/" not in running.text.replace(str(terminal.path), "")
+
+
+def test_stderr_apart_has_the_whole_traceback(terminal):
+    ended = terminal.command("run", "greeting:broken", "--port", "0")
+    assert ended.returncode == 1
+    assert f'File "{terminal.path}/greeting.py"' in ended.stderr
+    assert ended.stderr.rstrip().endswith("ValueError: the model is not there")
 
 
 @pytest.mark.parametrize(
@@ -208,6 +217,12 @@ def test_a_constructor_that_raises(terminal):
         ("greetin:app", None, "there is no module 'greetin' in .*: did you mean 'greeting'"),
         ("greeting:Greeter", None, r"use Greeter.bind\("),
         ("wrong:app", "1 / 0\n", 'File ".*/project/wrong.py", line 1, in <module>'),
+        (
+            "wrong:app",
+            "from headrace import serve\n@serve.deployment(num_replica=2)\nclass A: ...\n",
+            "^OptionTypeError: .* did you mean 'num_replicas'",
+        ),
+        ("wrong:app", "def app():\n    raise LookupError('x')\n", "^the builder wrong:app raised:$"),
         (
             "wrong:app",
             "import os\nos.kill(os.getpid(), 11)\n",

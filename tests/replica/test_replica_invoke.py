@@ -480,6 +480,23 @@ def test_an_error_of_ours_from_further_down_keeps_its_status_and_takes_one_line(
     assert [len(record.getMessage().splitlines()) for record in caplog.records] == [1]
 
 
+class ReturnsALock:
+    def plain(self) -> Any:
+        return threading.Lock()
+
+    async def at_once(self) -> Any:
+        return threading.Lock()
+
+
+@pytest.mark.parametrize("method", ["plain", "at_once"])
+def test_a_result_that_cannot_be_sent_takes_one_line(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(PayloadError, match="a lock cannot be sent"):
+        result_of(ReturnsALock(), method)
+    (record,) = caplog.records
+    assert f"request r-1: arguments or result of M.{method}: a lock cannot be sent" in record.getMessage()
+    assert len(record.getMessage().splitlines()) == 1
+
+
 def test_wrong_arguments_are_the_caller_s_type_error() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
         result_of(Model(), "double", 1, z=2)

@@ -198,11 +198,11 @@ for _ in range(500):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (object(), "a object is not JSON-like"),
+        (object(), "a value of type object is not JSON-like"),
         ({"a": [object()]}, "object is not JSON-like: return a dict"),
         ({"c": 1 + 2j}, "complex"),
         (np.array([1j]), "complex"),
-        ({(1, 2): 3}, "a tuple cannot be a key"),
+        ({(1, 2): 3}, "a value of type tuple cannot be a key"),
         ("\ud800", "surrogates"),
         ({"t": "\ud800"}, "surrogates"),
         (LOOP, "RecursionError"),

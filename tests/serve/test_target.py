@@ -104,8 +104,8 @@ def test_an_error_of_the_module_is_shown_from_its_own_first_line(project):
     with pytest.raises(UserCodeRaised) as caught:
         project.load("served:app")
     lines = str(caught.value).splitlines()
-    assert lines[0] == "Traceback (most recent call last):"
-    assert lines[1] == f'  File "{project.path}/served.py", line 4, in <module>'
+    assert lines[:2] == ["served could not be imported:", "Traceback (most recent call last):"]
+    assert lines[2] == f'  File "{project.path}/served.py", line 4, in <module>'
     assert lines[-1] == "ZeroDivisionError: division by zero"
     assert "headrace" not in str(caught.value).replace(str(project.path), "")
     assert "importlib" not in str(caught.value)
@@ -133,4 +133,17 @@ def test_an_error_of_the_builder(project):
     project.write("served.py", "def builder(args):\n    raise LookupError('no such model')\n")
     with pytest.raises(UserCodeRaised) as caught:
         project.load("served:builder")
-    assert f'  File "{project.path}/served.py", line 2, in builder' == str(caught.value).splitlines()[1]
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "the builder served:builder raised:"
+    assert lines[2] == f'  File "{project.path}/served.py", line 2, in builder'
+
+
+def test_a_wrong_option_is_shown_without_the_frames_that_found_it(project):
+    project.write("served.py", "from headrace import serve\n\n@serve.deployment(num_replica=2)\nclass A: ...\n")
+    with pytest.raises(UserCodeRaised) as caught:
+        project.load("served:app")
+    lines = str(caught.value).splitlines()
+    assert [line for line in lines if line.startswith("  File")] == [
+        f'  File "{project.path}/served.py", line 3, in <module>'
+    ]
+    assert lines[-1] == "OptionTypeError: 'num_replica' is no option of a deployment; did you mean 'num_replicas'?"

@@ -63,7 +63,10 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     run.add_argument("target", metavar="MODULE:APP", help="an application, or a function that builds one")
-    run.add_argument("arguments", nargs="*", metavar="KEY=VALUE", help="arguments of the function that builds it")
+    # With a default, or argparse names it among what is missing.
+    run.add_argument(
+        "arguments", nargs="*", default=[], metavar="KEY=VALUE", help="arguments of the function that builds it"
+    )
     run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     run.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one (default: %(default)s)")
     run.add_argument("--name", default="default", help="name of the application (default: %(default)s)")

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from headrace import __version__
+from headrace.cli.failures import StartFailures, gist
 from headrace.cli.terminal import Style, shown_name
 from headrace.engine.base import ProcessExited, ProcessRequest
 from headrace.engine.directory import instance_directory
@@ -26,6 +27,7 @@ from headrace.wire.report import Failure, Line, Ready, read
 
 BUILDER = "builder"
 _TOLD = re.compile("failed to start|did not come up")  # the builder's reports tell the same
+_FAILED = re.compile(r"(?P<replica>\S+) (?P<how>failed(?: to start)?):\n(?P<error>.*)", re.DOTALL)
 _STOPPING = {
     "SIGINT": "stopping (Ctrl-C again: at once)",
     "SIGTERM": "stopping, as SIGTERM says",
@@ -44,13 +46,14 @@ def main(arguments: argparse.Namespace) -> int:
             f"instance {directory.name!r} runs already (pid {pid}): stop it with "
             f"`headrace shutdown --instance {directory.name}`, or give this one another name with --instance"
         )
-    screen = Screen(arguments.target, Style.of(sys.stdout), started)
+    screen = Screen(arguments.target, arguments.name, Style.of(sys.stdout), started)
     session = Session(arguments, screen)
     session.keeper = keeper = Keeper(
         directory, on_line=screen.line, on_ready=session.start_builder, on_exit=session.process_ended
     )
     screen.say(f"headrace {__version__} · instance {directory.name} · pid {os.getpid()}")
     code = keeper.run()
+    screen.release()
     if keeper.failure:
         screen.fail(f"the instance failed: {keeper.failure}")
     elif session.failed:
@@ -116,13 +119,15 @@ def builder_argv(arguments: argparse.Namespace) -> tuple[str, ...]:
 class Screen:
     """The terminal: our own lines, and those of processes under their names. Lines come from one thread at a time."""
 
-    def __init__(self, target: str, style: Style, started: float) -> None:
+    def __init__(self, target: str, app: str, style: Style, started: float) -> None:
         self.style = style
         self.failure_shown = False
         self.stopping = False
         self._ready = False
         self._target = target
+        self._app = app
         self._started = started
+        self._failures = StartFailures()
 
     def say(self, text: str) -> None:
         """A line of our own."""
@@ -145,8 +150,19 @@ class Screen:
         if process_id == "keeper":
             self._keeper(line)
             return
-        if process_id == "controller" and not self._ready and _TOLD.search(line):
-            return
+        if not self._ready:
+            if process_id == "controller" and _TOLD.search(line):
+                return
+            if not self._failures.line(process_id, line):
+                return
+        self._show(process_id, line)
+
+    def release(self) -> None:
+        """Show what was held back as long as a report might have said the same."""
+        for process_id, line in self._failures.rest():
+            self._show(process_id, line)
+
+    def _show(self, process_id: str, line: str) -> None:
         name = self._target.partition(":")[0] if process_id == BUILDER else shown_name(process_id)
         self._write(f"{self.style.process(name)} | {line}")
 
@@ -160,16 +176,33 @@ class Screen:
     def _report(self, event: Line | Ready | Failure) -> None:
         match event:
             case Line(text=text):
-                # A replica prints its own traceback, and a deploy that fails brings the last one.
-                self._write(self.style.dim(f"{self._elapsed()}  {gist(text)}"))
+                failed = _FAILED.fullmatch(text)
+                if failed is None:
+                    self._write(self.style.dim(f"{self._elapsed()}  {text}"))
+                else:
+                    self._replica_failed(failed["replica"], failed["how"], failed["error"].rstrip())
             case Ready(app=app, address=address, route_prefix=prefix):
                 self._ready = True
+                self.release()
                 self._write(self.style.good(f"ready in {self._elapsed()}") + f"  {_place(app, address, prefix)}")
             case Failure(text=text, traceback=traceback):
-                if traceback:
-                    self.fail(f"{self._target} could not be imported:", text)
-                else:
-                    self.fail(text)
+                self._failed(text, traceback)
+
+    def _replica_failed(self, replica: str, how: str, error: str) -> None:
+        """A replica did not start: its error in full the first time, as if it had printed it just now."""
+        process_id = f"{replica}@{self._app}"
+        besides, in_full = self._failures.told(process_id, error)
+        told = "" if in_full else f" {gist(error)}"
+        self._write(self.style.dim(f"{self._elapsed()}  {replica} {how}:{told}"))
+        for line in (error.splitlines() if in_full else []) + besides:
+            self._show(process_id, line)
+
+    def _failed(self, text: str, traceback: bool) -> None:
+        first, _, rest = text.rstrip().partition("\n")
+        if not traceback and self._failures.is_told(rest) and _same_file(1, 2):
+            self.fail(f"{first} {gist(rest)}")
+        else:
+            self.fail(first, rest)
 
     def _elapsed(self) -> str:
         return f"{time.monotonic() - self._started:.2f} s"
@@ -184,12 +217,12 @@ class Screen:
             return  # the terminal is gone; the instance's logs have what is printed
 
 
-def gist(text: str) -> str:
-    """The first line, and of a traceback under it the last: what was raised."""
-    first, _, rest = text.strip().partition("\n")
-    if rest.startswith("Traceback "):
-        return f"{first} {rest.rpartition(chr(10))[2]}"
-    return f"{first} {rest.partition(chr(10))[0]}" if first.endswith(":") else first
+def _same_file(one: int, other: int) -> bool:
+    """Whether what is written to the two descriptors is read in one place."""
+    try:
+        return os.path.sameopenfile(one, other)
+    except OSError:
+        return False
 
 
 def _place(app: str, address: str, prefix: str | None) -> str:

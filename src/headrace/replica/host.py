@@ -10,15 +10,12 @@ import asyncio
 import inspect
 import logging
 import os
-import traceback
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import headrace
 from headrace.context import ReplicaContext, replica_variable
-from headrace.replica.invoke import Invoker
+from headrace.replica.invoke import Invoker, is_of_user_code
 from headrace.replica.server import Server
 from headrace.replica.threads import ThreadPool, in_thread
 from headrace.spec.application import DeploymentSpec
@@ -31,7 +28,6 @@ from headrace.wire.payload import traceback_text
 
 log = logging.getLogger("headrace.replica")
 
-_PACKAGE = f"{Path(headrace.__file__).parent}/"
 UNWIND_S = 0.5  # what cancelled calls have to come to an end
 DESTROY_S = 1.0  # what a destructor has when the drain took all of its time
 
@@ -257,7 +253,7 @@ class HostedReplica:
         await _call(partial(method, config), method, "reconfigure")
 
     def _fail(self, error: BaseException) -> None:
-        if _is_of_user_code(error):
+        if is_of_user_code(error):
             self.error = traceback_text(error).rstrip()
         else:
             # Our own frames say nothing to the user: wrong arguments, a module that is not there.
@@ -339,11 +335,6 @@ async def _call(work: Callable[[], Any], method: Callable[..., Any], name: str) 
     result = await in_thread(work, name)
     if inspect.isawaitable(result):
         await result
-
-
-def _is_of_user_code(error: BaseException) -> bool:
-    """Whether the error was raised by code that is not Headrace's own."""
-    return any(not frame.f_code.co_filename.startswith(_PACKAGE) for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _disarm(instance: object) -> None:

@@ -13,8 +13,10 @@ import contextvars
 import difflib
 import inspect
 import logging
+import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
@@ -22,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
+import headrace
 from headrace.context import ReplicaContext, RequestContext, request_variable
 from headrace.handle import cancel_calls
 from headrace.replica.request import HttpRequest
@@ -30,6 +33,7 @@ from headrace.replica.threads import Done, ThreadPool
 from headrace.spec.errors import (
     MethodNotFound,
     NotServableError,
+    PayloadError,
     RequestCancelledError,
     RequestTimeoutError,
     ServingError,
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.replica")
 
+_PACKAGE = f"{Path(headrace.__file__).parent}/"
 _current_task = asyncio.current_task
 _set_request = request_variable.set
 _decode, _encode = payload.decode, payload.encode
@@ -257,10 +262,17 @@ class Invoker:
             log.warning("request %s: %s: %s: %s", meta.request_id, where, type(error).__name__, info.message)
         elif isinstance(error, NotServableError):
             log.error("request %s: %s returned what is no HTTP response: %s", meta.request_id, where, info.message)
+        elif isinstance(error, PayloadError) and not is_of_user_code(error):
+            log.error("request %s: arguments or result of %s: %s", meta.request_id, where, info.message)
         else:
             text = info.traceback_text.rstrip()
             log.error("request %s: %s raised %s\n%s", meta.request_id, where, type(error).__name__, text)
         return info
+
+
+def is_of_user_code(error: BaseException) -> bool:
+    """Whether user code raised the error, or passed it on: code that is not Headrace's is in the traceback."""
+    return any(not frame.f_code.co_filename.startswith(_PACKAGE) for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def find_method(servable: object, name: str) -> Method:

@@ -97,7 +97,7 @@ def _plain_frame(value: Any) -> Any:
             return value.to_dict(orient="records")
         if isinstance(value, pandas.Series | pandas.Index):
             return value.tolist()
-    raise NotServableError(f"a {_name(value)} is not JSON-like{_hint(value)}")
+    raise NotServableError(f"a value of type {_name(value)} is not JSON-like{_hint(value)}")
 
 
 _encode_json = msgspec.json.Encoder(enc_hook=_plain).encode
@@ -139,11 +139,12 @@ def _plain_key(key: Any) -> Any:
 
 
 def _no_key(key: object) -> NotServableError:
-    return NotServableError(f"a {_name(key)} cannot be a key in JSON: keys are strings and numbers")
+    return NotServableError(f"a value of type {_name(key)} cannot be a key in JSON: keys are strings and numbers")
 
 
 def _not_servable(value: object, error: BaseException) -> NotServableError:
-    return NotServableError(f"a {_name(value)} cannot be written as JSON: {type(error).__name__}: {error}")
+    why = f"{type(error).__name__}: {error}"
+    return NotServableError(f"a value of type {_name(value)} cannot be written as JSON: {why}")
 
 
 def _name(value: object) -> str:

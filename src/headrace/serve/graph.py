@@ -101,8 +101,9 @@ class _Graph:
             return pack_arguments(app._args, app._kwargs, self._name_of)
         except PayloadError as error:
             # What went wrong in a node below is told as it is, not as a trouble of the pickle that found the node.
-            failure = self._failure or error
-            raise failure from failure.__cause__
+            if self._failure is not None:
+                raise self._failure from self._failure.__cause__
+            raise PayloadError(f"{app._bound_deployment.name}.bind(...): {error}") from error.__cause__
 
     def _name_of(self, value: object) -> str | None:
         if not isinstance(value, Application):

@@ -27,7 +27,7 @@ _MACHINERY = ("<frozen importlib", "<frozen runpy")
 
 
 class UserCodeRaised(HeadraceError):
-    """The user's module or builder raised. The message is its traceback, from the first line of the user's own."""
+    """The user's module or builder raised. The message's first line says which, the others are its traceback."""
 
 
 def load_application(path: str, arguments: Mapping[str, str], app_dir: str = ".") -> Application:
@@ -50,15 +50,22 @@ def load_application(path: str, arguments: Mapping[str, str], app_dir: str = "."
     except HeadraceError:
         raise
     except Exception as error:  # whatever the user's builder raises, it is theirs to see
-        raise UserCodeRaised(user_traceback(error)) from error
+        raise UserCodeRaised(f"the builder {path} raised:\n{user_traceback(error)}") from error
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback of `error` without the frames of ours and of the import system before the user's first."""
+    """The traceback of `error` without the frames of ours and of the import system before the user's first.
+
+    Of an error that is ours (a wrong option) also without the frames in which we found it.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return "".join(traceback.format_exception_only(error))
     trimmed = _first_of_user(error.__traceback__)
-    return "".join(traceback.format_exception(type(error), error, trimmed))
+    if not isinstance(error, HeadraceError):
+        return "".join(traceback.format_exception(type(error), error, trimmed))
+    frames = [frame for frame in traceback.extract_tb(trimmed) if not frame.filename.startswith(_OURS)]
+    head = ["Traceback (most recent call last):\n"] if frames else []
+    return "".join([*head, *traceback.format_list(frames), f"{type(error).__name__}: {error}\n"])
 
 
 def _first_of_user(frames: TracebackType | None) -> TracebackType | None:
@@ -76,14 +83,14 @@ def _import(name: str, directory: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
-            raise UserCodeRaised(user_traceback(error)) from error
+            raise UserCodeRaised(f"{name} could not be imported:\n{user_traceback(error)}") from error
         near = difflib.get_close_matches(name, _modules_in(directory), 1)
         hint = f"did you mean {near[0]!r}?" if near else "--app-dir says where to look"
         raise ImportPathError(
             f"there is no module {error.name!r} in {directory} or on the Python path: {hint}"
         ) from None
     except (Exception, SystemExit) as error:  # whatever the user's module raises, it is theirs to see
-        raise UserCodeRaised(user_traceback(error)) from error
+        raise UserCodeRaised(f"{name} could not be imported:\n{user_traceback(error)}") from error
 
 
 def _modules_in(directory: str) -> list[str]:
