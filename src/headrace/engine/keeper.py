@@ -138,10 +138,6 @@ class Keeper:
         """Start a process of whoever runs the keeper (a builder); it ends with the instance. From callbacks only."""
         return self._family.start(request, served=False)
 
-    def stop_process(self, id: str, grace_s: float) -> None:
-        """Stop a process as the engine does. From callbacks only."""
-        self._family.stop(id, grace_s, time.monotonic())
-
     # Life
 
     def _open(self) -> None:

@@ -21,6 +21,7 @@ import uvloop
 
 from headrace.engine.directory import read_snapshot, runtime_directory
 from headrace.ingress.ingress import Ingress
+from headrace.observe.logs import log_to_stderr
 from headrace.router import Router
 from headrace.spec.config import HTTPOptions, http_options
 from headrace.spec.errors import HeadraceError, OptionError
@@ -34,7 +35,7 @@ ORPHAN_DRAIN_S = 3.5  # gone within five seconds after the keeper
 def main() -> int:
     """Run the ingress of this process to its end."""
     faulthandler.enable()
-    write_log()
+    log_to_stderr()
     # Ctrl-C in a terminal reaches every process of it; the keeper decides what it means for this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -113,13 +114,3 @@ def watch_lifeline(loop: asyncio.AbstractEventLoop, ingress: Ingress) -> None:
             ingress.stop(ORPHAN_DRAIN_S)
 
     loop.add_reader(descriptor, readable)
-
-
-def write_log() -> None:
-    """Headrace's log lines to stderr, at once; the keeper puts the process's name before each."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    ours = logging.getLogger("headrace")
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False

@@ -1,1 +1,1 @@
-"""What lets people see: counters, histograms, logs."""
+"""What lets people see what a process does: its logs; counters and traces have their place here."""

@@ -23,6 +23,7 @@ import uvloop
 from headrace import runtime
 from headrace.context import set_process_replica
 from headrace.engine.directory import read_snapshot
+from headrace.observe.logs import log_to_stderr
 from headrace.replica.host import DESTROY_S, UNWIND_S, HostedReplica
 from headrace.replica.worker import Worker
 from headrace.router import Router
@@ -42,6 +43,7 @@ def main() -> int:
     """Run the worker of this process to its end."""
     faulthandler.enable()
     show_output_at_once()
+    log_to_stderr()
     # Ctrl-C in a terminal may reach every process of it; the keeper decides what it means for this one. A handler, and
     # not SIG_IGN, which processes that user code starts would inherit.
     signal.signal(signal.SIGINT, lambda *_: None)
@@ -147,15 +149,7 @@ def watch_lifeline(loop: asyncio.AbstractEventLoop, worker: Worker) -> None:
 
 
 def show_output_at_once() -> None:
-    """Line by line to the keeper, which puts the replica's name before each line. Only Headrace's own logger gets a
-    handler here: how user code logs is its own to say.
-    """
+    """What user code prints goes to the keeper line by line, whatever the encoding of the place."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    ours = logging.getLogger("headrace")
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
