@@ -1,9 +1,9 @@
 """What becomes of a call whose replica died: it moves, is repeated, or fails. In come facts, out goes the verdict.
 
 The rule that keeps one poisonous request from taking its neighbours along: a call that was in work at a crash is a
-*suspect*. Suspects run again one at a time per replica (`Balancer.quarantine` and `Gate`, over all routers together),
-so at most one call in work at a crash was in work at an earlier one, and that one is poisonous. The calls around it,
-new to crashes, become suspects in their turn and run again without it.
+*suspect*. Suspects run again one at a time per replica (of one router by `Balancer.quarantine`, over all routers by
+`core.turns`), so at most one call in work at a crash was in work at an earlier one, and that one is poisonous. The calls
+around it, new to crashes, become suspects in their turn and run again without it.
 """
 
 from __future__ import annotations
