@@ -122,7 +122,7 @@ class Operations:
     def _deploy(self, operation: Deploy, waiter: Waiter) -> None:
         spec = operation.spec
         check_application(spec, self._registry.apps)
-        self._store.check()  # what is deployed must outlive this controller
+        self._check_store()
         app = self._registry.apps.get(spec.name)
         if app is not None and app.deleting:
             # When it is gone; until then the last who asks wins.
@@ -150,6 +150,14 @@ class Operations:
             for each in callees_first(spec)
         )
         waiter.progress(f"deploying application {spec.name!r} as revision {app.target}: {what}")
+
+    def _check_store(self) -> None:
+        """What is deployed must outlive this controller: raise DeployFailedError where it could not."""
+        try:
+            self._store.check()
+        except InstanceError as error:
+            # Not as it is: to a driver it would mean that there is no controller now, and to ask again.
+            raise DeployFailedError(str(error)) from error
 
     def _deploy_next(self, name: str) -> None:
         """The application is gone: take up the deploy that waited for that."""
