@@ -91,7 +91,7 @@ def test_options_that_a_replica_does_not_take_are_taken_back() -> None:
     async def body(shop: Workshop) -> None:
         good = application(deployment("D", num_replicas=3, user_config="good"))
         await shop.deploy(good)
-        with pytest.raises(DeployFailedError, match="ValueError: no such model"):
+        with pytest.raises(DeployFailedError, match=r"did not take its new options, and goes on [\s\S]*no such model"):
             await shop.deploy(application(deployment("D", num_replicas=3, user_config="bad")))
         # The first that was told failed, and was replaced; the others were not even asked.
         assert shop.workers["D#1@app"].reconfigured == ["bad"]
@@ -216,6 +216,8 @@ def test_a_constructor_that_raises_fails_the_deploy_with_its_traceback() -> None
         assert "failed to start 3 times" in str(caught.value)
         assert len(shop.started) == 3
         assert lines[1] == f"D#1 failed to start:\n{TRACEBACK}"
+        orders = [shop.workers[id].told for id in shop.started]
+        assert [order and order.last_error for order in orders] == ["", TRACEBACK, TRACEBACK]
         status = (await shop.status()).applications["app"]
         assert status.status == "DEPLOY_FAILED"
         assert status.deployments["D"].status == "DEPLOY_FAILED"

@@ -232,6 +232,7 @@ class Actor:
                 spec=spec,
                 environment=app.revisions[number].environment,
                 address=replica.address,
+                last_error=app.failures_of(replica.key).error,
             ),
         )
 
@@ -260,11 +261,15 @@ class Actor:
     def _abandon(self, app: Application, error: str, kind: str) -> None:
         app.failure = error
         app.deploying = False
+        what = "did not come up"
+        if app.before is not None:
+            what = "did not take its new options, and goes on with those before"
+        elif app.current:
+            what = f"did not come up; revision {app.current} goes on serving as before"
+        message = f"application {app.name!r}, revision {app.target}, {what}: {error}"
         self._registry.restore_target(app)
         self._registry.keep(app)
-        goes_on = f"; revision {app.current} goes on serving as before" if app.current else ""
-        message = f"application {app.name!r}, revision {app.target}, did not come up{goes_on}: {error}"
-        logger.error("application %r, revision %d, did not come up: %s", app.name, app.target, last_line(error))
+        logger.error("application %r, revision %d, %s: %s", app.name, app.target, what, last_line(error))
         self._waiters.end_deploy(app.name, Failed(kind, message))
 
     def _settle(self, app: Application) -> None:

@@ -2,8 +2,8 @@
 
 The rule that keeps one poisonous request from taking its neighbours along: a call that was in work at a crash is a
 *suspect*. Suspects run again one at a time per replica (of one router by `Balancer.quarantine`, over all routers by
-`core.turns`), so at most one call in work at a crash was in work at an earlier one, and that one is poisonous. The calls
-around it, new to crashes, become suspects in their turn and run again without it.
+`core.turns`), so at most one call in work at a crash was in work at an earlier one, and that one is poisonous. The
+calls around it, new to crashes, become suspects in their turn and run again without it.
 """
 
 from __future__ import annotations
