@@ -44,6 +44,16 @@ def test_what_else_is_printed_is_never_lost():
     assert show(failures, "D#1@default", ["later"]) == ["later"]
 
 
+def test_what_a_replica_tells_briefly_is_not_told_twice():
+    failures = StartFailures()
+    failures.told("D#1@default", TRACEBACK)
+    again = ["ERROR replica D#2 failed as the one before it did: OSError: no disk", "and then"]
+    assert show(failures, "D#2@default", again) == []
+    assert failures.told("D#2@default", TRACEBACK) == (["and then"], False)
+    assert failures.told("D#3@default", TRACEBACK) == ([], False)
+    assert show(failures, "D#3@default", [again[0].replace("#2", "#3"), "and then"]) == ["and then"]
+
+
 def test_other_errors_and_other_processes_are_told_too():
     failures = StartFailures()
     other = TRACEBACK.replace("no disk", "no network")

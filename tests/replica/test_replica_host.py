@@ -8,6 +8,7 @@ from typing import Any
 
 import cloudpickle
 import deployed_code
+import msgspec
 import numpy as np
 import pytest
 from deployed_code import EVENTS, RELEASE
@@ -108,10 +109,11 @@ def test_the_replica_knows_itself_from_its_constructor_on() -> None:
     run(check())
 
 
-def failure_of(spec: DeploymentSpec, prepare: Any = None) -> str:
+def failure_of(spec: DeploymentSpec, prepare: Any = None, last_error: str = "") -> str:
     async def check() -> str:
         with short_directory() as directory:
-            hosted = Hosted(order_of(directory, spec), prepare)
+            order = msgspec.structs.replace(order_of(directory, spec), last_error=last_error)
+            hosted = Hosted(order, prepare)
             report = await hosted.until(S.FAILED)
             await hosted.end()
             assert hosted.states == [S.STARTING, S.FAILED, S.STOPPING, S.STOPPED]
@@ -145,6 +147,18 @@ def test_a_start_that_fails_tells_why_in_the_user_s_own_terms(
         assert text in error
         assert text in caplog.text
     assert "/headrace/replica/" not in error
+
+
+def test_a_start_that_fails_as_the_one_before_is_logged_briefly(caplog: pytest.LogCaptureFixture) -> None:
+    error = failure_of(spec_of("Fails"))
+    caplog.clear()
+    assert failure_of(spec_of("Fails"), last_error=error) == error
+    (record,) = caplog.records
+    expected = "replica Fails#0 failed as the one before it did: ValueError: no such model: weights.bin"
+    assert record.getMessage() == expected
+    caplog.clear()
+    failure_of(spec_of("Fails"), last_error="another")
+    assert error in caplog.text
 
 
 def test_a_socket_that_cannot_be_bound_fails_the_replica() -> None:

@@ -10,6 +10,7 @@ import re
 from collections import deque
 
 _HEAD = re.compile(r"ERROR replica \S+ failed:$")
+_AGAIN = re.compile(r"ERROR replica \S+ failed as the one before it did: ")
 _DIED = "; it printed last:"  # ends the first line of what is told of a process that died; its output is seen already
 
 
@@ -27,10 +28,11 @@ class StartFailures:
 
     def line(self, process_id: str, line: str) -> bool:
         """Whether to show this line of the process now; one that is held comes back by `told` or `rest`."""
-        if _drop(self._echoes.get(process_id), line):
+        echo = self._echoes.get(process_id)
+        if _drop(echo, line) or (echo is not None and _AGAIN.match(line)):
             return False
         held = self._held.get(process_id)
-        if held is None and not _HEAD.match(line):
+        if held is None and not _HEAD.match(line) and not _AGAIN.match(line):
             return True
         self._held.setdefault(process_id, []).append(line)
         return False
@@ -42,7 +44,7 @@ class StartFailures:
         held = self._held.pop(process_id, [])
         replica = process_id.partition("@")[0]
         echo = self._echoes[process_id] = deque((f"ERROR replica {replica} failed:", *error.splitlines()))
-        besides = [line for line in held if not _drop(echo, line)]
+        besides = [line for line in held if not _drop(echo, line) and not _AGAIN.match(line)]
         new = not self.is_told(error)
         self._told.add(error)
         return besides, new and "\n" in error and _DIED not in error.partition("\n")[0]

@@ -258,7 +258,11 @@ class HostedReplica:
         else:
             # Our own frames say nothing to the user: wrong arguments, a module that is not there.
             self.error = f"{type(error).__name__}: {error}"
-        log.error("replica %s failed:\n%s", self.order.replica_id, self.error)
+        if self.error == self.order.last_error:
+            last_line = self.error.rpartition("\n")[2]
+            log.error("replica %s failed as the one before it did: %s", self.order.replica_id, last_line)
+        else:
+            log.error("replica %s failed:\n%s", self.order.replica_id, self.error)
         self._become(ReplicaState.FAILED)
 
     # ---- ending

@@ -57,7 +57,7 @@ class HostReplica(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Host this replica: load its code, construct it, listen on `address`, and report.
 
     Said to a worker at each hello until the controller has its first report: one that hosts the replica already only
-    reports.
+    reports. `last_error` is what the last replica of this deployment failed with: the same again is told briefly.
     """
 
     replica_id: str
@@ -67,6 +67,7 @@ class HostReplica(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     spec: DeploymentSpec
     environment: Environment
     address: str
+    last_error: str = ""
 
 
 class DrainReplica(msgspec.Struct, frozen=True, tag=True):
