@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from headrace.engine import linux
 from headrace.engine.directory import InstanceDirectory, instance_directory, read_snapshot, runtime_directory
 from headrace.router import Call, Router
 from headrace.spec.errors import HeadraceError, InstanceError, LoopBlockedError, RequestTimeoutError
@@ -185,6 +186,11 @@ class _DriverThread:
         self.runtime = Runtime(router, loop, threading.get_ident(), self.close)
         linked = loop.create_task(link.run(), name="headrace-link")
         self._ready.set()
+        # At once, where the system can tell: another instance of this name may be up before the next look.
+        pidfd = linux.open_pidfd(self._keeper_pid) if self._keeper_pid is not None else None
+        if pidfd is not None:
+            loop.add_reader(pidfd, self._stop.set)
+        self._look_for_keeper()  # it may have ended before it was watched
         try:
             while not self._stop.is_set():
                 with contextlib.suppress(TimeoutError):
@@ -193,6 +199,9 @@ class _DriverThread:
                     self._look_for_keeper()
         finally:
             self.runtime.alive = False
+            if pidfd is not None:
+                loop.remove_reader(pidfd)
+                os.close(pidfd)
             linked.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await linked
