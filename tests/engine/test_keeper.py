@@ -488,6 +488,22 @@ def test_without_descriptors_a_start_is_refused_and_the_keeper_lives(keeper: Kee
     asyncio.run(main())
 
 
+def test_without_descriptors_the_controller_is_started_later_and_what_runs_goes_on(keeper: KeeperProcess) -> None:
+    until(keeper.controller_pid)
+    (info,) = run_processes(keeper, worker("a", ("/bin/sleep", "1000")))
+    first = keeper.controller_pid()
+    assert first is not None
+    soft, hard = resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (3, hard))
+    os.kill(first, signal.SIGKILL)
+    until(lambda: "Too many open files" in keeper.printed(), "that the controller cannot be started")
+    assert keeper.poll() is None, keeper.printed()
+    assert alive(info.pid)
+    resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    until(keeper.controller_pid, "the next controller")
+    assert run_processes(keeper) == [info]
+
+
 # As `serve.run` starts it
 
 

@@ -191,7 +191,10 @@ class Family:
 
     def empty(self) -> bool:
         """Whether no process is left: neither those that were started nor orphans of theirs."""
-        return not self._by_pid and not self._orphans()
+        try:
+            return not self._by_pid and not self._orphans()
+        except OSError:
+            return False  # not known, for want of a descriptor
 
     def known_empty(self) -> bool:
         """Whether none of those that were started is left."""
@@ -217,12 +220,17 @@ class Family:
         heapq.heappush(self._deadlines, (when, child.info.pid, child))
 
     def _orphans(self) -> list[int]:
+        """Raises OSError without a descriptor to look with."""
         children = linux.children(os.getpid())
         return [pid for pid in children if pid not in self._by_pid and pid not in self._foreign]
 
     def _kill_orphans(self, everyone: bool) -> None:
         """Kill what ended processes had started in sessions of their own; what living ones left here may go on."""
-        for pid in self._orphans():
+        try:
+            orphans = self._orphans()
+        except OSError:
+            return  # out of descriptors: they are found when the next process ends
+        for pid in orphans:
             token = linux.environment_value(pid, _TOKEN)
             if everyone or (token is not None and token not in self._tokens):
                 with contextlib.suppress(ProcessLookupError, PermissionError):

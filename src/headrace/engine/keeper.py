@@ -277,7 +277,10 @@ class Keeper:
         request = ProcessRequest(id=CONTROLLER, role="controller", argv=self._controller_argv)
         self._controller_opened = False
         self._controller_started_at = time.monotonic()
-        self._family.start(request, served=False)
+        try:
+            self._family.start(request, served=False)
+        except (InstanceError, OSError) as error:  # out of descriptors, of memory, of processes
+            self._controller_failed(f"cannot be started: {error}", ())
 
     def _ended(self, child: Child, event: ProcessExited) -> None:
         if child.served:
@@ -291,8 +294,11 @@ class Keeper:
         if self.stage is Stage.DRAINING or (self.stage is Stage.RUNNING and event.code == 0):
             self._advance(Stage.TERMINATING)
             return
-        if self.stage is not Stage.RUNNING:
-            return
+        if self.stage is Stage.RUNNING:
+            self._controller_failed(_describe(event.code), event.tail)
+
+    def _controller_failed(self, how: str, tail: Sequence[str]) -> None:
+        """It is started again, unless there is nothing that an instance without a controller does."""
         now = time.monotonic()
         lived_s = now - self._controller_started_at
         wait_s = self._restarts.fail(now, self._restart_level, lived_s, 1)
@@ -301,11 +307,11 @@ class Keeper:
         serves = bool(self._family.processes())
         if (hopeless or self._restarts.escalated(now, 1)) and not serves:
             what = "did not start" if hopeless else "died too often"
-            self.failure = f"the controller {what} ({_describe(event.code)}); its last lines:\n" + "\n".join(event.tail)
+            self.failure = f"the controller {what} ({how})" + ("; its last lines:\n" + "\n".join(tail) if tail else "")
             self._note(self.failure)
             self._advance(Stage.TERMINATING)
         else:
-            self._note(f"the controller died ({_describe(event.code)}); it starts again in {wait_s:g} s")
+            self._note(f"the controller died ({how}); it starts again in {wait_s:g} s")
 
     # Requests
 
