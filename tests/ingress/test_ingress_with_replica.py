@@ -16,7 +16,8 @@ from headrace.ingress.connection import ClientConnection
 from headrace.ingress.door import Door
 from headrace.ingress.exchange import Exchange
 from headrace.ingress.listener import Listener
-from headrace.replica.server import Incoming, Server
+from headrace.replica.incoming import Incoming
+from headrace.replica.server import Server
 from headrace.router import Router
 from headrace.spec.config import HTTPOptions
 from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, RevisionEntry, Snapshot

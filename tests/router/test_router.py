@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from headrace.replica.server import Incoming, Server
+from headrace.replica.incoming import Incoming
+from headrace.replica.server import Server
 from headrace.router import Call, Router
 from headrace.spec.errors import (
     ApplicationNotFound,

@@ -42,7 +42,7 @@ from headrace.wire import payload
 from headrace.wire.frames import HTTP, ErrorInfo
 
 if TYPE_CHECKING:
-    from headrace.replica.server import Incoming
+    from headrace.replica.incoming import Incoming
 
 log = logging.getLogger("headrace.replica")
 

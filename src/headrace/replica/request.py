@@ -20,7 +20,7 @@ from headrace.wire.frames import MORE, HttpHead
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope
 
-    from headrace.replica.server import Incoming
+    from headrace.replica.incoming import Incoming
 
 _decode_head = msgspec.msgpack.Decoder(HttpHead).decode
 _decode_json = msgspec.json.Decoder().decode

@@ -29,7 +29,7 @@ from headrace.wire.frames import HTTP, ResponseHead
 if TYPE_CHECKING:
     from starlette.types import Message
 
-    from headrace.replica.server import Incoming
+    from headrace.replica.incoming import Incoming
 
 _encode_head = msgspec.msgpack.Encoder().encode
 

@@ -11,8 +11,6 @@ import contextlib
 import logging
 import os
 import socket
-import struct
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +19,12 @@ import msgspec
 
 from headrace.core.gate import Gate
 from headrace.core.turns import Turns
-from headrace.spec.errors import ProtocolError, RequestCancelledError
+from headrace.engine.linux import peer_uid
+from headrace.replica.incoming import Incoming
+from headrace.spec.errors import ProtocolError
 from headrace.wire.awake import Awake
 from headrace.wire.buffers import Buffers
-from headrace.wire.connection import Connection, Outflow
+from headrace.wire.connection import BURST_PARTS, Connection
 from headrace.wire.frames import (
     ARENA,
     ARENAS,
@@ -34,14 +34,11 @@ from headrace.wire.frames import (
     CREDIT,
     DATA,
     DECLINE,
-    ERROR,
     FREED,
     GOAWAY,
     HEADER,
-    HELD,
     HELLO,
     LEASED,
-    MAX_PAYLOAD_BYTES,
     MORE,
     OFFER,
     OFFERED,
@@ -49,7 +46,6 @@ from headrace.wire.frames import (
     REJECT,
     RELEASE,
     REPLY,
-    STARTED,
     SUSPECT,
     U32,
     WAITING,
@@ -57,12 +53,11 @@ from headrace.wire.frames import (
     WINDOW_BYTES,
     WITHDRAW,
     CallMeta,
-    ErrorInfo,
     HelloInfo,
 )
 
 if TYPE_CHECKING:
-    from headrace.wire.payload import Payload
+    pass
 
 log = logging.getLogger("headrace.replica")
 
@@ -72,176 +67,6 @@ _pack = HEADER.pack
 NONE_WAITS = 0xFFFF
 _decode_meta = msgspec.msgpack.Decoder(CallMeta).decode
 _encode = msgspec.msgpack.Encoder().encode
-_PEER_CREDENTIALS = struct.Struct("3i")
-
-
-class Incoming:
-    """One call in work at this replica. Its slot is free when `reply`, `answer`, `fail` or `end` has been called."""
-
-    __slots__ = (
-        "_body_ended",
-        "_drain_waiter",
-        "_link",
-        "_outflow",
-        "_part_waiter",
-        "_parts",
-        "_stream",
-        "_whole",
-        "body",
-        "buffers",
-        "cancelled",
-        "flags",
-        "meta",
-        "on_cancel",
-    )
-
-    def __init__(self, link: CalleeLink, stream: int, flags: int, meta: CallMeta, body: bytes) -> None:
-        self._link = link
-        self._stream = stream
-        self.meta = meta
-        self.flags = flags
-        self.body: bytes | memoryview = body
-        self.buffers: Sequence[memoryview] = ()
-        self.cancelled = False
-        self.on_cancel: Callable[[], None] | None = None
-        self._outflow: Outflow | None = None
-
-    def __repr__(self) -> str:
-        return f"<Incoming {self.meta.request_id} {self.meta.method} stream={self._stream} cancelled={self.cancelled}>"
-
-    # --- the answer ------------------------------------------------------------------------------------------------
-
-    def reply(self, payload: bytes, meta: bytes = b"", flags: int = 0) -> None:
-        """The whole result, of any size."""
-        if len(payload) + len(meta) <= MAX_PAYLOAD_BYTES:
-            self._link.finish(self._stream, REPLY, flags, meta, b"" if self.cancelled else payload)
-        else:
-            self._reply_large([payload], meta, flags)
-
-    def answer(self, payload: Payload) -> None:
-        """The whole result of a call by handle."""
-        if payload.buffers and not self.cancelled:
-            self._reply_large(self._link.buffers.wrap(payload.data, payload.buffers), b"", ARENAS)
-        else:
-            self.reply(payload.data)
-
-    def fail(self, error: ErrorInfo) -> None:
-        """The call failed; after `start_reply`, the stream broke."""
-        if self._outflow is not None:
-            self._link.drop_outflow(self._stream)
-        payload = _encode(error)
-        if len(payload) > MAX_PAYLOAD_BYTES:
-            short = error.traceback_text[-8192:]
-            payload = _encode(ErrorInfo(error.type_name, error.message[:8192], short, error.status))
-        self._link.finish(self._stream, ERROR, 0, b"", payload)
-
-    def start_reply(self, payload: bytes, meta: bytes, flags: int) -> None:
-        """The first part of a result that follows with `write` and `end`."""
-        if self.cancelled:
-            return
-        self._link.send(
-            self._stream, REPLY, flags | MORE | HELD, self._link.load, meta, payload[: MAX_PAYLOAD_BYTES - len(meta)]
-        )
-        self._outflow = self._link.open_outflow(self._stream, WINDOW_BYTES, self._on_drained)
-        rest = payload[MAX_PAYLOAD_BYTES - len(meta) :]
-        if rest:
-            self._outflow.write(rest, True)
-
-    def write(self, data: bytes) -> bool:
-        """The next part. False: wait for `drained` before the next."""
-        if self.cancelled or self._outflow is None:
-            return True
-        return not data or self._outflow.write(data, True)
-
-    async def drained(self) -> None:
-        """Until the caller has read enough for more to be sent. Raises RequestCancelledError when it has left."""
-        while not self.cancelled and self._outflow is not None and self._outflow.pending_bytes >= WINDOW_BYTES // 2:
-            self._drain_waiter = self._link.loop.create_future()
-            await self._drain_waiter
-        if self.cancelled:
-            raise RequestCancelledError(f"the caller of request {self.meta.request_id} has left")
-
-    def end(self) -> None:
-        """The streamed result is whole, and the call is done."""
-        if self._outflow is not None and not self.cancelled:
-            self._outflow.write(b"", False)
-        self._link.finish_streamed(self._stream)
-
-    def _reply_large(self, parts: Sequence[bytes | memoryview], meta: bytes, flags: int) -> None:
-        if self.cancelled:
-            self._link.finish(self._stream, REPLY, 0, b"", b"")
-            return
-        room = MAX_PAYLOAD_BYTES - len(meta)
-        first, rest = parts[0][:room], [parts[0][room:], *parts[1:]]
-        rest = [part for part in rest if len(part)]
-        self._link.finish(self._stream, REPLY, flags | (MORE if rest else 0), meta, bytes(first))
-        if rest:
-            outflow = self._link.open_outflow(self._stream, WINDOW_BYTES)
-            for i, part in enumerate(rest):
-                outflow.write(part, i + 1 < len(rest))
-
-    def _on_drained(self) -> None:
-        waiter = getattr(self, "_drain_waiter", None)
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    # --- the start -------------------------------------------------------------------------------------------------
-
-    def tell_started(self) -> None:
-        """Tell the caller that it starts, before it may take the process down with it."""
-        self._link.send(self._stream, STARTED)
-        self._link._flush()
-
-    # --- the body --------------------------------------------------------------------------------------------------
-
-    def expect_body(self, whole: bool) -> None:
-        """More of the body follows. `whole`: join it before the call starts (handle calls)."""
-        self._parts: deque[bytes] = deque()
-        self._part_waiter: asyncio.Future[None] | None = None
-        self._body_ended = False
-        self._whole = whole
-
-    def feed(self, data: bytes, more: bool) -> bool:
-        """The next part has come. True: the body is whole, and the call was waiting for that."""
-        if data:
-            self._parts.append(data)
-        self._body_ended = not more
-        if self._whole:
-            self._link.consumed(self._stream, len(data))
-            if not more:
-                self.body = b"".join((self.body, *self._parts))
-                self._parts.clear()
-                return True
-            return False
-        if self._part_waiter is not None and not self._part_waiter.done():
-            self._part_waiter.set_result(None)
-        return False
-
-    async def read(self) -> bytes:
-        """The next part of the body, b"" at its end. Raises RequestCancelledError when the caller has left."""
-        if not self.flags & MORE:
-            return b""
-        while not self._parts and not self._body_ended and not self.cancelled:
-            self._part_waiter = self._link.loop.create_future()
-            await self._part_waiter
-        if self.cancelled:
-            raise RequestCancelledError(f"the caller of request {self.meta.request_id} left before the body was whole")
-        if not self._parts:
-            return b""
-        part = self._parts.popleft()
-        self._link.consumed(self._stream, len(part))
-        return part
-
-    def cancel(self) -> None:
-        """The caller is no longer interested."""
-        if self.cancelled:
-            return
-        self.cancelled = True
-        for waiter in (getattr(self, "_part_waiter", None), getattr(self, "_drain_waiter", None)):
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
-        if self.on_cancel is not None:
-            self.on_cancel()
 
 
 class CalleeLink(Connection):
@@ -300,6 +125,8 @@ class CalleeLink(Connection):
             length = len(meta) + len(payload)
             header = _pack(length, stream, len(meta), load if load < 0xFFFF else 0xFFFF, kind, flags)
             self._out += (header, meta, payload)
+            if len(self._out) >= BURST_PARTS:
+                self._flush_burst()
         if call.flags & SUSPECT:
             self.server.end_suspect(call)
         if self.server.draining:
@@ -400,8 +227,6 @@ class CalleeLink(Connection):
         incoming = self.calls.get(stream)
         if incoming is None:
             return  # answered before its body had ended
-        if not incoming.flags & MORE:
-            raise ProtocolError(f"DATA on stream {stream}, whose body was whole")
         if incoming.feed(payload, bool(flags & MORE)):
             self.forget_inflow(stream)
             self._start_whole(incoming)
@@ -417,7 +242,7 @@ class CalleeLink(Connection):
         self._cancel(incoming)
 
     def _cancel(self, incoming: Incoming) -> None:
-        waits_for_body = bool(incoming.flags & MORE) and incoming._whole and not incoming._body_ended
+        waits_for_body = incoming.waits_for_body
         incoming.cancel()
         if waits_for_body and incoming.flags & ARENAS:
             self.buffers.discard(incoming.body)
@@ -510,7 +335,7 @@ class Server:
                 log.error("cannot accept a connection: %s", error)
                 return
             sock.setblocking(False)
-            if not same_user(sock):
+            if peer_uid(sock) not in (None, os.getuid()):
                 log.error("refused a connection of another user to replica %s", self.replica_id)
                 sock.close()
                 continue
@@ -590,9 +415,3 @@ class Server:
         for link in list(self.links):
             self.links.discard(link)
             link.close()
-
-
-def same_user(sock: socket.socket) -> bool:
-    """Whether the other end of a Unix socket runs as the user that we run as."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
-    return bool(_PEER_CREDENTIALS.unpack(credentials)[1] == os.getuid())

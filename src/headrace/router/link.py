@@ -18,7 +18,7 @@ from headrace.core.balance import Replica
 from headrace.router.call import KEPT_BYTES, NO_HTTP, Call
 from headrace.spec.errors import HeadraceError, ProtocolError
 from headrace.wire.buffers import Buffers
-from headrace.wire.connection import Connection
+from headrace.wire.connection import BURST_PARTS, Connection
 from headrace.wire.frames import (
     ARENA,
     ARENAS,
@@ -159,6 +159,8 @@ class Link(Connection):
                 self._scheduled = True
                 self.loop.call_soon(self._flush)
             self._out += (_pack(length, stream, len(meta), next_age_ms, CALL, flags), meta, body)
+            if len(self._out) >= BURST_PARTS:
+                self._flush_burst()
 
     def _call_large(self, call: Call, meta: bytes, flags: int, next_age_ms: int) -> None:
         """What does not fit the first frame waits for the replica's credit: a call that is refused lost nothing."""

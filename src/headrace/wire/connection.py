@@ -5,7 +5,7 @@ bytes to the socket. It owns the socket itself rather than an asyncio transport,
 and `sendmsg`, and because a driver may have to run it on a loop whose transports are slow.
 
 What holds here:
-- The frames sent in one tick of the loop leave in one write, small frames before bulk data.
+- The frames sent in one tick of the loop leave in one write (a long burst in several), small ones before bulk data.
 - Bulk data (`Outflow`) leaves in frames of at most 64 KiB, one from each stream in turn, each stream within its credit:
   a large body never holds up a small call, and a slow reader holds back its own writer alone.
 - After `close` or a loss, nothing is sent or delivered any more, and `on_lost` has been called at most once.
@@ -41,6 +41,9 @@ READ_BYTES = 64 * 1024
 FDS_AT_ONCE = 8
 ANCILLARY_BYTES = socket.CMSG_SPACE(FDS_AT_ONCE * array.array("i").itemsize)
 BULK_FRAMES_A_TICK = 4
+# Frames of one tick leave in one write, but of a long burst the first leave at once: two processes that wait for each
+# other's last frame would work in turns.
+BURST_PARTS = 3 * 8  # a frame is three parts
 
 Handler = Callable[[int, int, int, bytes, bytes], None]  # (stream, flags, load, meta, payload)
 
@@ -219,6 +222,13 @@ class Connection:
                 self._write(data)
         if self._bulk:
             self._flush_bulk()
+
+    def _flush_burst(self) -> None:
+        """Send what is queued without waiting for the end of the tick: the other end begins while we go on."""
+        if self._backlog is None and not self._fd_frames and not self.closed:
+            data = b"".join(self._out)
+            self._out.clear()
+            self._write(data)
 
     def _flush_bulk(self) -> None:
         for _ in range(BULK_FRAMES_A_TICK):

@@ -1,0 +1,225 @@
+"""One call in work at a replica: what came of it, and the ways to answer it.
+
+In: the CALL frame and the DATA that follows it, from the link. Out: to whoever runs the call, its arguments and body;
+to the link, the answer, whole or in parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from headrace.spec.errors import ProtocolError, RequestCancelledError
+from headrace.wire.connection import Outflow
+from headrace.wire.frames import (
+    ARENAS,
+    ERROR,
+    HELD,
+    MAX_PAYLOAD_BYTES,
+    MORE,
+    REPLY,
+    STARTED,
+    WINDOW_BYTES,
+    CallMeta,
+    ErrorInfo,
+)
+
+if TYPE_CHECKING:
+    from headrace.replica.server import CalleeLink
+    from headrace.wire.payload import Payload
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Inflow:
+    """What has come of a body that follows its CALL in parts."""
+
+    __slots__ = ("ended", "parts", "waiter", "whole")
+
+    def __init__(self, whole: bool) -> None:
+        self.whole = whole  # the call starts when the body has ended, not before
+        self.parts: deque[bytes] = deque()
+        self.ended = False
+        self.waiter: asyncio.Future[None] | None = None
+
+
+def wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
+
+
+class Incoming:
+    """One call in work at this replica. Its slot is free when `reply`, `answer`, `fail` or `end` has been called."""
+
+    __slots__ = (
+        "_drain_waiter",
+        "_inflow",
+        "_link",
+        "_outflow",
+        "_stream",
+        "body",
+        "buffers",
+        "cancelled",
+        "flags",
+        "meta",
+        "on_cancel",
+    )
+
+    def __init__(self, link: CalleeLink, stream: int, flags: int, meta: CallMeta, body: bytes) -> None:
+        self._link = link
+        self._stream = stream
+        self.meta = meta
+        self.flags = flags
+        self.body: bytes | memoryview = body
+        self.buffers: Sequence[memoryview] = ()
+        self.cancelled = False
+        self.on_cancel: Callable[[], None] | None = None
+        self._inflow: Inflow | None = None
+        self._outflow: Outflow | None = None
+
+    def __repr__(self) -> str:
+        return f"<Incoming {self.meta.request_id} {self.meta.method} stream={self._stream} cancelled={self.cancelled}>"
+
+    # --- the answer ------------------------------------------------------------------------------------------------
+
+    def reply(self, payload: bytes, meta: bytes = b"", flags: int = 0) -> None:
+        """The whole result, of any size."""
+        if len(payload) + len(meta) <= MAX_PAYLOAD_BYTES:
+            self._link.finish(self._stream, REPLY, flags, meta, b"" if self.cancelled else payload)
+        else:
+            self._reply_large([payload], meta, flags)
+
+    def answer(self, payload: Payload) -> None:
+        """The whole result of a call by handle."""
+        if payload.buffers and not self.cancelled:
+            self._reply_large(self._link.buffers.wrap(payload.data, payload.buffers), b"", ARENAS)
+        else:
+            self.reply(payload.data)
+
+    def fail(self, error: ErrorInfo) -> None:
+        """The call failed; after `start_reply`, the stream broke."""
+        if self._outflow is not None:
+            self._link.drop_outflow(self._stream)
+        payload = _encode(error)
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            short = error.traceback_text[-8192:]
+            payload = _encode(ErrorInfo(error.type_name, error.message[:8192], short, error.status))
+        self._link.finish(self._stream, ERROR, 0, b"", payload)
+
+    def start_reply(self, payload: bytes, meta: bytes, flags: int) -> None:
+        """The first part of a result that follows with `write` and `end`."""
+        if self.cancelled:
+            return
+        self._link.send(
+            self._stream, REPLY, flags | MORE | HELD, self._link.load, meta, payload[: MAX_PAYLOAD_BYTES - len(meta)]
+        )
+        self._drain_waiter: asyncio.Future[None] | None = None
+        self._outflow = self._link.open_outflow(self._stream, WINDOW_BYTES, self._on_drained)
+        rest = payload[MAX_PAYLOAD_BYTES - len(meta) :]
+        if rest:
+            self._outflow.write(rest, True)
+
+    def write(self, data: bytes) -> bool:
+        """The next part. False: wait for `drained` before the next."""
+        if self.cancelled or self._outflow is None:
+            return True
+        return not data or self._outflow.write(data, True)
+
+    async def drained(self) -> None:
+        """Until the caller has read enough for more to be sent. Raises RequestCancelledError when it has left."""
+        while not self.cancelled and self._outflow is not None and self._outflow.pending_bytes >= WINDOW_BYTES // 2:
+            self._drain_waiter = self._link.loop.create_future()
+            await self._drain_waiter
+        if self.cancelled:
+            raise RequestCancelledError(f"the caller of request {self.meta.request_id} has left")
+
+    def end(self) -> None:
+        """The streamed result is whole, and the call is done."""
+        if self._outflow is not None and not self.cancelled:
+            self._outflow.write(b"", False)
+        self._link.finish_streamed(self._stream)
+
+    def _reply_large(self, parts: Sequence[bytes | memoryview], meta: bytes, flags: int) -> None:
+        if self.cancelled:
+            self._link.finish(self._stream, REPLY, 0, b"", b"")
+            return
+        room = MAX_PAYLOAD_BYTES - len(meta)
+        first, rest = parts[0][:room], [parts[0][room:], *parts[1:]]
+        rest = [part for part in rest if len(part)]
+        self._link.finish(self._stream, REPLY, flags | (MORE if rest else 0), meta, bytes(first))
+        if rest:
+            outflow = self._link.open_outflow(self._stream, WINDOW_BYTES)
+            for i, part in enumerate(rest):
+                outflow.write(part, i + 1 < len(rest))
+
+    def _on_drained(self) -> None:
+        wake(self._drain_waiter)
+
+    # --- the start -------------------------------------------------------------------------------------------------
+
+    def tell_started(self) -> None:
+        """Tell the caller that it starts, before it may take the process down with it."""
+        self._link.send(self._stream, STARTED)
+        self._link._flush()
+
+    # --- the body --------------------------------------------------------------------------------------------------
+
+    def expect_body(self, whole: bool) -> None:
+        """More of the body follows. `whole`: join it before the call starts (handle calls)."""
+        self._inflow = Inflow(whole)
+
+    @property
+    def waits_for_body(self) -> bool:
+        """Whether the call has not started because its body is not whole."""
+        inflow = self._inflow
+        return inflow is not None and inflow.whole and not inflow.ended
+
+    def feed(self, data: bytes, more: bool) -> bool:
+        """The next part has come. True: the body is whole, and the call was waiting for that."""
+        inflow = self._inflow
+        if inflow is None:
+            raise ProtocolError(f"DATA on stream {self._stream}, whose body was whole")
+        if data:
+            inflow.parts.append(data)
+        inflow.ended = not more
+        if not inflow.whole:
+            wake(inflow.waiter)
+            return False
+        self._link.consumed(self._stream, len(data))
+        if more:
+            return False
+        self.body = b"".join((self.body, *inflow.parts))
+        inflow.parts.clear()
+        return True
+
+    async def read(self) -> bytes:
+        """The next part of the body, b"" at its end. Raises RequestCancelledError when the caller has left."""
+        inflow = self._inflow
+        if inflow is None:
+            return b""
+        while not inflow.parts and not inflow.ended and not self.cancelled:
+            inflow.waiter = self._link.loop.create_future()
+            await inflow.waiter
+        if self.cancelled:
+            raise RequestCancelledError(f"the caller of request {self.meta.request_id} left before the body was whole")
+        if not inflow.parts:
+            return b""
+        part = inflow.parts.popleft()
+        self._link.consumed(self._stream, len(part))
+        return part
+
+    def cancel(self) -> None:
+        """The caller is no longer interested."""
+        if self.cancelled:
+            return
+        self.cancelled = True
+        if self._inflow is not None:
+            wake(self._inflow.waiter)
+        if self._outflow is not None:
+            wake(self._drain_waiter)
+        if self.on_cancel is not None:
+            self.on_cancel()
