@@ -441,6 +441,35 @@ def test_the_buffers_of_the_arguments_are_not_those_of_the_result(tmp_path: Path
     in_world(test, tmp_path)
 
 
+def test_a_replica_that_cannot_be_reached_is_tried_once_for_all_that_wait(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once for each that waits would be more for each the next time, without end."""
+
+    async def test(world: World) -> None:
+        world.publish()
+        calls = [world.ask(b"%d" % i) for i in range(50)]
+        (replica,) = await world.add()  # the calls are sent as it is published
+        replica.handle = echo
+        assert [await call.outcome() for call in calls] == [b"%d" % i for i in range(50)]
+        replica.server.close()
+        replica.crash()
+        await until(lambda: world.router.links == set())
+        caplog.clear()
+        calls = [world.ask(b"%d" % i) for i in range(50)]
+        tried = "does not take connections"
+        await until(lambda: tried in caplog.text)  # it is listed still, so it is tried again
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert caplog.text.count(tried) == 1
+        (other,) = await world.add()
+        other.handle = echo
+        assert [await call.outcome() for call in calls] == [b"%d" % i for i in range(50)]
+
+    with caplog.at_level("INFO", "headrace.router"):
+        in_world(test, tmp_path, limit=100)
+
+
 def test_a_crash_repeats_what_was_in_work(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         first, second = await world.add(2)

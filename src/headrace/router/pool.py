@@ -130,6 +130,8 @@ class Pool:
 
     def _open(self, replica: Replica) -> Link | None:
         """Connect to the replica. None when nobody is there: it is out of the pool then."""
+        if self.balancer.replicas.get(replica.id) is not replica:
+            return None  # the call before this one has found that out
         try:
             sock = connect(self._addresses[replica.id])
         except (OSError, KeyError) as error:
