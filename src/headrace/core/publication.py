@@ -80,7 +80,7 @@ def _deployment_entry(
 def _application_entry(app: Application, deployments: dict[str, DeploymentEntry]) -> ApplicationEntry:
     """Revisions that go keep weight 0 and those of their deployments that still take calls, for what is pinned to them.
 
-    The first revision has its route once it has its weight: until then there is no such application at the door.
+    The first revision has its route before it has its weight: the door answers that it is not ready yet.
     """
     revisions = []
     for number, spec in sorted(app.revisions.items()):
@@ -97,7 +97,7 @@ def _application_entry(app: Application, deployments: dict[str, DeploymentEntry]
         failed = f"application {app.name!r} failed to deploy: {app.failure}"
     return ApplicationEntry(
         name=app.name,
-        route_prefix=None if app.deleting or not (app.current or app.failure) else spec.route_prefix,
+        route_prefix=None if app.deleting else spec.route_prefix,
         ingress=spec.ingress,
         revisions=tuple(revisions),
         failed=failed,

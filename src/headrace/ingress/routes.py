@@ -12,6 +12,8 @@ import msgspec
 
 from headrace.spec.snapshot import ApplicationEntry, Snapshot
 
+NOT_READY = "is not ready yet"
+
 
 class Route(msgspec.Struct, frozen=True, gc=False):
     """One application's door. `root_path` is what its handler's paths start with; `unavailable` why it serves none."""
@@ -24,7 +26,7 @@ class Route(msgspec.Struct, frozen=True, gc=False):
 
 
 class RouteTable:
-    """The routes of one snapshot, below the instance's own `root_path`."""
+    """The routes of one snapshot, below the instance's `root_path`. `prefixes`: of what is ready, or never will be."""
 
     __slots__ = ("_longest", "_routes", "applications", "known", "prefixes", "root_path")
 
@@ -38,10 +40,12 @@ class RouteTable:
             if entry.route_prefix is None:
                 continue
             prefix = entry.route_prefix.rstrip("/")
+            unavailable = _unavailable(entry)
             self._routes[prefix.encode()] = Route(
-                entry.name, entry.ingress, prefix or "/", root_path + prefix, _unavailable(entry)
+                entry.name, entry.ingress, prefix or "/", root_path + prefix, unavailable
             )
-            self.prefixes[prefix or "/"] = entry.name
+            if unavailable != NOT_READY:
+                self.prefixes[prefix or "/"] = entry.name
         self._longest = max(map(len, self._routes), default=0)
 
     def __repr__(self) -> str:
@@ -67,6 +71,6 @@ class RouteTable:
 def _unavailable(entry: ApplicationEntry) -> str:
     if entry.failed:
         return "failed to deploy"
-    if not entry.revisions:
-        return "is not ready yet"
+    if not any(revision.weight > 0 for revision in entry.revisions):
+        return NOT_READY
     return ""
