@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from door_harness import HTTP, Bench, FakeRouter, application, keep, parse_responses, run, site, snapshot
 
 from headrace.engine.directory import InstanceDirectory, write_snapshot
+from headrace.ingress.door import TOLD_AT_ONCE
 from headrace.spec.config import HTTPOptions
 from headrace.wire.channel import ControlChannel
 from headrace.wire.control import Hello, IngressReport, Message, SnapshotAck, SnapshotMessage, Subscribe
@@ -24,6 +26,37 @@ GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
 LIMITS = HTTPOptions(
     keep_alive_timeout_s=10, header_timeout_s=5, body_timeout_s=7, request_timeout_s=30, drain_timeout_s=20
 )
+
+
+def test_connections_beyond_the_limit_are_told_so_and_a_flood_of_them_is_cut():
+    bench = Bench(options=HTTPOptions(max_connections=2))
+    kept = [bench.connect() for _ in range(2)]
+    told = [bench.connect()[1] for _ in range(TOLD_AT_ONCE)]
+    for transport in told:
+        (response,) = parse_responses(transport.take())
+        assert (response.status, response.headers["retry-after"]) == (503, "1")
+    connection, cut = bench.connect()
+    assert cut.closed
+    assert not cut.written
+    connection.data_received(GET)
+    assert not cut.written
+    for connection, transport in kept:
+        connection.data_received(GET)
+        assert parse_responses(transport.take())[0].status == 200
+
+
+@pytest.mark.parametrize(("limit", "room"), [(64, 24), (1024, 872), (4096, 3560), (12072, 10_000)])
+def test_what_connections_may_take_of_the_files_leaves_some_for_replicas(limit: int, room: int):
+    code = "from headrace.ingress.main import *; print(with_files_for(HTTPOptions()).max_connections)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, 1000), limit)),
+    )
+    assert int(done.stdout) == room
+    assert ("is more than the limit on open files" in done.stderr) == (room < 10_000)
 
 
 def test_an_idle_connection_is_closed_without_a_word():

@@ -57,6 +57,10 @@ class ClientConnection(RequestReader):
         self._client = _address(transport.get_extra_info("peername"))
         self._server = _address(transport.get_extra_info("sockname"))
         if not self.door.opened(self):
+            if self.door.flooded:
+                self._fall_deaf()
+                self.transport.abort()
+                return
             self._refuse(Refusal(503, "too many connections", headers=b"retry-after: 1\r\n"))
         self._since = self.door.now
 

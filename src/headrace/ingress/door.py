@@ -31,6 +31,7 @@ log = logging.getLogger("headrace.ingress")
 SWEEP_S = 1.0  # at most; shorter limits are looked at more often
 LEAST_SWEEP_S = 0.05
 COMPLAINTS = 20  # log lines about single requests from one sweep to the next: when all fail, one need not read of each
+TOLD_AT_ONCE = 8  # refused connections that are kept until they have read why they are
 PRECISE_S = 5.0  # limits of single requests below this have a timer of their own
 
 
@@ -97,6 +98,11 @@ class Door:
             self._timer = self.loop.call_later(self.sweep_interval_s(), self._tick)
         self.connections.add(connection)
         return len(self.connections) <= self.options.max_connections
+
+    @property
+    def flooded(self) -> bool:
+        """Whether so many connections are there that one more is closed without a word: words take time."""
+        return len(self.connections) > self.options.max_connections + TOLD_AT_ONCE
 
     def closed(self, connection: ClientConnection) -> None:
         self.connections.discard(connection)

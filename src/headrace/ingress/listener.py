@@ -87,5 +87,7 @@ def accept_waiting(sock: socket.socket) -> list[socket.socket]:
             return accepted
         except ConnectionAbortedError:
             continue  # it was given up while it waited
+        except OSError:
+            return accepted  # no descriptor is left: those in work must not be lost over those that wait
         connection.setblocking(False)
         accepted.append(connection)

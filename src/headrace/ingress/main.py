@@ -29,6 +29,8 @@ from headrace.wire.awake import awake_for
 
 log = logging.getLogger("headrace.ingress")
 
+OWN_FILES = 24  # what an ingress without connections has open
+LEAST_SPARE_FILES, MOST_SPARE_FILES = 16, 2048  # for connections to replicas, and to clients that are refused
 ORPHAN_DRAIN_S = 3.5  # gone within five seconds after the keeper
 
 
@@ -40,7 +42,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         options = options_of(os.environ)
-        allow_files(options.max_connections)
+        options = with_files_for(options)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(options))
     except HeadraceError as error:
@@ -86,14 +88,31 @@ def spare_collector() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def allow_files(connections: int) -> None:
-    """Raise the limit on open files as far as the connections and some replicas need, and the system lets us."""
+def with_files_for(options: HTTPOptions) -> HTTPOptions:
+    """The options, with no more connections than there may be open files beside what reaches the replicas.
+
+    Raises the limit on open files as far as is needed and the system lets us. Without that rest, clients that do
+    nothing but hold connections would keep the ingress from its replicas.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + 2048
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    if soft == resource.RLIM_INFINITY:
+        return options
+    wanted = options.max_connections + OWN_FILES + MOST_SPARE_FILES
+    if soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError, OSError):  # connections beyond the limit are refused by accept
+        with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+            soft = max(soft, most)
+    room = max(1, soft - OWN_FILES - min(MOST_SPARE_FILES, max(LEAST_SPARE_FILES, soft // 8)))
+    if room >= options.max_connections:
+        return options
+    log.warning(
+        "max_connections=%d is more than the limit on open files, %d, allows: %d it is (ulimit -n raises it)",
+        options.max_connections,
+        soft,
+        room,
+    )
+    return msgspec.structs.replace(options, max_connections=room)
 
 
 def watch_lifeline(loop: asyncio.AbstractEventLoop, ingress: Ingress) -> None:
