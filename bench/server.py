@@ -74,6 +74,7 @@ def _running(peer: Peer, folder: Path) -> Iterator[tuple[float, str]]:
     """The peer's server, answering rightly; yields the seconds from its command to that first answer, and its URL."""
     log = folder / "log.txt"
     port = peer.port or _free_port()
+    _check_free(port)
     with log.open("wb") as output:
         began = time.perf_counter()
         server = subprocess.Popen(
@@ -91,6 +92,13 @@ def _running(peer: Peer, folder: Path) -> Iterator[tuple[float, str]]:
             raise PeerFailed(f"{error}{_last_words(log)}") from None
         finally:
             processes.stop_all(server.pid, STOP_GRACE_S)
+
+
+def _check_free(port: int) -> None:
+    """Raises PeerFailed when something listens on the port already: its figures would be taken for the peer's."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise PeerFailed(f"port {port} is taken by another process")
 
 
 def _wait_for_answer(server: subprocess.Popen[bytes], port: int, path: str) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench.peers import PEERS
+from bench.server import PeerFailed, _check_free
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,3 +65,11 @@ def test_an_unknown_peer_is_an_error_that_names_the_known_ones() -> None:
     assert done.returncode == 2
     assert "flask" in done.stderr
     assert "uvicorn" in done.stderr
+
+
+def test_a_port_that_is_taken_is_not_taken_for_the_peers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        with pytest.raises(PeerFailed, match="taken"):
+            _check_free(other.getsockname()[1])
+        port = other.getsockname()[1]
+    _check_free(port)

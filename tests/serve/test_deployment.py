@@ -156,3 +156,16 @@ def test_all_public_names_exist():
         assert getattr(serve, name) is not None
     assert set(serve.__all__) <= set(dir(serve))
     assert "headrace.serve.api" in sys.modules
+
+
+def test_a_hook_that_nothing_calls_is_told():
+    with pytest.warns(UserWarning, match=r"Guarded\.check_health will not be called"):
+
+        @serve.deployment
+        class Guarded:
+            def check_health(self):
+                raise RuntimeError
+
+    with pytest.warns(UserWarning, match="check_health") as told:
+        serve.deployment(num_replicas=2)(Guarded.func_or_class)
+    assert told[0].filename == __file__

@@ -7,6 +7,7 @@ a specification. Nothing runs here: binding only notes.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar, overload
 
@@ -150,6 +151,10 @@ def checked_target(target: object) -> Callable[..., Any]:
     raise OptionTypeError(f"@serve.deployment takes a class or a function, not {target!r}")
 
 
+# Methods of Ray Serve's deployments that nothing calls here yet: to define one and be told nothing would be a trap.
+UNCALLED_HOOKS = ("check_health", "record_routing_stats", "record_autoscaling_stats", "record_replica_metadata")
+
+
 @overload
 def deployment(func_or_class: Callable[..., Any], /) -> Deployment: ...
 @overload
@@ -174,6 +179,10 @@ def deployment(
 
     def decorate(decorated: Callable[..., Any]) -> Deployment:
         checked = checked_target(decorated)
+        silent = [hook for hook in UNCALLED_HOOKS if hasattr(checked, hook)]
+        if silent:
+            told = f"{checked.__name__}.{', '.join(silent)} will not be called: not supported yet"
+            warnings.warn(told, stacklevel=2 if func_or_class is None else 3)
         return Deployment(checked, checked_name(given_name or checked.__name__), parsed)
 
     return decorate if func_or_class is None else decorate(func_or_class)
