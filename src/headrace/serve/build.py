@@ -89,12 +89,14 @@ def arguments_of(values: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(values)
 
 
+def report(event: Event) -> None:
+    """Tell `headrace run`. Line and end are one write: two threads report, and `print` would write them apart."""
+    sys.stdout.write(f"{written(event)}\n")
+    sys.stdout.flush()
+
+
 def main(values: Sequence[str] | None = None) -> int:
     """Returns 0 when the application runs, 1 when it does not; the reason was reported then."""
-
-    def report(event: Event) -> None:
-        print(written(event), flush=True)
-
     try:
         Builder(arguments_of(values), report).run()
     except UserCodeRaised as error:
