@@ -36,6 +36,7 @@ class Exchange(Call):
     that a usual request stores little.
     """
 
+    kind = HTTP
     received = True
     size = 0  # bytes of the body so far
     begun = False

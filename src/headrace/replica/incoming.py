@@ -19,6 +19,7 @@ from headrace.wire.frames import (
     ARENAS,
     ERROR,
     HELD,
+    ITEM,
     MAX_PAYLOAD_BYTES,
     MORE,
     REPLY,
@@ -27,10 +28,11 @@ from headrace.wire.frames import (
     CallMeta,
     ErrorInfo,
 )
+from headrace.wire.items import BUFFERS, FAILURE, PLAIN, ItemOutflow
+from headrace.wire.payload import Payload
 
 if TYPE_CHECKING:
     from headrace.replica.server import CalleeLink
-    from headrace.wire.payload import Payload
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -58,6 +60,7 @@ class Incoming:
     __slots__ = (
         "_drain_waiter",
         "_inflow",
+        "_items",
         "_link",
         "_outflow",
         "_stream",
@@ -80,6 +83,7 @@ class Incoming:
         self.on_cancel: Callable[[], None] | None = None
         self._inflow: Inflow | None = None
         self._outflow: Outflow | None = None
+        self._items: ItemOutflow | None = None
 
     def __repr__(self) -> str:
         return f"<Incoming {self.meta.request_id} {self.meta.method} stream={self._stream} cancelled={self.cancelled}>"
@@ -101,7 +105,11 @@ class Incoming:
             self.reply(payload.data)
 
     def fail(self, error: ErrorInfo) -> None:
-        """The call failed; after `start_reply`, the stream broke."""
+        """The call failed; after `start_reply`, the stream broke. Items that were put arrive before the error."""
+        if self._items is not None and not self.cancelled:
+            self._items.put(_encode(error), FAILURE)
+            self.end_items()
+            return
         if self._outflow is not None:
             self._link.drop_outflow(self._stream)
         payload = _encode(error)
@@ -142,6 +150,50 @@ class Incoming:
         if self._outflow is not None and not self.cancelled:
             self._outflow.write(b"", False)
         self._link.finish_streamed(self._stream)
+
+    # --- items -----------------------------------------------------------------------------------------------------
+
+    def open_items(self) -> None:
+        """The result is a sequence of items (the call has the flag STREAM): `put_item` each, then `end_items`."""
+        link = self._link
+        self._drain_waiter = None
+        self._items = ItemOutflow(link, self._stream, self._on_drained, lambda: link.load)
+        link.outflows[self._stream] = self._items
+
+    def put_item(self, item: Payload | bytes, kind: int = PLAIN) -> bool:
+        """The next item. False: wait for `room` before the next."""
+        items = self._items
+        if self.cancelled or items is None:
+            return True
+        if type(item) is bytes:
+            return items.put(item, kind)
+        assert isinstance(item, Payload)
+        if not item.buffers:
+            return items.put(item.data)
+        parts = self._link.buffers.wrap(item.data, item.buffers)
+        body = b"".join(parts)
+        return items.put(body, BUFFERS, sum(map(len, item.buffers)))
+
+    async def room(self) -> None:
+        """Until the caller has taken enough items for more to be made. Raises RequestCancelledError when it left."""
+        while not self.cancelled and self._items is not None and self._items.room <= 0:
+            self._drain_waiter = self._link.loop.create_future()
+            await self._drain_waiter
+        if self.cancelled:
+            raise RequestCancelledError(f"the caller of request {self.meta.request_id} has left")
+
+    def end_items(self) -> None:
+        """The last item has been put, and the call is done."""
+        items, link = self._items, self._link
+        if items is None or self.cancelled:
+            link.finish(self._stream, REPLY, 0, b"", b"")
+            return
+        last = items.close()
+        if last is None:
+            link.finish_streamed(self._stream)
+        else:
+            link.outflows.pop(self._stream, None)
+            link.finish(self._stream, ITEM, 0, b"", last)
 
     def _reply_large(self, parts: Sequence[bytes | memoryview], meta: bytes, flags: int) -> None:
         if self.cancelled:
@@ -219,7 +271,7 @@ class Incoming:
         self.cancelled = True
         if self._inflow is not None:
             wake(self._inflow.waiter)
-        if self._outflow is not None:
+        if self._outflow is not None or self._items is not None:
             wake(self._drain_waiter)
         if self.on_cancel is not None:
             self.on_cancel()

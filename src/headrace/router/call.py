@@ -10,11 +10,15 @@ import msgspec
 
 from headrace.spec.errors import HeadraceError
 from headrace.wire.frames import ErrorInfo
+from headrace.wire.items import RecordReader
 
 if TYPE_CHECKING:
     from headrace.router.link import Link
     from headrace.router.pool import Pool
     from headrace.wire.connection import Outflow
+
+# What an item is (wire.items.PLAIN or STATUS), its bytes, its external buffers, what it cost of the window.
+Item = tuple[int, bytes, Sequence[memoryview], int]
 
 NO_HTTP = msgspec.Raw(b"\xc0")
 KEPT_BYTES = 1024 * 1024  # a body up to this size is kept for a repeat
@@ -23,7 +27,8 @@ KEPT_BYTES = 1024 * 1024  # a body up to this size is kept for a repeat
 class Call:
     """Set what is needed, submit it, and be told by the `on_*` methods, all on the thread of the router's loop.
 
-    Exactly one of `on_reply` and `on_error` comes first. When the flags of `on_reply` have MORE, `on_data` brings the
+    Exactly one of `on_reply`, `on_items` and `on_error` comes first. A call whose `kind` has STREAM gets its result by
+    `on_items`, until `more` is False or `on_error` comes. When the flags of `on_reply` have MORE, `on_data` brings the
     rest (or `on_error`, when the stream breaks), unless `whole` asks for the parts to be joined. After `Router.cancel`
     nothing comes any more. What most calls leave alone is a class attribute: only what differs is stored.
     """
@@ -39,11 +44,14 @@ class Call:
     sticky: str | None = None
     model_id: str | None = None
     trace: str | None = None
+    priority = 0  # of calls that wait, the higher first
+    kind = 0  # flags of the CALL frame that say what kind it is: HTTP, with STREAM a WebSocket; GRPC; STREAM
     http: msgspec.Raw = NO_HTTP
     body: bytes = b""
     more = False  # the rest of the body follows by Router.send_body
     buffers: Sequence[memoryview | bytes] = ()  # external buffers of the payload; after on_reply, those of the result
     whole = False  # join the parts of the result before on_reply
+    reader: RecordReader | None = None  # set where `kind` has STREAM and not HTTP: the result comes by on_items
 
     # What the router keeps.
     pool: Pool | None = None
@@ -102,6 +110,10 @@ class Call:
 
     def on_data(self, payload: bytes, more: bool) -> None:
         """The next part of the result; `Router.consumed` lets the writer go on."""
+        raise NotImplementedError
+
+    def on_items(self, items: list[Item], more: bool) -> None:
+        """The next items, as they came; `Router.consumed` by the cost of each lets the maker go on."""
         raise NotImplementedError
 
     def on_error(self, error: HeadraceError | ErrorInfo) -> None:

@@ -10,12 +10,13 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from headrace.core.balance import Replica
-from headrace.router.call import KEPT_BYTES, NO_HTTP, Call
+from headrace.router.call import KEPT_BYTES, Call, Item
 from headrace.spec.errors import HeadraceError, ProtocolError
 from headrace.wire.buffers import Buffers
 from headrace.wire.connection import BURST_PARTS, Connection
@@ -33,7 +34,7 @@ from headrace.wire.frames import (
     HEADER,
     HELD,
     HELLO,
-    HTTP,
+    ITEM,
     MAX_PAYLOAD_BYTES,
     MORE,
     OFFER,
@@ -49,6 +50,7 @@ from headrace.wire.frames import (
     ErrorInfo,
     HelloInfo,
 )
+from headrace.wire.items import BUFFERS, FAILURE, PLAIN, Record, cost
 
 if TYPE_CHECKING:
     from headrace.router.pool import Pool
@@ -69,6 +71,8 @@ class Abandoned(Call):
         super().__init__("", "")
         self.suspect = call.suspect
         self.held = call.held
+        self.answered = call.answered
+        self.reader = call.reader
 
 
 def connect(address: str) -> socket.socket:
@@ -113,6 +117,7 @@ class Link(Connection):
         handlers[FREED] = self._on_freed
         handlers[STARTED] = self._on_started
         handlers[DATA] = self._on_data
+        handlers[ITEM] = self._on_item
         handlers[REJECT] = self._on_reject
         handlers[OFFER] = self._on_offer
         handlers[GOAWAY] = self._on_goaway
@@ -144,11 +149,11 @@ class Link(Connection):
                 call.sticky,
                 call.model_id,
                 call.trace,
+                call.priority,
                 call.http,
             )
         )
-        if call.http is not NO_HTTP:
-            flags |= HTTP
+        flags |= call.kind
         body = call.body
         length = len(body) + len(meta)
         if call.buffers or length > MAX_PAYLOAD_BYTES or call.more:
@@ -299,6 +304,49 @@ class Link(Connection):
             if self.leaving and not self.calls:
                 self.close()
 
+    def _on_item(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        more = bool(flags & MORE)
+        call = self.calls.get(stream) if more else self.calls.pop(stream, None)
+        if call is None or call.reader is None:
+            raise ProtocolError(f"items on stream {stream}, which has no call for any")
+        if not call.answered:
+            call.answered = call.held = True
+            call.buffers = ()  # those of the arguments
+        if not more:
+            if call.held:
+                call.held = False
+                self.pool.replied(self.replica, load, flags & OFFERED, call.suspect)
+            self.forget_inflow(stream)
+        self._deliver(call, call.reader.feed(payload), more)
+        if not more and self.leaving and not self.calls:
+            self.close()
+
+    def _deliver(self, call: Call, records: list[Record], more: bool) -> None:
+        """Give the call its items; an error among them is the last."""
+        abandoned = call.__class__ is Abandoned
+        items: list[Item] = []
+        error: ErrorInfo | None = None
+        for kind, data in records:
+            buffers: Sequence[memoryview] = ()
+            size = len(data)
+            if kind == FAILURE:
+                error = self._error_of(data)
+                break
+            if kind == BUFFERS:
+                if abandoned:
+                    self._buffers.discard(data)
+                    continue
+                view, buffers = self._buffers.unwrap(data)
+                kind, data = PLAIN, bytes(view)
+                size += sum(map(len, buffers))
+            items.append((kind, data, buffers, cost(size)))
+        if abandoned:
+            return
+        if items or (not more and error is None):
+            call.on_items(items, more or error is not None)
+        if error is not None:
+            call.on_error(error)
+
     def _on_freed(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         call = self.calls.get(stream)
         if call is None or not call.held:
@@ -315,13 +363,15 @@ class Link(Connection):
         if call.held or not call.answered:
             self.pool.replied(self.replica, load, flags & OFFERED, call.suspect)
         if not isinstance(call, Abandoned):
-            try:
-                error = _decode_error(payload)
-            except BROKEN as broken:
-                raise ProtocolError(f"not an error: {broken}") from broken
-            call.on_error(error)
+            call.on_error(self._error_of(payload))
         if self.leaving and not self.calls:
             self.close()
+
+    def _error_of(self, data: bytes) -> ErrorInfo:
+        try:
+            return _decode_error(data)
+        except BROKEN as broken:
+            raise ProtocolError(f"not an error: {broken}") from broken
 
     def _on_started(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         """A suspect has started: if the replica dies now, it may be the cause."""

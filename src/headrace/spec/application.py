@@ -29,7 +29,8 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
     `arguments` is the cloudpickle of `(args, kwargs)` of the constructor, in which each bound deployment stands as a
     persistent id `("deployment", name)` and becomes a handle in the replica. `digest` is over code, arguments and
     resources: equal digests may share replicas. `max_ongoing_requests` is resolved (never None). `uses` names the
-    deployments that the arguments refer to: callees start before and stop after their callers.
+    deployments that the arguments refer to: callees start before and stop after their callers. `unrepeatable` names the
+    methods whose calls must not run twice.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_ongoing_requests: int
     uses: tuple[str, ...] = ()
     is_function: bool = False
+    unrepeatable: tuple[str, ...] = ()
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,10 +53,14 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApplicationSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One application as it should be. `route_prefix` None means no HTTP; `ingress` is the deployment at the door."""
+    """One application as it should be. `route_prefix` None means no HTTP; `ingress` is the deployment at the door.
+
+    `request_timeout_s` is the time that requests from outside have, unless they say less; None: no limit.
+    """
 
     name: str
     route_prefix: str | None
     ingress: str
     deployments: tuple[DeploymentSpec, ...]
     environment: Environment = Environment()
+    request_timeout_s: float | None = None

@@ -69,16 +69,26 @@ class NotServableError(CallerError, TypeError):
     status = 500
 
 
+class GeneratorError(CallerError, TypeError):
+    """A generator method was called without `stream=True`, or a method that is none with it."""
+
+
 class LoopBlockedError(CallerError, RuntimeError):
     """A blocking call was made on a running event loop, where it would stop the loop that must answer it."""
 
 
 class BackPressureError(ServingError):
-    """Refused: the deployment's queue is full (`max_queued_requests`). Carries `retry_after_s`."""
+    """Refused: the deployment's queue is full (`max_queued_requests`), or the call would be late.
 
-    def __init__(self, message: str = "too many requests are waiting", retry_after_s: float = 1.0) -> None:
-        super().__init__(message, retry_after_s)
+    Carries `retry_after_s` and the HTTP `status`, 503 or 429 (`backpressure_config`).
+    """
+
+    def __init__(
+        self, message: str = "too many requests are waiting", retry_after_s: float = 1.0, status: int = 503
+    ) -> None:
+        super().__init__(message, retry_after_s, status)
         self.retry_after_s = retry_after_s
+        self.status = status
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -20,7 +20,10 @@ class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True):
     """What a router needs to know of one deployment. Only replicas that take calls are listed.
 
     `failed` is why no replica will come ("" while one may still come): calls fail at once instead of queueing.
-    `routers` is about how many processes call it, at least 1 and rather too few than too many.
+    `routers` is about how many processes call it, at least 1 and rather too few than too many. `unrepeatable` are the
+    methods whose calls are not repeated when a replica dies, besides all where `repeatable` is False. Repeats are
+    bounded to `retry_ratio` of the calls and `retry_per_second` more. A call that is refused for load gets the HTTP
+    status `busy_status` and, if set, `retry_after_s`.
     """
 
     key: str
@@ -29,6 +32,11 @@ class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True):
     max_ongoing_requests: int
     max_queued_requests: int
     repeatable: bool = True
+    unrepeatable: tuple[str, ...] = ()
+    retry_ratio: float = 0.1
+    retry_per_second: float = 10.0
+    busy_status: int = 503
+    retry_after_s: float | None = None
     failed: str = ""
     routers: int = 1
     replicas: tuple[ReplicaEntry, ...] = ()
@@ -45,7 +53,8 @@ class RevisionEntry(msgspec.Struct, frozen=True, kw_only=True):
 class ApplicationEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One application: `ingress` is the deployment at the door; `route_prefix` None means no HTTP.
 
-    `failed` is why the application has no revision to take traffic ("" while one may come).
+    `failed` is why the application has no revision to take traffic ("" while one may come). `request_timeout_s` is the
+    time that its requests from outside have, unless they say less; None: no limit.
     """
 
     name: str
@@ -53,6 +62,7 @@ class ApplicationEntry(msgspec.Struct, frozen=True, kw_only=True):
     ingress: str
     revisions: tuple[RevisionEntry, ...] = ()
     failed: str = ""
+    request_timeout_s: float | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -51,6 +51,8 @@ Handler = Callable[[int, int, int, bytes, bytes], None]  # (stream, flags, load,
 class Outflow:
     """The bulk data that one stream still has to send, within the credit that its reader has given."""
 
+    kind = DATA  # of the frames that it leaves in
+
     __slots__ = (
         "_connection",
         "_pending",
@@ -104,15 +106,22 @@ class Outflow:
         self._queued = False
         if not self._pending:
             return b"", False
-        head = self._pending[0]
-        piece = head[: min(MAX_PAYLOAD_BYTES, self.credit)]
-        if len(piece) == len(head):
-            self._pending.popleft()
-        else:
-            self._pending[0] = head[len(piece) :]
+        pending = self._pending
+        room = min(MAX_PAYLOAD_BYTES, self.credit)
+        head = pending.popleft()
+        piece: memoryview | bytes = head[:room]
+        if len(head) > room:
+            pending.appendleft(head[room:])
+        elif pending and len(head) + len(pending[0]) <= room:
+            # Many small writes (the parts of a response, items) leave as one frame.
+            pieces, room = [head], room - len(head)
+            while pending and len(pending[0]) <= room:
+                pieces.append(pending.popleft())
+                room -= len(pieces[-1])
+            piece = b"".join(pieces)
         self.credit -= len(piece)
         self.pending_bytes -= len(piece)
-        return piece, bool(self._pending) or not self.ended
+        return piece, bool(pending) or not self.ended
 
     def sent(self) -> None:
         """A frame of ours left: line up again, and tell the producer when there is room."""
@@ -240,7 +249,7 @@ class Connection:
                 # With the callback goes what holds the call, and the call holds its body: no cycle for the collector.
                 self.outflows.pop(outflow.stream, None)
                 outflow.on_drained = None
-            header = HEADER.pack(len(piece), outflow.stream, 0, 0, DATA, MORE if more else 0)
+            header = HEADER.pack(len(piece), outflow.stream, 0, 0, outflow.kind, MORE if more else 0)
             self._write(b"".join((header, piece)))
             if more:
                 outflow.sent()

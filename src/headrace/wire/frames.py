@@ -11,7 +11,7 @@ import struct
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 HEADER = struct.Struct("<IIHHBB")
 HEADER_BYTES = HEADER.size
 MAX_FRAME_BYTES = 64 * 1024
@@ -24,26 +24,29 @@ WAITING_COUNTS = struct.Struct("<II")
 HELLO, CALL, DATA, REPLY, ERROR, CANCEL, CREDIT, REJECT = 1, 2, 3, 4, 5, 6, 7, 8
 WAITING, WITHDRAW, OFFER, DECLINE, ITEM, ARENA, RELEASE, GOAWAY, FREED = 9, 10, 11, 12, 13, 14, 15, 16, 17
 STARTED = 18  # the call, a SUSPECT, has started
-LAST_KIND = STARTED
+PLACES, GRANT = 19, 20  # places for calls that wait: how many the caller wants to hold, how many it may
+LAST_KIND = GRANT
 
 # What msgspec raises of bytes that are not the message they should be.
 BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-# Flags of CALL, DATA and REPLY.
-MORE = 1  # DATA frames follow on this stream
+# Flags of CALL, DATA, ITEM and REPLY.
+MORE = 1  # DATA (or ITEM) frames follow on this stream
 HTTP = 2  # CALL: meta has an HTTP head; REPLY: payload is an HTTP body, meta its msgpack ResponseHead (empty: 200 JSON)
 LEASED = 4  # CALL: uses the slot that was offered
-STREAM = 8  # CALL: the result is wanted as items
+STREAM = 8  # CALL: the result is wanted as items; with HTTP: the request is to become a WebSocket
 OFFERED = 16  # REPLY, ERROR, FREED: the slot that this frees is offered to the same caller
 ARENAS = 32  # payload refers to blocks of arenas
 HELD = 128  # REPLY with MORE: the call keeps its slot while it streams, until FREED
+GRPC = 128  # CALL: meta.http is a GrpcHead and the body protobuf; so is the result, whose meta is a GrpcStatus
 SUSPECT = 64  # CALL: it was in flight when a replica died, and runs beside no other such call
 
 
 class CallMeta(msgspec.Struct, array_like=True, gc=False):
     """What every call carries. `remaining_s` is how long its answer still matters, no clock time (-1: no deadline).
 
-    `http` is the msgpack of an HttpHead (nil when the call is no HTTP request), decoded only when asked for.
+    `http` is the msgpack of an HttpHead, or of a GrpcHead where the flag GRPC is set, decoded only when asked for (nil:
+    the call was made by a handle). Of calls that wait, those of higher `priority` go first.
     """
 
     request_id: str
@@ -57,6 +60,7 @@ class CallMeta(msgspec.Struct, array_like=True, gc=False):
     sticky: str | None = None
     model_id: str | None = None
     trace: str | None = None
+    priority: int = 0
     http: msgspec.Raw = msgspec.Raw(b"\xc0")
 
 
@@ -78,6 +82,27 @@ class ResponseHead(msgspec.Struct, array_like=True, gc=False):
 
     status: int
     headers: list[tuple[bytes, bytes]]
+
+
+class GrpcHead(msgspec.Struct, array_like=True, gc=False):
+    """What a gRPC call brings beside its messages: `method` is `/package.Service/Method`, `metadata` as in grpcio.
+
+    `kind` says which sides stream: "unary_unary", "unary_stream", "stream_unary" or "stream_stream".
+    """
+
+    method: str
+    kind: str
+    metadata: list[tuple[str, str | bytes]]
+    peer: str = ""
+
+
+class GrpcStatus(msgspec.Struct, array_like=True, gc=False):
+    """How a gRPC call ended: a status code (0: OK), details, and what user code added to the metadata."""
+
+    code: int = 0
+    details: str = ""
+    initial: list[tuple[str, str | bytes]] = []
+    trailing: list[tuple[str, str | bytes]] = []
 
 
 class ErrorInfo(msgspec.Struct, array_like=True, gc=False):
