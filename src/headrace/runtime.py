@@ -20,9 +20,9 @@ from headrace.engine import linux
 from headrace.engine.directory import InstanceDirectory, instance_directory, read_snapshot, runtime_directory
 from headrace.router import Call, Router
 from headrace.spec.errors import HeadraceError, InstanceError, LoopBlockedError, RequestTimeoutError
-from headrace.spec.snapshot import Snapshot, apply
+from headrace.spec.snapshot import Snapshot
 from headrace.wire.client import ControlClient
-from headrace.wire.control import DeltaMessage, GetSnapshot, Hello, Message, SnapshotMessage
+from headrace.wire.control import GetSnapshot, Hello, SnapshotMessage
 from headrace.wire.link import ControlLink
 
 SNAPSHOT_TIMEOUT_S = 10.0
@@ -143,7 +143,6 @@ class _DriverThread:
 
     def __init__(self, directory: InstanceDirectory, snapshot: Snapshot) -> None:
         self._directory = directory
-        self._linked = snapshot  # what the link has delivered; the router may know a newer one by `adopt`
         self._ready = threading.Event()
         self._stop: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._main, args=(snapshot,), name="headrace-driver", daemon=True)
@@ -176,14 +175,14 @@ class _DriverThread:
         identity = f"driver-{os.getpid()}-{os.urandom(4).hex()}"
         router = Router(loop, identity)
         router.update(snapshot)
+        self.runtime = Runtime(router, loop, threading.get_ident(), self.close)
         link = ControlLink(
             str(self._directory.control_socket),
             Hello(role="driver", id=identity, pid=os.getpid()),
-            self._received,
-            have=lambda: self._linked.version,
+            snapshot=snapshot,
+            on_snapshot=self.runtime.adopt,
             on_connect=self._look_for_keeper,
         )
-        self.runtime = Runtime(router, loop, threading.get_ident(), self.close)
         linked = loop.create_task(link.run(), name="headrace-link")
         self._ready.set()
         # At once, where the system can tell: another instance of this name may be up before the next look.
@@ -212,17 +211,6 @@ class _DriverThread:
         """Without its keeper the instance has ended; one of the same name that runs now is another."""
         if self._stop is not None and self._directory.keeper_pid() != self._keeper_pid:
             self._stop.set()
-
-    def _received(self, message: Message) -> None:
-        match message:
-            case SnapshotMessage(snapshot=snapshot):
-                self._linked = snapshot
-            case DeltaMessage(delta=delta):
-                self._linked = apply(self._linked, delta)
-            case _:
-                return
-        if self.runtime is not None:
-            self.runtime.adopt(self._linked)
 
     def close(self) -> None:
         """Close the router, stop the loop, and wait for the thread to end (not on the thread itself)."""

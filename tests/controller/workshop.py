@@ -25,12 +25,11 @@ from headrace.engine.fake import FakeEngine
 from headrace.spec.application import ApplicationSpec, DeploymentSpec, ImportedCode
 from headrace.spec.config import HTTPOptions
 from headrace.spec.options import DeploymentOptions
-from headrace.spec.snapshot import Snapshot, apply
+from headrace.spec.snapshot import Snapshot
 from headrace.spec.status import ReplicaState, ServeStatus
 from headrace.wire.client import ControlClient
 from headrace.wire.control import (
     Answer,
-    DeltaMessage,
     Deploy,
     DrainReplica,
     GetStatus,
@@ -41,7 +40,6 @@ from headrace.wire.control import (
     Operation,
     ReconfigureReplica,
     ReplicaReport,
-    SnapshotMessage,
     Status,
 )
 from headrace.wire.link import ControlLink
@@ -79,7 +77,6 @@ class FakeWorker:
         self.told: HostReplica | None = None
         self.state = ReplicaState.STARTING
         self.error = ""
-        self.snapshot = Snapshot()
         self.reconfigured: list[Any] = []
         self.drained: float | None = None
         self.ongoing = 0
@@ -91,9 +88,13 @@ class FakeWorker:
             str(shop.directory.control_socket),
             Hello(role="worker", id=request.id, pid=0),
             self._on_message,
-            have=lambda: self.snapshot.version,
+            on_snapshot=lambda _: None,
             on_connect=self.report,
         )
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.link.snapshot
 
     async def run(self) -> int:
         link = asyncio.create_task(self.link.run())
@@ -127,10 +128,6 @@ class FakeWorker:
 
     def _on_message(self, message: Message) -> None:
         match message:
-            case SnapshotMessage(snapshot=snapshot):
-                self.snapshot = snapshot
-            case DeltaMessage(delta=delta):
-                self.snapshot = apply(self.snapshot, delta)
             case HostReplica() if self.told is None:
                 self.told = message
                 self._construct(message.spec)
@@ -176,15 +173,17 @@ class FakeIngress:
     def __init__(self, shop: Workshop, request: ProcessRequest) -> None:
         self.options = msgspec.json.decode(request.env["HEADRACE_HTTP_OPTIONS"], type=HTTPOptions)
         self.request = request
-        self.snapshot = Snapshot()
         self._end = asyncio.Event()
         self.link = ControlLink(
             str(shop.directory.control_socket),
             Hello(role="ingress", id=request.id, pid=0),
-            self._on_message,
-            have=lambda: self.snapshot.version,
+            on_snapshot=lambda _: None,
             on_connect=self._report,
         )
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.link.snapshot
 
     async def run(self) -> int:
         link = asyncio.create_task(self.link.run())
@@ -201,13 +200,6 @@ class FakeIngress:
 
     def _report(self) -> None:
         self.link.send(IngressReport(ingress_id=self.request.id, pid=0, host=self.options.host, port=self.options.port))
-
-    def _on_message(self, message: Message) -> None:
-        match message:
-            case SnapshotMessage(snapshot=snapshot):
-                self.snapshot = snapshot
-            case DeltaMessage(delta=delta):
-                self.snapshot = apply(self.snapshot, delta)
 
 
 class Workshop:

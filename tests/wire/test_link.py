@@ -9,7 +9,7 @@ from pathlib import Path
 
 from control_peer import ControlPeer
 
-from headrace.spec.snapshot import Snapshot, SnapshotDelta
+from headrace.spec.snapshot import ApplicationEntry, Snapshot, SnapshotDelta
 from headrace.spec.status import ReplicaState
 from headrace.wire.control import (
     DeltaMessage,
@@ -24,6 +24,7 @@ from headrace.wire.control import (
 from headrace.wire.link import ControlLink
 
 HELLO = Hello(role="worker", id="D#1@app", pid=7)
+APP = ApplicationEntry(name="any", route_prefix=None, ingress="D")
 REPORT = ReplicaReport(
     replica_id="D#1", app="app", key="app/D@1", revision=1, state=ReplicaState.RUNNING, address="unix:/x", pid=7
 )
@@ -47,18 +48,23 @@ def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
 def test_says_hello_subscribes_with_what_it_has_and_acknowledges(tmp_path: Path) -> None:
     async def body() -> None:
         got: list[Message] = []
+        snapshots: list[Snapshot] = []
         peer = ControlPeer(tmp_path / "c.sock")
         await peer.start()
-        link = ControlLink(str(peer.path), HELLO, got.append, have=lambda: 4)
+        known = Snapshot(version=4)
+        link = ControlLink(str(peer.path), HELLO, got.append, snapshot=known, on_snapshot=snapshots.append)
         async with running(link):
             await peer.until(lambda: len(peer.received) == 2)
             assert peer.received == [HELLO, Subscribe(4)]
-            peer.channels[0].send(SnapshotMessage(Snapshot(version=5)))
-            peer.channels[0].send(DeltaMessage(SnapshotDelta(from_version=5, to_version=6)))
+            peer.channels[0].send(SnapshotMessage(Snapshot(version=5, applications={"a": APP})))
+            more = SnapshotDelta(from_version=5, to_version=6, applications={"b": APP})
+            peer.channels[0].send(DeltaMessage(more))
             peer.channels[0].send(DrainReplica("D#1", 3.0))
             await peer.until(lambda: SnapshotAck(6) in peer.received)
             assert peer.of(SnapshotAck) == [SnapshotAck(5), SnapshotAck(6)]
-            assert [type(m) for m in got] == [SnapshotMessage, DeltaMessage, DrainReplica]
+            assert got == [DrainReplica("D#1", 3.0)]
+            assert [sorted(each.applications) for each in snapshots] == [["a"], ["a", "b"]]
+            assert link.snapshot is snapshots[-1]
         await peer.stop()
 
     run(body)
@@ -66,10 +72,10 @@ def test_says_hello_subscribes_with_what_it_has_and_acknowledges(tmp_path: Path)
 
 def test_a_delta_that_does_not_fit_asks_for_the_whole(tmp_path: Path) -> None:
     async def body() -> None:
-        got: list[Message] = []
+        got: list[Snapshot] = []
         peer = ControlPeer(tmp_path / "c.sock")
         await peer.start()
-        async with running(ControlLink(str(peer.path), HELLO, got.append)):
+        async with running(ControlLink(str(peer.path), HELLO, on_snapshot=got.append)):
             await peer.until(lambda: Subscribe(0) in peer.received)
             peer.channels[0].send(DeltaMessage(SnapshotDelta(from_version=5, to_version=6)))
             await peer.until(lambda: peer.received.count(Subscribe(0)) == 2)
@@ -113,13 +119,13 @@ def test_a_controller_of_another_version_is_left_alone(tmp_path: Path) -> None:
 
 def test_an_owner_that_raises_does_not_end_the_link(tmp_path: Path) -> None:
     async def body() -> None:
-        def broken(message: Message) -> None:
+        def broken(news: object) -> None:
             raise KeyError("bug")
 
         connected = asyncio.Event()
         peer = ControlPeer(tmp_path / "c.sock")
         await peer.start()
-        link = ControlLink(str(peer.path), HELLO, broken, on_connect=connected.set)
+        link = ControlLink(str(peer.path), HELLO, broken, on_snapshot=broken, on_connect=connected.set)
         async with running(link):
             await peer.until(lambda: Subscribe(0) in peer.received)
             peer.channels[0].send(SnapshotMessage(Snapshot(version=5)))
@@ -128,6 +134,7 @@ def test_an_owner_that_raises_does_not_end_the_link(tmp_path: Path) -> None:
             link.send(REPORT)
             await peer.until(lambda: REPORT in peer.received)
             assert peer.of(SnapshotAck) == []  # it does not route by what it failed to take
+            assert link.snapshot.version == 0
             assert len(peer.of(Hello)) == 1
         await peer.stop()
 
@@ -138,7 +145,7 @@ def test_cancelling_closes_the_connection(tmp_path: Path) -> None:
     async def body() -> None:
         peer = ControlPeer(tmp_path / "c.sock")
         await peer.start()
-        async with running(ControlLink(str(peer.path), HELLO, lambda _: None, subscribe=False)):
+        async with running(ControlLink(str(peer.path), HELLO, lambda _: None)):
             await peer.until(lambda: peer.received)
         await peer.until(lambda: not peer.channels)
         assert peer.received == [HELLO]

@@ -16,8 +16,8 @@ from headrace.ingress.door import Door
 from headrace.ingress.listener import Listener
 from headrace.router import Router
 from headrace.spec.config import HTTPOptions
-from headrace.spec.snapshot import Snapshot, apply
-from headrace.wire.control import DeltaMessage, Hello, IngressReport, Message, SnapshotMessage
+from headrace.spec.snapshot import Snapshot
+from headrace.wire.control import Hello, IngressReport
 from headrace.wire.link import ControlLink
 
 log = logging.getLogger("headrace.ingress")
@@ -45,14 +45,13 @@ class Ingress:
         self._options = options
         self._router = router
         self._first_snapshot = snapshot
-        self._held = snapshot or Snapshot()
         self._stopped = asyncio.Event()
         self._drain_s = options.drain_timeout_s
         self._link = ControlLink(
             control_path,
             Hello(role="ingress", id=process_id, pid=os.getpid()),
-            self._received,
-            have=lambda: self._held.version,
+            snapshot=snapshot,
+            on_snapshot=self._route_by,
             on_connect=self._report,
         )
 
@@ -84,17 +83,7 @@ class Ingress:
             self._drain_s = min(self._drain_s, drain_s)
         self._stopped.set()
 
-    def _received(self, message: Message) -> None:
-        match message:
-            case SnapshotMessage(snapshot=snapshot):
-                self._route_by(snapshot)
-            case DeltaMessage(delta=delta):
-                self._route_by(apply(self._held, delta))
-            case _:
-                log.warning("%s does not know what to do with %s", self._process_id, type(message).__name__)
-
     def _route_by(self, snapshot: Snapshot) -> None:
-        self._held = snapshot
         self._router.update(snapshot)
         self.door.update(snapshot)
 

@@ -15,10 +15,9 @@ from collections.abc import Callable
 
 from headrace.handle import DeploymentHandle
 from headrace.replica.host import HostedReplica
-from headrace.spec.snapshot import Snapshot, apply
+from headrace.spec.snapshot import Snapshot
 from headrace.wire.awake import Awake
 from headrace.wire.control import (
-    DeltaMessage,
     DescribeReplica,
     DrainReplica,
     Hello,
@@ -26,7 +25,6 @@ from headrace.wire.control import (
     Message,
     ReconfigureReplica,
     ReplicaReport,
-    SnapshotMessage,
 )
 from headrace.wire.link import ControlLink
 
@@ -54,8 +52,6 @@ class Worker:
     ) -> None:
         self.replica: HostedReplica | None = None
         self._process_id = process_id
-        self._snapshot = snapshot or Snapshot()
-        self._adopt = adopt
         self._prepare = prepare
         self._on_state = on_state
         self._on_drain = on_drain
@@ -66,9 +62,9 @@ class Worker:
             control_path,
             Hello(role="worker", id=process_id, pid=os.getpid()),
             self._received,
-            have=lambda: self._snapshot.version,
+            snapshot=snapshot,
+            on_snapshot=adopt,
             on_connect=self._report_again,
-            subscribe=adopt is not None,
         )
 
     def __repr__(self) -> str:
@@ -103,10 +99,6 @@ class Worker:
 
     def _received(self, message: Message) -> None:
         match message:
-            case SnapshotMessage(snapshot=snapshot):
-                self._route_by(snapshot)
-            case DeltaMessage(delta=delta):
-                self._route_by(apply(self._snapshot, delta))
             case HostReplica():
                 self._host(message)
             case DrainReplica(replica_id=replica_id, deadline_s=deadline_s) if self._is_ours(replica_id):
@@ -121,11 +113,6 @@ class Worker:
 
     def _is_ours(self, replica_id: str) -> bool:
         return self.replica is not None and self.replica.order.replica_id == replica_id
-
-    def _route_by(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-        if self._adopt is not None:
-            self._adopt(snapshot)
 
     def _host(self, order: HostReplica) -> None:
         if self.replica is not None:

@@ -26,20 +26,16 @@ from headrace.router import Router
 from headrace.serve.deployment import Application
 from headrace.serve.graph import build
 from headrace.spec.errors import InstanceError
-from headrace.spec.snapshot import Snapshot, apply
 from headrace.spec.status import ServeStatus
 from headrace.wire.client import ControlClient
 from headrace.wire.control import (
     Answer,
     Delete,
-    DeltaMessage,
     Deploy,
     Deployed,
     GetStatus,
     Hello,
-    Message,
     Operation,
-    SnapshotMessage,
     Status,
 )
 from headrace.wire.link import ControlLink
@@ -58,7 +54,7 @@ class TestInstance:
         self.engine = FakeEngine({"worker": self._host}, cpus=cpus, gpus=gpus)
         self._folder: Path | None = None
         self._directory: InstanceDirectory | None = None
-        self._snapshot = Snapshot()
+        self._link: ControlLink | None = None
         self._runtime: runtimes.Runtime | None = None
         self._replaced: runtimes.Runtime | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -87,9 +83,10 @@ class TestInstance:
         """As `serve.run`: returns a handle to the application once it is ready. Raises DeployFailedError."""
         answer = await self._ask(Deploy(build(target, name, None)))
         assert isinstance(answer, Deployed)
-        while self._snapshot.version < answer.version:  # noqa: ASYNC110 - the link delivers it on this loop, in a moment
+        assert self._link is not None
+        while self._link.snapshot.version < answer.version:  # noqa: ASYNC110 - it comes on this loop, in a moment
             await asyncio.sleep(0.001)
-        return DeploymentHandle(self._snapshot.applications[name].ingress, name)
+        return DeploymentHandle(self._link.snapshot.applications[name].ingress, name)
 
     async def delete(self, name: str) -> None:
         """As `serve.delete`: returns when the application's last replica is gone."""
@@ -123,13 +120,10 @@ class TestInstance:
         self._replaced = runtimes.installed()
         self._runtime = runtimes.Runtime(Router(loop, "test"), loop, threading.get_ident())
         runtimes.install(self._runtime)
-        link = ControlLink(
-            str(directory.control_socket),
-            Hello(role="driver", id="test", pid=0),
-            self._received,
-            have=lambda: self._snapshot.version,
+        self._link = ControlLink(
+            str(directory.control_socket), Hello(role="driver", id="test", pid=0), on_snapshot=self._runtime.adopt
         )
-        self._tasks.append(loop.create_task(link.run(), name="link"))
+        self._tasks.append(loop.create_task(self._link.run(), name="link"))
 
     async def _end(self) -> None:
         # Callers first: the router goes before the replicas, so that nobody tries to repeat what is being ended.
@@ -152,14 +146,3 @@ class TestInstance:
             return await asyncio.to_thread(client.request, operation, None)
         finally:
             client.close()
-
-    def _received(self, message: Message) -> None:
-        match message:
-            case SnapshotMessage(snapshot=snapshot):
-                self._snapshot = snapshot
-            case DeltaMessage(delta=delta):
-                self._snapshot = apply(self._snapshot, delta)
-            case _:
-                return
-        if self._runtime is not None:
-            self._runtime.adopt(self._snapshot)

@@ -1,7 +1,8 @@
 """A process's standing connection to its controller.
 
-In: messages of the controller, handed to the owner's `on_message` on the event loop. Out: the owner's messages, and by
-itself Hello, Subscribe, and a SnapshotAck for each snapshot or delta once the owner's `on_message` has returned.
+In: messages of the controller, handed to the owner's `on_message` on the event loop; snapshots and differences, of
+which the owner's `on_snapshot` gets each whole. Out: the owner's messages, and by itself Hello, Subscribe, and a
+SnapshotAck for each snapshot once `on_snapshot` has returned.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import random
 from collections.abc import Callable
 
 from headrace.spec.errors import PeerVersionError
+from headrace.spec.snapshot import Snapshot, apply
 from headrace.wire.channel import ControlChannel
 from headrace.wire.control import (
     CONTROL_VERSION,
@@ -32,30 +34,29 @@ LAST_RETRY_S = 1.0
 class ControlLink:
     """A connection to the controller: says hello, subscribes, delivers messages, reconnects with backoff for ever.
 
-    `have` tells the snapshot version that the owner routes by (0 for none), asked at each connect. `on_connect` is
-    called each time the controller has said hello: there the owner reports its state anew. A DeltaMessage is delivered
-    only when it starts from the version that was delivered (or held) before; otherwise a whole snapshot is asked for.
+    `snapshot` is the one that the controller told last; at first what the owner knows already (None: nothing). Without
+    `on_snapshot` none is asked for. `on_connect` is called each time the controller has said hello: there the owner
+    reports its state anew.
     """
 
     def __init__(
         self,
         path: str,
         hello: Hello,
-        on_message: Callable[[Message], None],
+        on_message: Callable[[Message], None] | None = None,
         *,
-        have: Callable[[], int] | None = None,
+        snapshot: Snapshot | None = None,
+        on_snapshot: Callable[[Snapshot], None] | None = None,
         on_connect: Callable[[], None] | None = None,
-        subscribe: bool = True,
     ) -> None:
+        self.snapshot = snapshot or Snapshot()
         self._path = path
         self._hello = hello
         self._on_message = on_message
-        self._have = have
+        self._on_snapshot = on_snapshot
         self._on_connect = on_connect
-        self._subscribe = subscribe
         self._channel: ControlChannel | None = None
         self._ended: asyncio.Event | None = None
-        self._version = 0
         self._connected = False
         self._random = random.Random()
 
@@ -95,9 +96,8 @@ class ControlLink:
 
     def _open(self, channel: ControlChannel) -> None:
         channel.send(self._hello)
-        if self._subscribe:
-            self._version = self._have() if self._have is not None else 0
-            channel.send(Subscribe(self._version))
+        if self._on_snapshot is not None:
+            channel.send(Subscribe(self.snapshot.version))
 
     def send(self, message: Message) -> bool:
         """Send the message. False: not connected now, and the message is dropped; report the state in `on_connect`."""
@@ -117,20 +117,23 @@ class ControlLink:
                 if self._on_connect is not None:
                     self._on_connect()
             case SnapshotMessage(snapshot=snapshot):
-                self._on_message(message)
-                self._acknowledge(channel, snapshot.version)
+                self._follow(channel, snapshot)
             case DeltaMessage(delta=delta):
-                if delta.from_version != self._version:
+                if delta.from_version != self.snapshot.version:
                     channel.send(Subscribe(0))
                     return
+                self._follow(channel, apply(self.snapshot, delta))
+            case _ if self._on_message is not None:
                 self._on_message(message)
-                self._acknowledge(channel, delta.to_version)
             case _:
-                self._on_message(message)
+                logger.warning("%s does not know what to do with %s", self._hello.id, type(message).__name__)
 
-    def _acknowledge(self, channel: ControlChannel, version: int) -> None:
-        self._version = version
-        channel.send(SnapshotAck(version))
+    def _follow(self, channel: ControlChannel, snapshot: Snapshot) -> None:
+        if self._on_snapshot is not None:
+            self._on_snapshot(snapshot)
+        # After it: an owner that failed to take a snapshot does not route by it, and is told the next one whole.
+        self.snapshot = snapshot
+        channel.send(SnapshotAck(snapshot.version))
 
     def _closed(self, channel: ControlChannel) -> None:
         if self._ended is not None:
