@@ -7,11 +7,12 @@ application, revision and deadline the calls that they make belong to; user code
 from __future__ import annotations
 
 import contextvars
-from typing import Any
+import time
+from typing import Any, Protocol
 
 import msgspec
 
-from headrace.spec.errors import HeadraceError
+from headrace.spec.errors import HeadraceError, RequestCancelledError, RequestTimeoutError
 from headrace.wire.frames import CallMeta, HttpHead
 
 _head_decoder = msgspec.msgpack.Decoder(HttpHead | None)
@@ -35,10 +36,18 @@ class ReplicaContext(msgspec.Struct, kw_only=True, eq=False):
         return self.replica_id
 
 
-class RequestContext(msgspec.Struct, gc=False, eq=False):
-    """The request that the code runs for. `deadline` is in seconds of the clock of the replica's loop, or None.
+class UnderWay(Protocol):
+    """What became of a call meanwhile."""
 
-    `calls` are those that it made by handles and that have not ended: they are cancelled when it is.
+    cancelled: bool  # its caller has left
+    expired: bool  # its deadline has passed
+
+
+class RequestContext(msgspec.Struct, gc=False, eq=False):
+    """The request that the code runs for. `deadline` is in seconds of `time.monotonic()`, or None.
+
+    `calls` are those that it made by handles and that have not ended: they are cancelled when it is. `call` is the call
+    itself, as the replica knows it.
 
     Made for every call, so it only refers to the call's metadata; the rest is read from there when asked for.
     """
@@ -47,6 +56,7 @@ class RequestContext(msgspec.Struct, gc=False, eq=False):
     deadline: float | None = None
     replica: ReplicaContext | None = None
     calls: set[Any] | None = None
+    call: UnderWay | None = None
 
     @property
     def request_id(self) -> str:
@@ -65,6 +75,34 @@ class RequestContext(msgspec.Struct, gc=False, eq=False):
     def attempt(self) -> int:
         """1, and one more for each replica that died while it worked on this call."""
         return self.meta.attempt
+
+    @property
+    def priority(self) -> int:
+        """Of calls that wait, the higher go first; every call made for this request has the same."""
+        return self.meta.priority
+
+    @property
+    def remaining_s(self) -> float | None:
+        """The seconds for which the answer still matters, 0 when that time is over; None: for ever."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for the answer any more: the caller has left, or the time is over."""
+        call = self.call
+        if call is not None and (call.cancelled or call.expired):
+            return True
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def check(self) -> None:
+        """For code that nothing can interrupt (a loop in a plain method): end here if nobody waits for the answer.
+
+        Raises RequestCancelledError when the caller has left, RequestTimeoutError when the time is over.
+        """
+        if self.call is not None and self.call.cancelled:
+            raise RequestCancelledError(f"the caller of request {self.request_id} has left")
+        if self.cancelled:
+            raise RequestTimeoutError(f"the time of request {self.request_id} is over")
 
     @property
     def sticky(self) -> str | None:
@@ -119,6 +157,19 @@ def current_replica() -> ReplicaContext | None:
     if request is not None and request.replica is not None:
         return request.replica
     return replica_variable.get() or _Process.replica
+
+
+def get_request_context() -> RequestContext:
+    """The request that the calling code works for: its id, deadline, attempt, whether it was cancelled, and so on.
+
+    Raises HeadraceError outside of a request.
+    """
+    request = request_variable.get()
+    if request is None:
+        raise HeadraceError(
+            "serve.get_request_context() was called outside of a request: call it in what a deployment's method runs"
+        )
+    return request
 
 
 def get_replica_context() -> ReplicaContext:

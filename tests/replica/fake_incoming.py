@@ -39,6 +39,8 @@ class FakeIncoming:
         self.body = body
         self.buffers: Sequence[memoryview] = ()
         self.cancelled = False
+        self.expired = False
+        self.deadline: float | None = None
         self.on_cancel: Callable[[], None] | None = None
         self.ended = asyncio.Event()
         self.started = asyncio.Event()  # a streamed result has begun
@@ -90,11 +92,29 @@ class FakeIncoming:
         self.stream_is_whole = True
         self.ended.set()
 
+    def expire_at(self, deadline: float) -> None:
+        self.deadline = deadline
+
     async def read(self) -> bytes:
         part = await self._parts.get()
         if self.cancelled:
             raise RequestCancelledError("the caller has left")
         return part
+
+    def open_items(self) -> None:
+        self.items: list[Any] = []
+
+    def put_item(self, item: payload.Payload | bytes, kind: int = 0) -> bool:
+        assert not self.ended.is_set(), "an item after the end"
+        self.items.append(item if isinstance(item, bytes) else payload.decode(item.data, item.buffers))
+        self.started.set()
+        return len(self.items) <= self.window
+
+    async def room(self) -> None:
+        await self.drained()
+
+    def end_items(self) -> None:
+        self.end()
 
     # the test's side
 
@@ -104,8 +124,15 @@ class FakeIncoming:
     def let_drain(self) -> None:
         self._drained.set()
 
+    def expire(self) -> None:
+        self.expired = True
+        self._stop()
+
     def cancel(self) -> None:
         self.cancelled = True
+        self._stop()
+
+    def _stop(self) -> None:
         self._drained.set()
         self._parts.put_nowait(b"")
         if self.on_cancel is not None:

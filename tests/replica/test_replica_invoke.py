@@ -13,11 +13,11 @@ import pytest
 from fake_incoming import FakeIncoming, handle_call, http_call, invoker_of, run, served
 
 from headrace.context import current_request, get_replica_context
-from headrace.replica.invoke import find_method
+from headrace.replica.methods import find_method
 from headrace.spec.errors import (
     BackPressureError,
+    GeneratorError,
     MethodNotFound,
-    NotServableError,
     PayloadError,
     RemoteTraceback,
     RequestTimeoutError,
@@ -161,7 +161,7 @@ class Defaults:
 def test_what_is_deployed_may_be_a_function_or_an_instance_and_may_take_no_request(servable: Any) -> None:
     payload = http_result_of(servable).payload
     assert payload in (b"async", b"plain")
-    assert find_method(servable, "__call__").is_async == (payload == b"async")
+    assert find_method(servable, "__call__").on_loop == (payload == b"async")
 
 
 def test_functions_are_called_by_handle_too() -> None:
@@ -252,8 +252,8 @@ def test_functions_and_silent_classes_say_what_they_lack() -> None:
 
 
 @pytest.mark.parametrize("method", ["stream", "items"])
-def test_generators_are_refused_with_what_to_do_instead(method: str) -> None:
-    with pytest.raises(NotServableError, match=rf"Model.{method} is a generator.*StreamingResponse"):
+def test_a_generator_called_for_one_result_says_how_to_call_it(method: str) -> None:
+    with pytest.raises(GeneratorError, match=rf"Model.{method} is a generator.*stream=True"):
         result_of(Model(), method)
 
 

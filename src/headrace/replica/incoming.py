@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from headrace.spec.errors import ProtocolError, RequestCancelledError
+from headrace.spec.errors import ProtocolError, RequestCancelledError, RequestTimeoutError
 from headrace.wire.connection import Outflow
 from headrace.wire.frames import (
     ARENAS,
@@ -67,9 +67,11 @@ class Incoming:
         "body",
         "buffers",
         "cancelled",
+        "expired",
         "flags",
         "meta",
         "on_cancel",
+        "timer",
     )
 
     def __init__(self, link: CalleeLink, stream: int, flags: int, meta: CallMeta, body: bytes) -> None:
@@ -79,7 +81,9 @@ class Incoming:
         self.flags = flags
         self.body: bytes | memoryview = body
         self.buffers: Sequence[memoryview] = ()
-        self.cancelled = False
+        self.cancelled = False  # the caller has left
+        self.expired = False  # the time is over
+        self.timer: asyncio.TimerHandle | None = None  # at whose end it is
         self.on_cancel: Callable[[], None] | None = None
         self._inflow: Inflow | None = None
         self._outflow: Outflow | None = None
@@ -139,11 +143,14 @@ class Incoming:
 
     async def drained(self) -> None:
         """Until the caller has read enough for more to be sent. Raises RequestCancelledError when it has left."""
-        while not self.cancelled and self._outflow is not None and self._outflow.pending_bytes >= WINDOW_BYTES // 2:
+        while (
+            not (self.cancelled or self.expired)
+            and self._outflow is not None
+            and self._outflow.pending_bytes >= WINDOW_BYTES // 2
+        ):
             self._drain_waiter = self._link.loop.create_future()
             await self._drain_waiter
-        if self.cancelled:
-            raise RequestCancelledError(f"the caller of request {self.meta.request_id} has left")
+        self._check_wanted()
 
     def end(self) -> None:
         """The streamed result is whole, and the call is done."""
@@ -176,11 +183,10 @@ class Incoming:
 
     async def room(self) -> None:
         """Until the caller has taken enough items for more to be made. Raises RequestCancelledError when it left."""
-        while not self.cancelled and self._items is not None and self._items.room <= 0:
+        while not (self.cancelled or self.expired) and self._items is not None and self._items.room <= 0:
             self._drain_waiter = self._link.loop.create_future()
             await self._drain_waiter
-        if self.cancelled:
-            raise RequestCancelledError(f"the caller of request {self.meta.request_id} has left")
+        self._check_wanted()
 
     def end_items(self) -> None:
         """The last item has been put, and the call is done."""
@@ -253,25 +259,43 @@ class Incoming:
         inflow = self._inflow
         if inflow is None:
             return b""
-        while not inflow.parts and not inflow.ended and not self.cancelled:
+        while not (inflow.parts or inflow.ended or self.cancelled or self.expired):
             inflow.waiter = self._link.loop.create_future()
             await inflow.waiter
-        if self.cancelled:
-            raise RequestCancelledError(f"the caller of request {self.meta.request_id} left before the body was whole")
+        self._check_wanted()
         if not inflow.parts:
             return b""
         part = inflow.parts.popleft()
         self._link.consumed(self._stream, len(part))
         return part
 
+    # --- the end of interest ---------------------------------------------------------------------------------------
+
     def cancel(self) -> None:
         """The caller is no longer interested."""
-        if self.cancelled:
-            return
-        self.cancelled = True
+        if not self.cancelled:
+            self.cancelled = True
+            self._stop()
+
+    def expire_at(self, deadline: float) -> None:
+        """Have the work on it stop at `deadline`, on the loop's clock, if it has not ended by then."""
+        self.timer = self._link.loop.call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        if not self.cancelled:
+            self.expired = True
+            self._stop()
+
+    def _stop(self) -> None:
         if self._inflow is not None:
             wake(self._inflow.waiter)
         if self._outflow is not None or self._items is not None:
             wake(self._drain_waiter)
         if self.on_cancel is not None:
             self.on_cancel()
+
+    def _check_wanted(self) -> None:
+        if self.cancelled:
+            raise RequestCancelledError(f"the caller of request {self.meta.request_id} has left")
+        if self.expired:
+            raise RequestTimeoutError(f"the time of request {self.meta.request_id} is over")

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import difflib
 import inspect
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
@@ -27,10 +25,21 @@ from starlette.responses import PlainTextResponse, Response
 import headrace
 from headrace.context import ReplicaContext, RequestContext, request_variable
 from headrace.handle import cancel_calls
+from headrace.replica.methods import Method, find_method
 from headrace.replica.request import HttpRequest
 from headrace.replica.response import AsgiReply, is_whole, json_body, render, send_whole
+from headrace.replica.streaming import (
+    BodyOutlet,
+    ItemOutlet,
+    Outlet,
+    ThreadedItems,
+    is_stream,
+    put_all,
+    send_all,
+)
 from headrace.replica.threads import Done, ThreadPool
 from headrace.spec.errors import (
+    GeneratorError,
     MethodNotFound,
     NotServableError,
     PayloadError,
@@ -39,9 +48,12 @@ from headrace.spec.errors import (
     ServingError,
 )
 from headrace.wire import payload
-from headrace.wire.frames import HTTP, ErrorInfo
+from headrace.wire.frames import GRPC, HTTP, STREAM, ErrorInfo
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from headrace.replica.grpc_call import GrpcCalls
     from headrace.replica.incoming import Incoming
 
 log = logging.getLogger("headrace.replica")
@@ -51,54 +63,105 @@ _current_task = asyncio.current_task
 _set_request = request_variable.set
 _decode, _encode = payload.decode, payload.encode
 _GONE = ErrorInfo("headrace.spec.errors.RequestCancelledError", "the caller has left", "", RequestCancelledError.status)
-# What user code may raise because its caller has left.
+# What user code may raise because its caller has left, or its time was over (a TimeoutError is an OSError).
 _LEAVING = (asyncio.CancelledError, RequestCancelledError, ClientDisconnect, OSError)
-
-
-class Method(msgspec.Struct, frozen=True):
-    """A method as it is called: `serve` with the Request of an HTTP call, `function` with the arguments of others."""
-
-    name: str
-    function: Callable[..., Any]
-    serve: Callable[[HttpRequest], Any]
-    is_async: bool
+_SPECIAL = GRPC | STREAM
 
 
 class Invoker:
     """Runs calls on `servable`, the user's instance or function. All methods belong to the loop's thread."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, servable: object, replica: ReplicaContext, threads: ThreadPool
+        self,
+        loop: asyncio.AbstractEventLoop,
+        servable: object,
+        replica: ReplicaContext,
+        threads: ThreadPool,
+        asgi: ASGIApp | None = None,
     ) -> None:
-        self._loop = loop
-        self._servable = servable
-        self._replica = replica
-        self._threads = threads
+        self.loop = loop
+        self.servable = servable
+        self.replica = replica
+        self.threads = threads
+        self._asgi = asgi  # takes the HTTP requests, if there is one
+        self._grpc: GrpcCalls | None = None
         self._methods: dict[str, Method] = {}
         self._responding: set[asyncio.Task[Any]] = set()  # they run a response, and maybe go on after its end
         self._rested = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"<Invoker of {self._replica.replica_id} responding={len(self._responding)}>"
+        return f"<Invoker of {self.replica.replica_id} responding={len(self._responding)}>"
 
     def start(self, incoming: Incoming) -> None:
         """Run the call; never raises. The server calls this on the loop as soon as the call has a slot."""
-        meta = incoming.meta
-        method = self._methods.get(meta.method)
-        if method is None:
-            try:
-                method = self._methods[meta.method] = find_method(self._servable, meta.method)
-            except Exception as error:  # MethodNotFound, and what properties and signatures of users raise
-                incoming.fail(self._tell(incoming, error))
+        remaining = incoming.meta.remaining_s
+        deadline: float | None = None
+        if remaining >= 0:
+            if not remaining:
+                incoming.fail(self._tell(incoming, self._late(incoming)))
                 return
-        remaining = meta.remaining_s
-        deadline = None if remaining < 0 else self._loop.time() + remaining
-        if method.is_async:
-            run = self._run_http if incoming.flags & HTTP else self._run_call
-            asyncio.Task(run(incoming, method, deadline), loop=self._loop, name="call")
+            deadline = self.loop.time() + remaining
+            incoming.expire_at(deadline)
+        flags = incoming.flags
+        if flags & _SPECIAL or (self._asgi is not None and flags & HTTP):
+            self._start_special(incoming, deadline)
+            return
+        name = incoming.meta.method
+        method = self._methods.get(name) or self.find(incoming, name)
+        if method is None:
+            return
+        if method.streams:
+            self._start_stream(incoming, method, deadline)
+        elif method.on_loop:
+            run = self._run_http if flags & HTTP else self._run_call
+            asyncio.Task(run(incoming, method, deadline), loop=self.loop, name="call")
         else:
             # Nothing cancels a thread, only the calls that it waits for; the slot is taken until it has returned.
-            self._threads.submit(partial(self._in_thread, incoming, method, deadline))
+            self.threads.submit(partial(self._in_thread, incoming, method, deadline))
+
+    def find(self, incoming: Incoming, name: str) -> Method | None:
+        """The method that the call names; None when the call has failed for want of it."""
+        method = self._methods.get(name)
+        if method is None:
+            try:
+                method = self._methods[name] = find_method(self.servable, name)
+            except Exception as error:  # MethodNotFound, and what properties and signatures of users raise
+                incoming.fail(self._tell(incoming, error))
+        return method
+
+    def _start_special(self, incoming: Incoming, deadline: float | None) -> None:
+        """What is not a plain call of a method for one result."""
+        flags = incoming.flags
+        if flags & GRPC:
+            if self._grpc is None:
+                from headrace.replica.grpc_call import GrpcCalls  # grpcio is loaded where it is used
+
+                self._grpc = GrpcCalls(self)
+            self._grpc.start(incoming, deadline)
+        elif flags & HTTP:
+            asyncio.Task(self._run_asgi(incoming, deadline), loop=self.loop, name="call")
+        else:
+            method = self.find(incoming, incoming.meta.method)
+            if method is not None:
+                self._start_stream(incoming, method, deadline)
+
+    def _start_stream(self, incoming: Incoming, method: Method, deadline: float | None) -> None:
+        outlet: Outlet
+        if incoming.flags & HTTP:
+            outlet = BodyOutlet(incoming)
+        elif incoming.flags & STREAM:
+            outlet = ItemOutlet(incoming)
+        else:
+            error = GeneratorError(
+                f"{method.label} is a generator: call it by handle.options(stream=True), and iterate over what "
+                ".remote(...) returns"
+            )
+            incoming.fail(self._tell(incoming, error))
+            return
+        if method.on_loop:
+            asyncio.Task(self._run_stream(incoming, method, outlet, deadline), loop=self.loop, name="call")
+        else:
+            self.threads.submit(partial(self._in_thread_stream, incoming, method, outlet, deadline))
 
     async def rested(self) -> None:
         """Until no background task of a response that was sent is left."""
@@ -116,14 +179,16 @@ class Invoker:
     # A task that is cancelled before its first step never takes it, and could not free its slot: so each makes itself
     # cancellable in its first step, which looks whether that is too late.
 
+    def enter(self, incoming: Incoming, deadline: float | None) -> None:
+        """The first step of a call's own task: it can be cancelled from now on, and its code sees its request."""
+        incoming.on_cancel = _current_task(self.loop).cancel  # type: ignore[assignment, union-attr]
+        if incoming.cancelled or incoming.expired:
+            raise asyncio.CancelledError
+        _set_request(RequestContext(incoming.meta, deadline, self.replica, None, incoming))
+
     async def _run_http(self, incoming: Incoming, method: Method, deadline: float | None) -> None:
         try:
-            incoming.on_cancel = _current_task(self._loop).cancel  # type: ignore[assignment, union-attr]
-            if incoming.cancelled:
-                raise asyncio.CancelledError
-            if deadline is not None:
-                self._check_deadline(incoming, deadline)
-            _set_request(RequestContext(incoming.meta, deadline, self._replica))
+            self.enter(incoming, deadline)
             request = HttpRequest(incoming)
             try:
                 result = await method.serve(request)
@@ -134,49 +199,86 @@ class Invoker:
             else:
                 await self._respond(incoming, request, result)
         except BaseException as error:  # the top of the task: whatever user code raises is this request's error alone
-            self._fail(incoming, error)
+            self.fail(incoming, error)
 
     async def _run_call(self, incoming: Incoming, method: Method, deadline: float | None) -> None:
         try:
-            incoming.on_cancel = _current_task(self._loop).cancel  # type: ignore[assignment, union-attr]
-            if incoming.cancelled:
-                raise asyncio.CancelledError
-            if deadline is not None:
-                self._check_deadline(incoming, deadline)
-            _set_request(RequestContext(incoming.meta, deadline, self._replica))
+            self.enter(incoming, deadline)
             args, kwargs = _decode(incoming.body, incoming.buffers)
-            incoming.answer(_encode(await method.function(*args, **kwargs)))
+            incoming.answer(_encode_result(await method.function(*args, **kwargs), method))
         except BaseException as error:  # as in _run_http
-            self._fail(incoming, error)
+            self.fail(incoming, error)
 
-    async def _run_rest(self, incoming: Incoming, request: HttpRequest | None, result: Any) -> None:
+    async def _run_asgi(self, incoming: Incoming, deadline: float | None) -> None:
+        try:
+            self.enter(incoming, deadline)
+            request = HttpRequest(incoming)
+            if incoming.flags & STREAM:
+                from headrace.replica.websocket import serve_websocket  # loaded where it is used
+
+                await serve_websocket(incoming, request, self._asgi)
+            else:
+                assert self._asgi is not None
+                await self._run_response(incoming, request, self._asgi)
+        except BaseException as error:  # as in _run_http
+            self.fail(incoming, error)
+
+    async def _run_stream(self, incoming: Incoming, method: Method, outlet: Outlet, deadline: float | None) -> None:
+        try:
+            self.enter(incoming, deadline)
+            if incoming.flags & HTTP:
+                result = method.serve(HttpRequest(incoming))
+            else:
+                args, kwargs = _decode(incoming.body, incoming.buffers)
+                result = method.function(*args, **kwargs)
+                if inspect.isawaitable(result):
+                    result = await result
+            await self._stream(incoming, outlet, result, method.label)
+        except BaseException as error:  # as in _run_http
+            self.fail(incoming, error)
+
+    async def _stream(self, incoming: Incoming, outlet: Outlet, result: Any, label: str) -> None:
+        """Send what a generator yields; a plain one runs in a thread."""
+        if inspect.isasyncgen(result):
+            await send_all(outlet, result)
+        elif inspect.isgenerator(result):
+            context = contextvars.copy_context()
+            self.threads.submit(partial(context.run, self._iterate, incoming, outlet, result))
+        else:
+            raise _no_generator(label, result)
+
+    async def _run_rest(self, incoming: Incoming, method: Method, request: HttpRequest | None, result: Any) -> None:
         """What is left to do on the loop of a call whose method ran in a thread."""
         try:
-            incoming.on_cancel = _current_task(self._loop).cancel  # type: ignore[assignment, union-attr]
-            if incoming.cancelled:
+            incoming.on_cancel = _current_task(self.loop).cancel  # type: ignore[assignment, union-attr]
+            if incoming.cancelled or incoming.expired:
                 if inspect.iscoroutine(result):
                     result.close()
                 raise asyncio.CancelledError
             if inspect.isawaitable(result):
                 result = await result
             if request is None:
-                incoming.answer(_encode(result))
+                incoming.answer(_encode_result(result, method))
             else:
                 await self._respond(incoming, request, result)
         except BaseException as error:  # as in _run_http
-            self._fail(incoming, error)
+            self.fail(incoming, error)
 
     async def _respond(self, incoming: Incoming, request: HttpRequest, result: Any) -> None:
-        if not isinstance(result, Response):
+        if isinstance(result, Response):
+            if is_whole(result):
+                send_whole(incoming, result)
+            else:
+                await self._run_response(incoming, request, result)
+        elif is_stream(result):
+            await self._stream(incoming, BodyOutlet(incoming), result, incoming.meta.method)
+        else:
             body, head = render(result)
             incoming.reply(body, head, HTTP)
-        elif is_whole(result):
-            send_whole(incoming, result)
-        else:
-            await self._run_response(incoming, request, result)
 
-    async def _run_response(self, incoming: Incoming, request: HttpRequest, response: Response) -> None:
-        task = asyncio.current_task(self._loop)
+    async def _run_response(self, incoming: Incoming, request: HttpRequest, response: ASGIApp) -> None:
+        """Run an ASGI application to the end of its response, and of what it does after."""
+        task = _current_task(self.loop)
         assert task is not None
         self._responding.add(task)
         reply = AsgiReply(incoming)
@@ -193,6 +295,14 @@ class Invoker:
 
     # ---- in a thread
 
+    def enter_thread(self, incoming: Incoming, deadline: float | None) -> RequestContext:
+        """The first step of a call's work in a thread: its code sees its request. Raises what `check` raises."""
+        request = RequestContext(incoming.meta, deadline, self.replica, None, incoming)
+        request.check()
+        _set_request(request)
+        incoming.on_cancel = partial(cancel_calls, request)
+        return request
+
     def _in_thread(self, incoming: Incoming, method: Method, deadline: float | None) -> Done:
         """Run the call in this thread, in a context of its own; the loop does what is returned."""
         context = contextvars.Context()
@@ -200,20 +310,14 @@ class Invoker:
 
     def _work(self, incoming: Incoming, method: Method, deadline: float | None, context: contextvars.Context) -> Done:
         try:
-            if incoming.cancelled:
-                return partial(incoming.fail, _GONE)
-            if deadline is not None:
-                self._check_deadline(incoming, deadline)
-            request = RequestContext(incoming.meta, deadline, self._replica)
-            _set_request(request)
-            incoming.on_cancel = partial(cancel_calls, request)
+            self.enter_thread(incoming, deadline)
             if incoming.flags & HTTP:
                 return self._work_http(incoming, method, context)
             args, kwargs = _decode(incoming.body, incoming.buffers)
             result = method.function(*args, **kwargs)
             if inspect.isawaitable(result):
-                return partial(self._go_on, incoming, None, result, context)
-            return partial(incoming.answer, _encode(result))
+                return partial(self._go_on, incoming, method, None, result, context)
+            return partial(incoming.answer, _encode_result(result, method))
         except BaseException as error:  # the top of the thread's work, as in _run_http
             return partial(incoming.fail, self._error_of(incoming, error))
 
@@ -223,42 +327,106 @@ class Invoker:
             result = method.serve(request)
         except HTTPException as error:
             result = _response_of(error)
-        if isinstance(result, Response) or inspect.isawaitable(result):
-            return partial(self._go_on, incoming, request, result, context)
+        if isinstance(result, Response) or inspect.isawaitable(result) or is_stream(result):
+            return partial(self._go_on, incoming, method, request, result, context)
         body, head = render(result)
         return partial(incoming.reply, body, head, HTTP)
 
     def _go_on(
-        self, incoming: Incoming, request: HttpRequest | None, result: Any, context: contextvars.Context
+        self,
+        incoming: Incoming,
+        method: Method,
+        request: HttpRequest | None,
+        result: Any,
+        context: contextvars.Context,
     ) -> None:
-        self._loop.create_task(self._run_rest(incoming, request, result), context=context)
+        self.loop.create_task(self._run_rest(incoming, method, request, result), context=context)
+
+    def _in_thread_stream(self, incoming: Incoming, method: Method, outlet: Outlet, deadline: float | None) -> Done:
+        context = contextvars.Context()
+        return context.run(self._work_stream, incoming, method, outlet, deadline, context)
+
+    def _work_stream(
+        self,
+        incoming: Incoming,
+        method: Method,
+        outlet: Outlet,
+        deadline: float | None,
+        context: contextvars.Context,
+    ) -> Done:
+        try:
+            self.enter_thread(incoming, deadline)
+            if incoming.flags & HTTP:
+                result = method.serve(HttpRequest(incoming))
+            else:
+                args, kwargs = _decode(incoming.body, incoming.buffers)
+                result = method.function(*args, **kwargs)
+        except BaseException as error:  # the top of the thread's work, as in _run_http
+            return partial(incoming.fail, self._error_of(incoming, error))
+        if inspect.isgenerator(result):
+            return self._iterate(incoming, outlet, result)
+        return lambda: self._go_on_stream(incoming, method, outlet, result, context)
+
+    def _go_on_stream(
+        self, incoming: Incoming, method: Method, outlet: Outlet, result: Any, context: contextvars.Context
+    ) -> None:
+        """A plain method that returned something else than a generator of its own kind: the loop finds out."""
+
+        async def run() -> None:
+            try:
+                incoming.on_cancel = _current_task(self.loop).cancel  # type: ignore[assignment, union-attr]
+                await self._stream(incoming, outlet, await result if inspect.isawaitable(result) else result, label)
+            except BaseException as error:  # as in _run_http
+                self.fail(incoming, error)
+
+        label = method.label
+        self.loop.create_task(run(), context=context)
+
+    def _iterate(self, incoming: Incoming, outlet: Outlet, items: Generator[Any, Any, Any]) -> Done:
+        """In a thread: send what the generator yields."""
+        way = ThreadedItems(self.loop, outlet)
+        request = request_variable.get()
+
+        def stop() -> None:
+            way.cancel()
+            cancel_calls(request)
+
+        incoming.on_cancel = stop
+        if incoming.cancelled or incoming.expired:
+            way.cancel()  # it came before that
+        try:
+            put_all(way, items)
+        except BaseException as error:  # the top of the thread's work, as in _run_http
+            return partial(way.finish, partial(incoming.fail, self._error_of(incoming, error)))
+        return partial(way.finish, outlet.end)
 
     # ---- errors
 
-    def _check_deadline(self, incoming: Incoming, deadline: float) -> None:
-        if self._loop.time() >= deadline:
-            meta = incoming.meta
-            raise RequestTimeoutError(
-                f"the time of request {meta.request_id} was over before {meta.method} could start on "
-                f"{self._replica.replica_id}"
-            )
+    def _late(self, incoming: Incoming) -> RequestTimeoutError:
+        meta = incoming.meta
+        return RequestTimeoutError(
+            f"the time of request {meta.request_id} is over: {meta.method} on {self.replica.replica_id} has not ended"
+        )
 
-    def _fail(self, incoming: Incoming, error: BaseException) -> None:
-        if incoming.cancelled:
+    def fail(self, incoming: Incoming, error: BaseException) -> None:
+        """The call ended with `error`: answer so, log it, and cancel the calls that it made."""
+        if incoming.cancelled or incoming.expired:
             cancel_calls(request_variable.get())
         incoming.fail(self._error_of(incoming, error))
 
     def _error_of(self, incoming: Incoming, error: BaseException) -> ErrorInfo:
         if incoming.cancelled and isinstance(error, _LEAVING):
             return _GONE
+        if incoming.expired and isinstance(error, _LEAVING):
+            return self._tell(incoming, self._late(incoming))
         return self._tell(incoming, error)
 
     def _tell(self, incoming: Incoming, error: BaseException) -> ErrorInfo:
         """Log the error for people, and make what the caller gets. Errors that say all in a line get a line."""
         meta = incoming.meta
         info = payload.encode_error(error)
-        where = f"{self._replica.deployment}.{meta.method}"
-        if isinstance(error, ServingError | MethodNotFound | RequestCancelledError):
+        where = f"{self.replica.deployment}.{meta.method}"
+        if isinstance(error, ServingError | MethodNotFound | GeneratorError | RequestCancelledError):
             log.warning("request %s: %s: %s: %s", meta.request_id, where, type(error).__name__, info.message)
         elif isinstance(error, NotServableError):
             log.error("request %s: %s returned what is no HTTP response: %s", meta.request_id, where, info.message)
@@ -275,63 +443,20 @@ def is_of_user_code(error: BaseException) -> bool:
     return any(not frame.f_code.co_filename.startswith(_PACKAGE) for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def find_method(servable: object, name: str) -> Method:
-    """The method of a servable by its name. Raises MethodNotFound, naming the nearest, for what there is not.
-
-    Names that begin with an underscore are not for callers, except `__call__`.
-    """
-    function = None
-    if name == "__call__":
-        function = servable if callable(servable) else None
-    elif not name.startswith("_") and not inspect.isroutine(servable):
-        function = getattr(servable, name, None)
-    if not callable(function):
-        raise MethodNotFound(_no_method(servable, name))
-    label = f"{_name_of(servable)}.{name}"
-    target = function.__call__ if name == "__call__" and not inspect.isroutine(function) else function
-    if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
-        refuse = partial(_refuse_generator, label)
-        return Method(name, refuse, refuse, False)
-    serve = function if _takes_an_argument(target) else partial(_without_request, function)
-    return Method(name, function, serve, inspect.iscoroutinefunction(target))
+def _encode_result(result: Any, method: Method) -> payload.Payload:
+    if is_stream(result):
+        raise GeneratorError(
+            f"{method.label} returned a generator: call it by handle.options(stream=True), and iterate over what "
+            ".remote(...) returns"
+        )
+    return _encode(result)
 
 
-def _takes_an_argument(function: Callable[..., Any]) -> bool:
-    try:
-        return bool(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # of an extension module, without a signature
-        return True
-
-
-def _without_request(function: Callable[[], Any], request: HttpRequest) -> Any:
-    return function()
-
-
-def _refuse_generator(label: str, *args: Any, **kwargs: Any) -> NoReturn:
-    raise NotServableError(
-        f"{label} is a generator, and items are not sent one by one yet: return a list, or over HTTP a "
-        "starlette.responses.StreamingResponse of the generator"
+def _no_generator(label: str, result: object) -> GeneratorError:
+    return GeneratorError(
+        f"{label} was called with stream=True, and returned no generator but {type(result).__name__}: call it without, "
+        "or have it yield"
     )
-
-
-def _no_method(servable: object, name: str) -> str:
-    owner = _name_of(servable)
-    if name.startswith("_") and name != "__call__":
-        return f"{owner}.{name} is private: only methods whose names do not begin with an underscore can be called"
-    if inspect.isroutine(servable):
-        return f"{owner} is a function and has no method {name!r}: call handle.remote(...)"
-    known = [n for n in dir(type(servable)) if not n.startswith("_") and callable(getattr(type(servable), n, None))]
-    if name == "__call__":
-        there = f"; it has {', '.join(known[:10])}" if known else ""
-        return f"{owner} has no __call__, which HTTP requests and handle.remote() go to{there}"
-    near = difflib.get_close_matches(name, known, 3)
-    if near:
-        return f"{owner} has no method {name!r}: did you mean {' or '.join(near)}?"
-    return f"{owner} has no method {name!r}; it has {', '.join(known[:10]) or 'none'}"
-
-
-def _name_of(servable: object) -> str:
-    return getattr(servable, "__name__", None) or type(servable).__name__
 
 
 def _response_of(error: HTTPException) -> Response:

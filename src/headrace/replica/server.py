@@ -108,6 +108,8 @@ class CalleeLink(Connection):
         call = self.calls.pop(stream, None)
         if call is None:
             return  # answered already: `fail` after `end`, say
+        if call.timer is not None:
+            call.timer.cancel()
         gate = self.gate
         chosen = gate.leave(self.loop.time() if gate.wanted else 0.0)
         if chosen is self:
@@ -137,6 +139,8 @@ class CalleeLink(Connection):
         call = self.calls.pop(stream, None)
         if call is None:
             return
+        if call.timer is not None:
+            call.timer.cancel()
         if call.cancelled:
             self.calls[stream] = call
             self.finish(stream, REPLY, 0, b"", b"")
