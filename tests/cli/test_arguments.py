@@ -30,7 +30,16 @@ def test_the_installed_command_starts_without_heavy_modules():
 
 @pytest.mark.parametrize(
     "arguments",
-    ["", "nonsense", "run", "run m:a --nonsense", "run m:a --port x", "status word", "run m:a --port 1 k=v -x"],
+    [
+        "",
+        "nonsense",
+        "run",
+        "run m:a --nonsense",
+        "run m:a --port x",
+        "run m:a --request-timeout soon",
+        "status word",
+        "run m:a --port 1 k=v -x",
+    ],
 )
 def test_arguments_that_are_not_right(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -53,6 +62,8 @@ def test_arguments_that_are_not_right(arguments, capsys):
         (["run", "m", "--instance", "x"], "'m' is not MODULE:APP"),
         (["run", "m:a", "--route-prefix", "x"], "route_prefix='x' must start with '/'"),
         (["run", "m:a", "--name", "a b"], "name='a b' must be"),
+        (["run", "m:a", "--request-timeout", "0"], "request_timeout_s=0.0 must be a number of seconds above 0"),
+        (["run", "m:a", "--request-timeout", "nan"], "request_timeout_s=nan must be"),
         (["run", "m:a", "--app-dir", "/nowhere"], "--app-dir '/nowhere' is not a directory"),
     ],
 )
@@ -78,11 +89,11 @@ def test_arguments_of_a_builder_may_stand_anywhere():
 
 @pytest.mark.parametrize("value", ["a=b", "x=--port=3", "--=1"])
 def test_the_builder_understands_what_it_is_given(value):
-    given = ["run", "m:a", "--host", "::1", "--port", "0", "--route-prefix", "/-p", "--name", "n", "--", value]
-    arguments = parse(given)
+    given = ["run", "m:a", "--host", "::1", "--port", "0", "--route-prefix", "/-p", "--name", "n"]
+    arguments = parse([*given, "--request-timeout", "1e-3", "--", value])
     assert arguments.arguments == [value]
     argv = builder_argv(arguments)
     assert argv[1:4] == ("-P", "-m", "headrace.serve.build")
     understood = arguments_of(argv[4:])
-    for name in ("target", "arguments", "host", "port", "route_prefix", "name", "app_dir", "ingress_workers"):
+    for name in vars(understood):
         assert getattr(understood, name) == getattr(arguments, name), name

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from headrace.serve.api import RunTarget, run
 from headrace.spec.config import HTTPOptions
+from headrace.spec.method import MethodOptions
 from headrace.spec.options import ACTOR_NO_EFFECT, GONE, NO_EFFECT, NOT_YET, DeploymentOptions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "options.md").read_text()
-OF_DEPLOYMENT, OF_HTTP = PAGE.split("## Of HTTP")
+OF_DEPLOYMENT, OF_HTTP = PAGE.split("\n## Of HTTP\n")
+OF_DEPLOYMENT, OF_APPLICATION = OF_DEPLOYMENT.split("\n## Of an application\n")
+OF_DEPLOYMENT, OF_METHOD = re.split("\n### Of a method\n", OF_DEPLOYMENT)
+OF_METHOD, REST = OF_METHOD.split("\n### ", 1)
+OF_DEPLOYMENT += "\n### " + REST
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -43,21 +51,39 @@ def test_every_option_of_http_is_described(name: str) -> None:
     assert name in rows(OF_HTTP)
 
 
+@pytest.mark.parametrize("name", MethodOptions.__struct_fields__)
+def test_every_option_of_a_method_is_described(name: str) -> None:
+    assert name in rows(OF_METHOD)
+
+
+def test_every_option_of_an_application_is_described_with_its_default() -> None:
+    fields = {field.name: field for field in dataclasses.fields(RunTarget)}
+    described = rows(OF_APPLICATION)
+
+    assert described.keys() == fields.keys() - {"target", "logging_config", "external_scaler_enabled"}
+    for name, (default, _) in described.items():
+        assert default.strip("`").replace('"', "") == str(fields[name].default)
+        assert name in inspect.signature(run).parameters
+
+
 def test_nothing_is_described_that_is_no_option() -> None:
     keys = {"name", "ray_actor_options", "resources", "runtime_env", "env_vars", *ACTOR_NO_EFFECT}
     known = keys | {*DeploymentOptions.__struct_fields__, *NO_EFFECT, *NOT_YET, *GONE}
 
     assert set(rows(OF_DEPLOYMENT)) <= known
+    assert set(rows(OF_METHOD)) <= set(MethodOptions.__struct_fields__)
     assert set(rows(OF_HTTP)) <= set(HTTPOptions.__struct_fields__)
 
 
-@pytest.mark.parametrize("kind", [DeploymentOptions, HTTPOptions])
+@pytest.mark.parametrize("kind", [DeploymentOptions, MethodOptions, HTTPOptions])
 def test_the_defaults_in_the_docs_are_the_real_ones(kind: type[msgspec.Struct]) -> None:
-    described = rows(OF_HTTP if kind is HTTPOptions else OF_DEPLOYMENT)
+    described = rows({DeploymentOptions: OF_DEPLOYMENT, MethodOptions: OF_METHOD, HTTPOptions: OF_HTTP}[kind])
     in_words = {"chosen": "None", "none": "None"}
     options = kind()
     for name in kind.__struct_fields__:
         written = described[name][0].strip("`").replace('"', "")
         default = getattr(options, name)
+        if isinstance(default, msgspec.Struct):
+            default = str(msgspec.structs.asdict(default)).replace("'", "")
         shown = f"{default:.12g}" if type(default) in (int, float) else str(default)
         assert in_words.get(written, written) == shown, name

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.spec.backpressure import BackpressureConfig
 from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.options import (
     ACTOR_NO_EFFECT,
@@ -19,6 +20,7 @@ from headrace.spec.options import (
     DeploymentOptions,
     deployment_options,
 )
+from headrace.spec.retries import RetryBudgetConfig
 
 RAY_SERVE_OPTIONS = [
     "name",
@@ -92,6 +94,28 @@ def test_no_option_is_handled_twice() -> None:
         ("graceful_shutdown_timeout_s", "20", OptionTypeError),
         ("max_constructor_retry_count", 0, OptionError),
         ("start_timeout_s", 0, OptionError),
+        ("backpressure_config", 503, OptionTypeError),
+        ("backpressure_config", {"status": 503}, OptionTypeError),
+        ("backpressure_config", {"status_code": 500}, OptionError),
+        ("backpressure_config", {"status_code": "503"}, OptionTypeError),
+        ("backpressure_config", {"status_code": True}, OptionTypeError),
+        ("backpressure_config", {"retry_after_s": 0}, OptionError),
+        ("backpressure_config", {"retry_after_s": -1}, OptionError),
+        ("backpressure_config", {"retry_after_s": float("nan")}, OptionError),
+        ("backpressure_config", {"retry_after_s": float("inf")}, OptionError),
+        ("backpressure_config", {"retry_after_s": "1"}, OptionTypeError),
+        ("backpressure_config", {3: 4}, OptionTypeError),
+        ("retry_budget", -0.1, OptionError),
+        ("retry_budget", 1.1, OptionError),
+        ("retry_budget", float("nan"), OptionError),
+        ("retry_budget", True, OptionTypeError),
+        ("retry_budget", "0.1", OptionTypeError),
+        ("retry_budget", [0.1, 10], OptionTypeError),
+        ("retry_budget", {"ratios": 0.1}, OptionTypeError),
+        ("retry_budget", {"ratio": 2}, OptionError),
+        ("retry_budget", {"ratio": None}, OptionTypeError),
+        ("retry_budget", {"per_second": -1}, OptionError),
+        ("retry_budget", {"per_second": float("inf")}, OptionError),
     ],
 )
 def test_a_wrong_value_is_named_with_its_option(name: str, value: Any, error: type[Exception]) -> None:
@@ -152,10 +176,48 @@ def test_no_number_of_replicas_is_one() -> None:
     assert deployment_options({"num_replicas": None}).num_replicas == 1
 
 
-def test_the_back_pressure_that_we_have_anyway_is_accepted() -> None:
-    options = {"backpressure_config": {"status_code": 503}}
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, BackpressureConfig()),
+        ({}, BackpressureConfig(status_code=503, retry_after_s=None)),
+        ({"status_code": 429}, BackpressureConfig(status_code=429)),
+        ({"retry_after_s": 0.5}, BackpressureConfig(retry_after_s=0.5)),
+        (BackpressureConfig(status_code=429, retry_after_s=3), BackpressureConfig(status_code=429, retry_after_s=3)),
+    ],
+)
+def test_what_a_refused_caller_is_told(given: Any, expected: BackpressureConfig) -> None:
+    assert deployment_options({"backpressure_config": given}).backpressure_config == expected
 
-    assert deployment_options(options) == DeploymentOptions()
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, RetryBudgetConfig(ratio=0.1, per_second=10)),
+        (0, RetryBudgetConfig(ratio=0, per_second=10)),
+        (1, RetryBudgetConfig(ratio=1)),
+        (0.25, RetryBudgetConfig(ratio=0.25, per_second=10)),
+        ({"per_second": 3}, RetryBudgetConfig(per_second=3)),
+        ({"ratio": 0, "per_second": 0}, RetryBudgetConfig(ratio=0, per_second=0)),
+        (RetryBudgetConfig(ratio=0.5), RetryBudgetConfig(ratio=0.5)),
+    ],
+)
+def test_what_may_be_repeated(given: Any, expected: RetryBudgetConfig) -> None:
+    assert deployment_options({"retry_budget": given}).retry_budget == expected
+
+
+def test_an_unknown_field_of_an_option_is_named_with_the_nearest() -> None:
+    with pytest.raises(OptionTypeError, match=r"backpressure_config has no 'status': did you mean 'status_code'"):
+        deployment_options({"backpressure_config": {"status": 429}})
+    with pytest.raises(OptionTypeError, match=r"retry_budget has no 'ratios': did you mean 'ratio'"):
+        deployment_options({"retry_budget": {"ratios": 0.1}})
+
+
+def test_a_wrong_field_is_told_with_what_would_be_right() -> None:
+    with pytest.raises(OptionError, match=r"^backpressure_config: status_code=500 must be 503 or 429$"):
+        deployment_options({"backpressure_config": {"status_code": 500}})
+    with pytest.raises(OptionError, match=r"^retry_budget: ratio=2 must be a share of the calls, from 0 to 1$"):
+        deployment_options({"retry_budget": 2})
 
 
 @pytest.mark.parametrize("name", NO_EFFECT)
@@ -250,6 +312,12 @@ def test_what_is_wrong_is_refused_when_it_is_decoded_too() -> None:
         num_cpus=st.none() | st.floats(0, 64),
         num_gpus=st.floats(0, 1) | st.integers(0, 8),
         environment=st.dictionaries(st.text("ABC_", min_size=1), st.text("xyz")),
+        backpressure_config=st.builds(
+            BackpressureConfig,
+            status_code=st.sampled_from([503, 429]),
+            retry_after_s=st.none() | st.floats(0.001, 3600) | st.integers(1, 60),
+        ),
+        retry_budget=st.builds(RetryBudgetConfig, ratio=st.floats(0, 1), per_second=st.floats(0, 1e6)),
         user_config=st.none() | st.dictionaries(st.text(), st.integers(-(2**63), 2**63) | st.text()),
     )
 )

@@ -71,6 +71,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one (default: %(default)s)")
     run.add_argument("--name", default="default", help="name of the application (default: %(default)s)")
     run.add_argument("--route-prefix", default="/", metavar="/PATH", help="where it answers (default: %(default)s)")
+    run.add_argument(
+        "--request-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="time that a request has, unless it says less (default: no limit)",
+    )
     run.add_argument("--app-dir", default=".", metavar="DIR", help="where to import MODULE from (default: here)")
     run.add_argument(
         "--ingress-workers", type=int, default=1, metavar="N", help="processes that accept HTTP (default: %(default)s)"

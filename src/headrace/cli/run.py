@@ -20,6 +20,7 @@ from headrace.cli.terminal import Style, shown_name
 from headrace.engine.base import ProcessExited, ProcessRequest
 from headrace.engine.directory import instance_directory
 from headrace.engine.keeper import Keeper
+from headrace.spec.application import checked_request_timeout
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import InstanceError, OptionError
 from headrace.spec.names import checked_name, checked_route_prefix, split_import_path
@@ -69,6 +70,7 @@ def check(arguments: argparse.Namespace) -> None:
     split_import_path(arguments.target)
     checked_name(arguments.name)
     checked_route_prefix(arguments.route_prefix)
+    checked_request_timeout(arguments.request_timeout)
     if not Path(arguments.app_dir).is_dir():
         raise OptionError(f"--app-dir {arguments.app_dir!r} is not a directory")
     HTTPOptions(host=arguments.host, port=arguments.port, ingress_workers=arguments.ingress_workers)
@@ -112,6 +114,8 @@ def builder_argv(arguments: argparse.Namespace) -> tuple[str, ...]:
         "--app-dir": arguments.app_dir,
         "--ingress-workers": str(arguments.ingress_workers),
     }
+    if arguments.request_timeout is not None:
+        options["--request-timeout"] = str(arguments.request_timeout)
     flags = [f"{name}={value}" for name, value in options.items()]
     return (sys.executable, "-P", "-m", "headrace.serve.build", *flags, "--", arguments.target, *arguments.arguments)
 

@@ -324,12 +324,14 @@ def specification(app: Application, key: str) -> DeploymentSpec | None:
 
 
 def differs(told: DeploymentSpec, wanted: DeploymentSpec) -> bool:
-    """Whether a replica that was told the one must be told the other."""
+    """Whether a replica that was told the one must be told the other.
+
+    What only those who call it go by (repeats, backpressure) is not among it: they know it from the snapshot.
+    """
     ours, theirs = told.options, wanted.options
     return (
         ours.user_config != theirs.user_config
         or told.max_ongoing_requests != wanted.max_ongoing_requests
         or ours.graceful_shutdown_timeout_s != theirs.graceful_shutdown_timeout_s
         or ours.max_queued_requests != theirs.max_queued_requests
-        or ours.repeatable != theirs.repeatable
     )

@@ -65,13 +65,19 @@ def count_routers(app: Application, ingress_workers: int) -> dict[str, int]:
 def _deployment_entry(
     app: Application, key: str, spec: DeploymentSpec, replicas: list[Replica], routers: int
 ) -> DeploymentEntry:
+    options = spec.options
     return DeploymentEntry(
         key=key,
         app=app.name,
         name=spec.name,
         max_ongoing_requests=spec.max_ongoing_requests,
-        max_queued_requests=spec.options.max_queued_requests,
-        repeatable=spec.options.repeatable,
+        max_queued_requests=options.max_queued_requests,
+        repeatable=options.repeatable,
+        unrepeatable=spec.unrepeatable,
+        retry_ratio=options.retry_budget.ratio,
+        retry_per_second=options.retry_budget.per_second,
+        busy_status=options.backpressure_config.status_code,
+        retry_after_s=options.backpressure_config.retry_after_s,
         routers=routers,
         replicas=tuple(ReplicaEntry(replica.id, replica.address) for replica in replicas),
     )
@@ -101,6 +107,7 @@ def _application_entry(app: Application, deployments: dict[str, DeploymentEntry]
         ingress=spec.ingress,
         revisions=tuple(revisions),
         failed=failed,
+        request_timeout_s=spec.request_timeout_s,
     )
 
 

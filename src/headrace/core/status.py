@@ -74,6 +74,7 @@ def application_status(app: Application, now: float) -> ApplicationStatusOvervie
         message=message,
         last_deployed_time_s=app.deployed_at,
         route_prefix=app.spec.route_prefix,
+        request_timeout_s=app.spec.request_timeout_s,
         revision=app.current or app.target,
         deployments=deployments,
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Not lazily: importing the submodule binds its name here, and after that `serve.deployment` must be the decorator.
+# Not lazily: importing a submodule binds its name here, and after that `serve.deployment` must be the decorator.
 from headrace.serve.deployment import Application, Deployment, deployment
+from headrace.serve.method import method
 
 if TYPE_CHECKING:
-    from headrace.context import get_replica_context
+    from headrace.context import get_replica_context, get_request_context
     from headrace.serve.api import (
         RunTarget,
         delete,
@@ -34,6 +35,8 @@ __all__ = [
     "get_app_handle",
     "get_deployment_handle",
     "get_replica_context",
+    "get_request_context",
+    "method",
     "run",
     "run_many",
     "shutdown",
@@ -43,7 +46,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "headrace.context": ("get_replica_context",),
+    "headrace.context": ("get_replica_context", "get_request_context"),
     "headrace.serve.api": (
         "RunTarget",
         "delete",

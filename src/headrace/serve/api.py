@@ -45,13 +45,17 @@ Target = Application | Callable[..., Application]
 
 @dataclass(frozen=True)
 class RunTarget:
-    """An application with the name and the route prefix to run it under, for `run_many`."""
+    """An application with the name and the route prefix to run it under, for `run_many`.
+
+    `request_timeout_s` is the time in seconds that requests from outside have, unless they say less; None: no limit.
+    """
 
     target: Target
     name: str = DEFAULT_APP_NAME
     route_prefix: str | None = "/"
     logging_config: Any = None
     external_scaler_enabled: bool = False
+    request_timeout_s: float | None = None
 
 
 def start(
@@ -97,11 +101,14 @@ def run(
     _local_testing_mode: bool = False,
     external_scaler_enabled: bool = False,
     controller_options: Any = None,
+    *,
+    request_timeout_s: float | None = None,
 ) -> DeploymentHandle:
     """Run the application (or what a builder function returns) and return a handle to its ingress once it is ready.
 
-    Starts the instance and HTTP if need be. An application of this name is replaced. `route_prefix` None: no HTTP. With
-    `blocking`, does not return before Ctrl-C, which then ends the instance, or before the instance is gone.
+    Starts the instance and HTTP if need be. An application of this name is replaced. `route_prefix` None: no HTTP.
+    `request_timeout_s` is the time in seconds that requests from outside have, unless they say less; None: no limit.
+    With `blocking`, does not return before Ctrl-C, which then ends the instance, or before the instance is gone.
 
     Raises DeployFailedError with the replica's own traceback, OptionError, GraphError, PayloadError, or InstanceError.
     """
@@ -109,9 +116,8 @@ def run(
         raise OptionError("_local_testing_mode=True is not supported yet: leave it out and run on a local instance")
     if external_scaler_enabled:
         raise OptionError("external_scaler_enabled=True is not supported yet: leave it out")
-    (handle,) = run_many(
-        [RunTarget(target, name, route_prefix, logging_config)], blocking, _controller_options=controller_options
-    )
+    one = RunTarget(target, name, route_prefix, logging_config, request_timeout_s=request_timeout_s)
+    (handle,) = run_many([one], blocking, controller_options=controller_options)
     return handle
 
 
@@ -120,8 +126,7 @@ def run_many(
     blocking: bool = False,
     wait_for_ingress_deployment_creation: bool = True,
     wait_for_applications_running: bool = True,
-    *,
-    _controller_options: Any = None,
+    controller_options: Any = None,
 ) -> list[DeploymentHandle]:
     """Run several applications, each as `run` does, and return their handles in the same order.
 
@@ -129,12 +134,12 @@ def run_many(
     has taken them on.
     """
     _check_distinct(targets)
-    _warn_ignored("controller_options", _controller_options)
+    _warn_ignored("controller_options", controller_options)
     for target in targets:
         _warn_ignored("logging_config", target.logging_config)
         if target.external_scaler_enabled:
             raise OptionError("external_scaler_enabled=True is not supported yet: leave it out")
-    specs = [build(resolve_target(t.target), t.name, t.route_prefix) for t in targets]
+    specs = [build(resolve_target(t.target), t.name, t.route_prefix, t.request_timeout_s) for t in targets]
     tie = driver()
     owned = tie.start()
     http = _HttpStart(tie)

@@ -41,7 +41,7 @@ class Builder:
         app = load_application(
             arguments.target, dict(pair.split("=", 1) for pair in arguments.arguments), arguments.app_dir
         )
-        spec = build(app, arguments.name, arguments.route_prefix)
+        spec = build(app, arguments.name, arguments.route_prefix, arguments.request_timeout)
         answer = driver().ask(Deploy(spec), on_progress=lambda line: self._report(Line(line)))
         http.join()
         if self._http_failure is not None:
@@ -84,6 +84,7 @@ def arguments_of(values: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--name", default="default")
     parser.add_argument("--route-prefix", default="/")
+    parser.add_argument("--request-timeout", type=float)
     parser.add_argument("--app-dir", default=".")
     parser.add_argument("--ingress-workers", type=int, default=1)
     return parser.parse_args(values)

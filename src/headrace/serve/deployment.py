@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar, overload
 
 from headrace.spec.errors import OptionTypeError
+from headrace.spec.method import options_of
 from headrace.spec.names import checked_name
 from headrace.spec.options import DeploymentOptions, deployment_options
 
@@ -179,6 +180,7 @@ def deployment(
 
     def decorate(decorated: Callable[..., Any]) -> Deployment:
         checked = checked_target(decorated)
+        options_of(checked)  # raises at the user's line what `build` would raise later
         silent = [hook for hook in UNCALLED_HOOKS if hasattr(checked, hook)]
         if silent:
             told = f"{checked.__name__}.{', '.join(silent)} will not be called: not supported yet"

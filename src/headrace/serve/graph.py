@@ -16,8 +16,9 @@ from typing import Any
 from headrace.serve.builder import not_an_application
 from headrace.serve.deployment import Application, Deployment
 from headrace.serve.digest import digest
-from headrace.spec.application import ApplicationSpec, DeploymentSpec, Environment
-from headrace.spec.errors import GraphError, OptionTypeError, PayloadError
+from headrace.spec.application import ApplicationSpec, DeploymentSpec, Environment, checked_request_timeout
+from headrace.spec.errors import GraphError, OptionError, OptionTypeError, PayloadError
+from headrace.spec.method import options_of
 from headrace.spec.names import checked_name, checked_route_prefix
 from headrace.spec.options import DeploymentOptions
 from headrace.wire.code import pack_arguments, pack_code
@@ -25,8 +26,13 @@ from headrace.wire.code import pack_arguments, pack_code
 DEFAULT_ASYNC_ONGOING = 100
 
 
-def build(app: Application, name: str = "default", route_prefix: str | None = "/") -> ApplicationSpec:
-    """The specification of `app` under this name and route prefix.
+def build(
+    app: Application,
+    name: str = "default",
+    route_prefix: str | None = "/",
+    request_timeout_s: float | None = None,
+) -> ApplicationSpec:
+    """The specification of `app` under this name and route prefix; its requests from outside have `request_timeout_s`.
 
     Raises OptionError, OptionTypeError, GraphError, or PayloadError naming what cannot be sent to a replica.
     """
@@ -34,6 +40,7 @@ def build(app: Application, name: str = "default", route_prefix: str | None = "/
         raise OptionTypeError(not_an_application(app))
     checked_name(name)
     prefix = checked_route_prefix(route_prefix)
+    timeout_s = checked_request_timeout(request_timeout_s)
     graph = _Graph()
     ingress = graph.add(app)
     return ApplicationSpec(
@@ -42,6 +49,7 @@ def build(app: Application, name: str = "default", route_prefix: str | None = "/
         ingress=ingress,
         deployments=tuple(graph.deployments),
         environment=environment(),
+        request_timeout_s=timeout_s,
     )
 
 
@@ -92,6 +100,7 @@ class _Graph:
                 max_ongoing_requests=resolved_max_ongoing(bound.func_or_class, options),
                 uses=uses,
                 is_function=not inspect.isclass(bound.func_or_class),
+                unrepeatable=unrepeatable_methods(bound.func_or_class, name, options),
             )
         )
         return name
@@ -123,6 +132,21 @@ class _Graph:
         return unique
 
 
+def unrepeatable_methods(target: Callable[..., Any], name: str, options: DeploymentOptions) -> tuple[str, ...]:
+    """The methods of the deployment `name` that say themselves that they must not run twice, by name.
+
+    Raises OptionError where a method says the contrary of its deployment.
+    """
+    marked = options_of(target)
+    contrary = [method for method, said in marked.items() if said.repeatable and not options.repeatable]
+    if contrary:
+        raise OptionError(
+            f"{name}.{contrary[0]} is marked repeatable=True, but no call of a deployment with repeatable=False is "
+            f"repeated: leave {name} repeatable, and mark the methods that must not run twice with repeatable=False"
+        )
+    return tuple(sorted(method for method, said in marked.items() if said.repeatable is False))
+
+
 def resolved_max_ongoing(target: Callable[..., Any], options: DeploymentOptions) -> int:
     """`max_ongoing_requests` as given; else 100 where calls are coroutines, and a replica's CPUs where they are not."""
     if options.max_ongoing_requests is not None:
@@ -145,5 +169,5 @@ def _is_async(target: Callable[..., Any]) -> bool:
 
 
 def _is_async_function(function: object) -> bool:
-    plain = getattr(function, "__func__", function)  # of a static or class method
+    plain = function.__func__ if isinstance(function, staticmethod | classmethod) else function
     return inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain)

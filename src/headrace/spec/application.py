@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
+from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.options import DeploymentOptions
 
 
@@ -64,3 +67,18 @@ class ApplicationSpec(msgspec.Struct, frozen=True, kw_only=True):
     deployments: tuple[DeploymentSpec, ...]
     environment: Environment = Environment()
     request_timeout_s: float | None = None
+
+
+def checked_request_timeout(value: object) -> float | None:
+    """`value` when it can be a `request_timeout_s`: a number of seconds above 0, or None for no limit.
+
+    Raises OptionTypeError, OptionError.
+    """
+    if value is None:
+        return None
+    allowed = "a number of seconds above 0, or None for no limit"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise OptionTypeError(f"request_timeout_s={value!r} must be {allowed}")
+    if not math.isfinite(value) or value <= 0:
+        raise OptionError(f"request_timeout_s={value!r} must be {allowed}")
+    return float(value)

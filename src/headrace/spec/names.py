@@ -5,6 +5,9 @@ In: text of users. Out: the same, in its one form. Raises errors that name the t
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 from headrace.spec.errors import ImportPathError, OptionError, OptionTypeError
 
 LONGEST_NAME = 100
@@ -30,6 +33,13 @@ def checked_route_prefix(prefix: object) -> str | None:
     if any(c in prefix for c in "{}?#") or not prefix.isprintable() or " " in prefix:
         raise OptionError(f"route_prefix={prefix!r} must be a plain path, without patterns, '?', '#' or spaces")
     return prefix.rstrip("/") or "/"
+
+
+def hint(name: object, known: Iterable[str]) -> str:
+    """What `name`, which is none of the known ones, may have been meant to be: the end of an error's message."""
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there is {', '.join(names)}"
 
 
 def split_import_path(path: str) -> tuple[str, str]:

@@ -17,7 +17,9 @@ from typing import Any
 
 import msgspec
 
+from headrace.spec.backpressure import BackpressureConfig, backpressure_config
 from headrace.spec.errors import OptionError, OptionTypeError
+from headrace.spec.retries import RetryBudgetConfig, retry_budget
 
 NO_EFFECT: dict[str, str] = {
     "graceful_shutdown_wait_loop_s": "a draining replica ends when its last call does, without looking at intervals",
@@ -33,7 +35,6 @@ NO_EFFECT: dict[str, str] = {
 
 NOT_YET: dict[str, str] = {
     "autoscaling_config": "set num_replicas to the number that the peak needs",
-    "backpressure_config": "a full queue is answered with 503 and Retry-After",
     "deployment_actors": "make what replicas share a deployment of its own, and bind it",
     "gang_scheduling_config": "replicas start one by one",
     "placement_group_bundles": "name the resources of a replica by num_cpus and num_gpus",
@@ -60,7 +61,6 @@ ACTOR_NO_EFFECT: dict[str, str] = {
 """Keys of `ray_actor_options` that are accepted with one warning, and why."""
 
 _ACTOR_OPTIONS = ("num_cpus", "num_gpus", "resources", "runtime_env", *ACTOR_NO_EFFECT)
-_DEFAULT_BACKPRESSURE: dict[str, Any] = {"status_code": 503, "retry_after_s": None}
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -69,18 +69,21 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     `max_ongoing_requests` None: chosen by the kind of the methods. `max_queued_requests` -1: no limit. `num_cpus` None:
     none is reserved. `environment` is set in the process of each replica. `user_config` is JSON-like data. `repeatable`
-    False: a call that a replica had started is not tried on another when the replica dies. Raises OptionError for a
-    value that is not allowed, OptionTypeError for one of a wrong type.
+    False: a call that a replica had started is not tried on another when the replica dies. `backpressure_config` and
+    `retry_budget` are also taken as what a user writes for them. Raises OptionError for a value that is not allowed,
+    OptionTypeError for one of a wrong type.
     """
 
     num_replicas: int = 1
     max_ongoing_requests: int | None = None
     max_queued_requests: int = 1000
+    backpressure_config: BackpressureConfig = BackpressureConfig()
     num_cpus: float | None = None
     num_gpus: float = 0.0
     environment: dict[str, str] = {}
     user_config: Any = None
     repeatable: bool = True
+    retry_budget: RetryBudgetConfig = RetryBudgetConfig()
     graceful_shutdown_timeout_s: float = 20.0
     max_constructor_retry_count: int = 3
     start_timeout_s: float = 600.0
@@ -91,6 +94,7 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
             _check_integer("max_ongoing_requests", self.max_ongoing_requests, 1)
         if self.max_queued_requests != -1:
             _check_integer("max_queued_requests", self.max_queued_requests, 1, " (-1: no limit)")
+        msgspec.structs.force_setattr(self, "backpressure_config", backpressure_config(self.backpressure_config))
         if self.num_cpus is not None:
             _check_number("num_cpus", self.num_cpus)
         _check_number("num_gpus", self.num_gpus)
@@ -100,6 +104,7 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
         _check_user_config(self.user_config)
         if not isinstance(self.repeatable, bool):
             raise OptionTypeError(f"repeatable={self.repeatable!r} must be True or False")
+        msgspec.structs.force_setattr(self, "retry_budget", retry_budget(self.retry_budget))
         _check_number("graceful_shutdown_timeout_s", self.graceful_shutdown_timeout_s)
         _check_integer("max_constructor_retry_count", self.max_constructor_retry_count, 1)
         _check_number("start_timeout_s", self.start_timeout_s)
@@ -125,7 +130,7 @@ def deployment_options(given: Mapping[str, Any], base: DeploymentOptions | None 
             if value is not None:
                 ignored[name] = NO_EFFECT[name]
         elif name in NOT_YET:
-            _refuse_unless_default(name, value)
+            _refuse(name, value)
         else:
             raise _unknown(name)
     if given.get("num_replicas", 1) is None:
@@ -185,14 +190,9 @@ def _from_runtime_env(given: Any, ignored: dict[str, str]) -> dict[str, Any]:
     return {"environment": dict(variables)}
 
 
-def _refuse_unless_default(name: str, value: Any) -> None:
-    if value is None or (name == "backpressure_config" and _is_default_backpressure(value)):
-        return
-    raise OptionError(f"{name}={value!r} does not work yet: leave it out, and {NOT_YET[name]}")
-
-
-def _is_default_backpressure(value: Any) -> bool:
-    return isinstance(value, Mapping) and _DEFAULT_BACKPRESSURE | dict(value) == _DEFAULT_BACKPRESSURE
+def _refuse(name: str, value: Any) -> None:
+    if value is not None:
+        raise OptionError(f"{name}={value!r} does not work yet: leave it out, and {NOT_YET[name]}")
 
 
 def _unknown(name: str) -> Exception:

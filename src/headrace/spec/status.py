@@ -67,12 +67,13 @@ class DeploymentStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApplicationStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
-    """One application. `last_deployed_time_s` is seconds since the epoch."""
+    """One application. `last_deployed_time_s` is seconds since the epoch; `request_timeout_s` None: no limit."""
 
     status: ApplicationStatus
     message: str = ""
     last_deployed_time_s: float = 0.0
     route_prefix: str | None = None
+    request_timeout_s: float | None = None
     revision: int = 0
     deployments: dict[str, DeploymentStatusOverview] = {}
 
