@@ -71,6 +71,7 @@ class Call:
     paused = False  # send_body said no while there was no replica yet
     parts: list[bytes] | None = None  # of a result that is joined before it is handed on
     reply_flags = 0
+    reply_meta = b""
 
     def __init__(self, app: str, deployment: str, method: str = "__call__") -> None:
         self.app = app

@@ -274,6 +274,7 @@ class Link(Connection):
         if flags & MORE and (call.whole or flags & ARENAS):
             call.parts = [payload]
             call.reply_flags = flags & ~MORE
+            call.reply_meta = meta
             return
         call.answered = True
         call.buffers = ()
@@ -298,7 +299,7 @@ class Link(Connection):
                 self.consumed(stream, len(payload))
             else:
                 call.parts = None
-                self._large_reply(call, call.reply_flags, b"", b"".join(parts))
+                self._large_reply(call, call.reply_flags, call.reply_meta, b"".join(parts))
         if not more:
             self.forget_inflow(stream)
             if self.leaving and not self.calls:

@@ -87,22 +87,31 @@ class ResponseHead(msgspec.Struct, array_like=True, gc=False):
 class GrpcHead(msgspec.Struct, array_like=True, gc=False):
     """What a gRPC call brings beside its messages: `method` is `/package.Service/Method`, `metadata` as in grpcio.
 
-    `kind` says which sides stream: "unary_unary", "unary_stream", "stream_unary" or "stream_stream".
+    `kind` says which sides stream: "unary_unary", "unary_stream", "stream_unary" or "stream_stream". `servicer` is the
+    import path of the function that knows the method's messages. `auth` and `identity` (the name of the property in
+    `auth` that identifies the peer) are there where clients show certificates.
     """
 
     method: str
     kind: str
     metadata: list[tuple[str, str | bytes]]
     peer: str = ""
+    servicer: str = ""
+    auth: dict[str, list[bytes]] = {}
+    identity: str = ""
 
 
 class GrpcStatus(msgspec.Struct, array_like=True, gc=False):
-    """How a gRPC call ended: a status code (0: OK), details, and what user code added to the metadata."""
+    """How a gRPC call ended: a status code (0: OK), details, and what user code added to the metadata.
+
+    Among the items of a stream it may also come before the first message: then `initial` and `compression` count.
+    """
 
     code: int = 0
     details: str = ""
     initial: list[tuple[str, str | bytes]] = []
     trailing: list[tuple[str, str | bytes]] = []
+    compression: int = 0  # as in grpc.Compression; 0: none was chosen
 
 
 class ErrorInfo(msgspec.Struct, array_like=True, gc=False):
