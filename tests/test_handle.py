@@ -172,9 +172,9 @@ class TestHandle:
         with pytest.raises(TypeError, match=r"handle.predict.remote\("):
             DeploymentHandle("A").predict(1)
 
-    def test_streams_are_not_there_yet(self):
-        with pytest.raises(OptionError, match="stream=True is not supported yet"):
-            DeploymentHandle("A").options(stream=True)
+    def test_a_stream_is_asked_for_by_an_option(self):
+        with pytest.raises(OptionTypeError, match="stream='yes' of a handle must be True or False"):
+            DeploymentHandle("A").options(stream="yes")
         assert DeploymentHandle("A").options(stream=False) == DeploymentHandle("A")
 
     @pytest.mark.parametrize(

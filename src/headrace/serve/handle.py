@@ -2,4 +2,4 @@
 
 from headrace.handle import DeploymentHandle, DeploymentResponse
 
-__all__ = ["DeploymentHandle", "DeploymentResponse"]
+__all__ = ["DeploymentHandle", "DeploymentResponse", "DeploymentResponseGenerator"]

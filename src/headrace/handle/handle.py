@@ -1,0 +1,172 @@
+"""Handles: calls from Python to a deployment, from any thread, any event loop and any process of the instance.
+
+In: arguments of users' code (a script, a notebook, another deployment). Out: calls to the process's router, and their
+results to whoever awaits them, as often as they like.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, NoReturn
+
+import msgspec
+
+from headrace import runtime as runtimes
+from headrace.context import current_replica, request_variable
+from headrace.core.traffic import own_revision
+from headrace.handle.call import HandleCall
+from headrace.handle.generator import DeploymentResponseGenerator, ItemCall
+from headrace.handle.options import HandleOptions, checked_changes
+from headrace.handle.resolution import send_when_resolved
+from headrace.handle.response import DeploymentResponse
+from headrace.spec.errors import OptionTypeError
+
+
+def new_request_id() -> str:
+    """A random id in the form of a UUID (version 4)."""
+    digits = os.urandom(16).hex()
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
+
+
+def _apply(options: HandleOptions, response: HandleCall) -> None:
+    """Set on the call what the handle's options say."""
+    if options.timeout_s is not None:
+        deadline = time.monotonic() + options.timeout_s  # the clock of every event loop on Linux
+        if response.deadline is None or deadline < response.deadline:
+            response.deadline = deadline
+            response._timed = True
+    if options.session_id is not None:
+        response.sticky = options.session_id
+    if options.multiplexed_model_id is not None:
+        response.model_id = options.multiplexed_model_id
+    if options.priority is not None:
+        response.priority = options.priority
+
+
+def _has_response(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    for argument in args:
+        if isinstance(argument, DeploymentResponse):
+            return True
+    if kwargs:
+        for argument in kwargs.values():
+            if isinstance(argument, DeploymentResponse):
+                return True
+    return False
+
+
+class DeploymentHandle:
+    """A way to call a deployment of an application: `handle.remote(...)`, `handle.method.remote(...)`.
+
+    Handles of the same deployment are equal and hash alike, whatever their options. A handle can be pickled and used in
+    any process of the instance, on any thread. In a replica, calls belong to the request that the calling code works
+    for: they stay in its revision (within the application) and carry its id, deadline and trace. Outside of any request
+    (in a constructor, say) they go where new requests go, or stay in the revision of a replica that has no share of
+    those yet, or no more.
+    """
+
+    def __init__(self, deployment_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
+        self.deployment_name = deployment_name
+        self.app_name = app_name
+        self._options = options or HandleOptions()
+
+    @property
+    def deployment_id(self) -> tuple[str, str]:
+        """(deployment, application)."""
+        return self.deployment_name, self.app_name
+
+    def __repr__(self) -> str:
+        method = "" if self._options.method_name == "__call__" else f", method={self._options.method_name!r}"
+        return f"DeploymentHandle(deployment={self.deployment_name!r}, app={self.app_name!r}{method})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DeploymentHandle):
+            return NotImplemented
+        return self.deployment_name == other.deployment_name and self.app_name == other.app_name
+
+    def __hash__(self) -> int:
+        return hash((self.deployment_name, self.app_name))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DeploymentHandle, (self.deployment_name, self.app_name, self._options)
+
+    def __getattr__(self, name: str) -> DeploymentHandle:
+        # Names with two underscores are Python asking for a protocol (copy, pickle, numpy...), not a method to call.
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        method = self._with(method_name=name)
+        self.__dict__[name] = method  # so that `handle.method` costs a look-up from now on
+        return method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        method = "" if self._options.method_name == "__call__" else f".{self._options.method_name}"
+        raise OptionTypeError(
+            f"a handle is not called directly: use handle{method}.remote(...) to call {self.deployment_name!r}"
+        )
+
+    def options(self, **changes: Any) -> DeploymentHandle:
+        """This handle with other options: `method_name`, `timeout_s` (seconds that the answer matters, from `.remote()`
+        on), `session_id` (calls with the same one go to the same replica where they can), `multiplexed_model_id`,
+        `priority` (-10 to 10: of calls that wait, the higher go first), `stream` (the method is a generator, and
+        `.remote()` returns a DeploymentResponseGenerator).
+
+        Raises OptionError or OptionTypeError.
+        """
+        return self._with(**checked_changes(changes))
+
+    def _with(self, **changes: Any) -> DeploymentHandle:
+        return DeploymentHandle(self.deployment_name, self.app_name, msgspec.structs.replace(self._options, **changes))
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the deployment with these arguments; the call is on its way when this returns.
+
+        Returns a DeploymentResponse, or a DeploymentResponseGenerator where the handle has the option `stream`.
+        Arguments that are DeploymentResponses themselves are replaced by their results before the call is sent.
+        Raises PayloadError for what cannot be pickled, InstanceError in a script whose instance does not run; all else
+        is raised where the result is asked for.
+        """
+        options = self._options
+        runtime = runtimes._slot.runtime
+        if runtime is None or not runtime.alive:
+            runtime = runtimes.current()
+        response: HandleCall
+        if options.stream:
+            response = ItemCall(runtime, self.app_name, self.deployment_name, options.method_name)
+        else:
+            response = DeploymentResponse(runtime, self.app_name, self.deployment_name, options.method_name)
+        request = request_variable.get()
+        if request is not None:
+            meta = request.meta
+            response.request_id = meta.request_id
+            if meta.app == self.app_name:
+                response.revision = meta.revision
+            response.deadline = request.deadline
+            response.trace = meta.trace
+            response.sticky = meta.sticky
+            if meta.priority:
+                response.priority = meta.priority
+            calls = request.calls
+            if calls is None:
+                calls = request.calls = set()
+            calls.add(response)
+            response._siblings = calls
+        else:
+            response.request_id = new_request_id()
+            replica = current_replica()
+            if replica is not None and replica.app_name == self.app_name:
+                entry = runtime.router.snapshot.applications.get(self.app_name)
+                if entry is not None:
+                    response.revision = own_revision(entry, replica.deployment, replica.revision)
+        if options.special:
+            _apply(options, response)
+        if _has_response(args, kwargs):
+            send_when_resolved(response, args, kwargs)
+        else:
+            response._send(args, kwargs)
+        return DeploymentResponseGenerator(response) if isinstance(response, ItemCall) else response
+
+    def shutdown(self) -> None:
+        """Let go of what the handle holds. The process's connections are shared, so there is nothing to do."""
+
+    async def shutdown_async(self) -> None:
+        """As `shutdown`, from async code."""
