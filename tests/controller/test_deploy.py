@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 from workshop import TRACEBACK, Workshop, application, deployment, run
 
@@ -83,6 +84,37 @@ def test_options_change_in_place() -> None:
         await shop.until(lambda: sorted(shop.order) == ["D#2", "D#3"])
         assert shop.workers["D#2@app"].drained == 20.0
         await shop.until(lambda: len(shop.controller.registry.replicas()) == 1)
+
+    run(body)
+
+
+def test_what_routers_alone_go_by_changes_in_place_and_no_replica_is_told() -> None:
+    async def body(shop: Workshop) -> None:
+        await shop.deploy(application(deployment("D", num_replicas=2)))
+        changed = msgspec.structs.replace(
+            deployment(
+                "D",
+                num_replicas=2,
+                repeatable=False,
+                retry_budget=0.5,
+                backpressure_config={"status_code": 429, "retry_after_s": 2},
+            ),
+            unrepeatable=("pay",),
+        )
+        answer = await shop.deploy(msgspec.structs.replace(application(changed), request_timeout_s=1.5))
+        assert isinstance(answer, Deployed)
+        assert answer.revision == 1
+        entry = shop.snapshot.deployments["app/D@ok-1"]
+        assert (entry.repeatable, entry.unrepeatable) == (False, ("pay",))
+        assert (entry.retry_ratio, entry.retry_per_second) == (0.5, 10.0)
+        assert (entry.busy_status, entry.retry_after_s) == (429, 2)
+        assert shop.snapshot.applications["app"].request_timeout_s == 1.5
+        assert (await shop.status()).applications["app"].request_timeout_s == 1.5
+        assert shop.started == ["D#1@app", "D#2@app"]
+        assert [shop.workers[name].reconfigured for name in shop.started] == [[], []]
+        await shop.deploy(application(deployment("D", num_replicas=2)))
+        assert shop.snapshot.applications["app"].request_timeout_s is None
+        assert shop.snapshot.deployments["app/D@ok-1"].busy_status == 503
 
     run(body)
 

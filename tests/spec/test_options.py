@@ -79,6 +79,8 @@ def test_no_option_is_handled_twice() -> None:
         ("num_cpus", float("nan"), OptionError),
         ("num_cpus", float("inf"), OptionError),
         ("num_cpus", "1", OptionTypeError),
+        ("num_cpus", 10**400, OptionError),
+        ("num_replicas", 2**31, OptionError),
         ("num_gpus", 1.5, OptionError),
         ("num_gpus", None, OptionTypeError),
         ("environment", [("A", "1")], OptionTypeError),
@@ -101,6 +103,7 @@ def test_no_option_is_handled_twice() -> None:
         ("backpressure_config", {"status_code": True}, OptionTypeError),
         ("backpressure_config", {"retry_after_s": 0}, OptionError),
         ("backpressure_config", {"retry_after_s": -1}, OptionError),
+        ("backpressure_config", {"retry_after_s": 10**400}, OptionError),
         ("backpressure_config", {"retry_after_s": float("nan")}, OptionError),
         ("backpressure_config", {"retry_after_s": float("inf")}, OptionError),
         ("backpressure_config", {"retry_after_s": "1"}, OptionTypeError),
@@ -116,6 +119,8 @@ def test_no_option_is_handled_twice() -> None:
         ("retry_budget", {"ratio": None}, OptionTypeError),
         ("retry_budget", {"per_second": -1}, OptionError),
         ("retry_budget", {"per_second": float("inf")}, OptionError),
+        ("retry_budget", {"per_second": 10**400}, OptionError),
+        ("retry_budget", 10**400, OptionError),
     ],
 )
 def test_a_wrong_value_is_named_with_its_option(name: str, value: Any, error: type[Exception]) -> None:
@@ -317,7 +322,9 @@ def test_what_is_wrong_is_refused_when_it_is_decoded_too() -> None:
             status_code=st.sampled_from([503, 429]),
             retry_after_s=st.none() | st.floats(0.001, 3600) | st.integers(1, 60),
         ),
-        retry_budget=st.builds(RetryBudgetConfig, ratio=st.floats(0, 1), per_second=st.floats(0, 1e6)),
+        retry_budget=st.builds(
+            RetryBudgetConfig, ratio=st.floats(0, 1), per_second=st.floats(0, 1e6) | st.integers(0, 10**6)
+        ),
         user_config=st.none() | st.dictionaries(st.text(), st.integers(-(2**63), 2**63) | st.text()),
     )
 )

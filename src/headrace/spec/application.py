@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.options import DeploymentOptions
+
+LONGEST_TIMEOUT_S = 366 * 24 * 3600  # what is more means no limit
 
 
 class ImportedCode(msgspec.Struct, frozen=True, tag="import"):
@@ -76,9 +76,9 @@ def checked_request_timeout(value: object) -> float | None:
     """
     if value is None:
         return None
-    allowed = "a number of seconds above 0, or None for no limit"
+    allowed = f"a number of seconds above 0 and at most {LONGEST_TIMEOUT_S}, or None for no limit"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise OptionTypeError(f"request_timeout_s={value!r} must be {allowed}")
-    if not math.isfinite(value) or value <= 0:
+    if not 0 < value <= LONGEST_TIMEOUT_S:  # comparisons alone: an integer may be too large for a float
         raise OptionError(f"request_timeout_s={value!r} must be {allowed}")
     return float(value)

@@ -6,7 +6,6 @@ field, the value, and what would be right.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.names import hint
 
 STATUS_CODES = (503, 429)
+LONGEST_RETRY_AFTER_S = 24 * 3600
 
 
 class BackpressureConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,10 +36,10 @@ class BackpressureConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise OptionError(f"backpressure_config: status_code={code!r} must be 503 or 429")
         if after is None:
             return
-        allowed = "a number of seconds above 0, or None"
+        allowed = f"a number of seconds above 0 and at most {LONGEST_RETRY_AFTER_S}, or None"
         if isinstance(after, bool) or not isinstance(after, int | float):
             raise OptionTypeError(f"backpressure_config: retry_after_s={after!r} must be {allowed}")
-        if not math.isfinite(after) or after <= 0:
+        if not 0 < after <= LONGEST_RETRY_AFTER_S:  # comparisons alone: an integer may be too large for a float
             raise OptionError(f"backpressure_config: retry_after_s={after!r} must be {allowed}")
 
 

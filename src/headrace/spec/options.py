@@ -61,6 +61,7 @@ ACTOR_NO_EFFECT: dict[str, str] = {
 """Keys of `ray_actor_options` that are accepted with one warning, and why."""
 
 _ACTOR_OPTIONS = ("num_cpus", "num_gpus", "resources", "runtime_env", *ACTOR_NO_EFFECT)
+MOST = 2**31 - 1  # of any count or number of seconds: all messages have room for it
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -222,13 +223,17 @@ def _check_integer(name: str, value: object, least: int, besides: str = "") -> N
         raise OptionTypeError(f"{name}={value!r} must be an integer of at least {least}{besides}")
     if value < least:
         raise OptionError(f"{name}={value!r} must be at least {least}{besides}")
+    if value > MOST:
+        raise OptionError(f"{name}={value!r} must be at most {MOST}")
 
 
 def _check_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise OptionTypeError(f"{name}={value!r} must be a number of at least 0")
-    if not math.isfinite(value) or value < 0:
+    if not 0 <= value < math.inf:  # comparisons alone: an integer may be too large for a float
         raise OptionError(f"{name}={value!r} must be a number of at least 0")
+    if value > MOST:
+        raise OptionError(f"{name}={value!r} must be at most {MOST}")
 
 
 def _check_environment(name: str, value: object) -> None:

@@ -6,7 +6,6 @@ names the field, the value, and what would be right.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,8 @@ import msgspec
 
 from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.names import hint
+
+MOST_PER_SECOND = 1_000_000
 
 
 class RetryBudgetConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +30,7 @@ class RetryBudgetConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _check("ratio", self.ratio, 1, "a share of the calls, from 0 to 1")
-        _check("per_second", self.per_second, math.inf, "a number of calls in a second, 0 or more")
+        _check("per_second", self.per_second, MOST_PER_SECOND, f"a number of calls, from 0 to {MOST_PER_SECOND}")
 
 
 def retry_budget(given: Any) -> RetryBudgetConfig:
@@ -57,5 +58,5 @@ def retry_budget(given: Any) -> RetryBudgetConfig:
 def _check(name: str, value: object, most: float, allowed: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise OptionTypeError(f"retry_budget: {name}={value!r} must be {allowed}")
-    if not math.isfinite(value) or not 0 <= value <= most:
+    if not 0 <= value <= most:  # comparisons alone: an integer may be too large for a float
         raise OptionError(f"retry_budget: {name}={value!r} must be {allowed}")
