@@ -294,6 +294,19 @@ class Incoming:
         if self.on_cancel is not None:
             self.on_cancel()
 
+    # --- the end of the replica ------------------------------------------------------------------------------------
+
+    def when_draining(self, act: Callable[[], None]) -> None:
+        """Have `act` called when the replica begins to drain (now, if it has), for a call that ends only when told."""
+        server = self._link.server
+        server.on_drain.add(act)
+        if server.draining:
+            act()
+
+    def forget_draining(self, act: Callable[[], None]) -> None:
+        """The call is about to end by itself."""
+        self._link.server.on_drain.discard(act)
+
     def _check_wanted(self) -> None:
         if self.cancelled:
             raise RequestCancelledError(f"the caller of request {self.meta.request_id} has left")

@@ -304,6 +304,7 @@ class Server:
         self.links: set[CalleeLink] = set()
         self.awake = awake  # None: the loop sleeps whenever there is nothing to do
         self.draining = False
+        self.on_drain: set[Callable[[], None]] = set()  # of calls that last until they are told to end
         self._socket: socket.socket | None = None
         self._path: Path | None = None
         self._idle: asyncio.Event = asyncio.Event()
@@ -393,6 +394,8 @@ class Server:
         self.gate.close()
         for link in self.links:
             link.send(0, GOAWAY)
+        for act in tuple(self.on_drain):
+            act()
         self.check_drained()
 
     def check_drained(self) -> None:
