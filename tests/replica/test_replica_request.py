@@ -235,6 +235,24 @@ def test_the_receive_channel_brings_the_body_and_then_waits_for_the_client_to_le
     run(check())
 
 
+def test_asking_often_whether_the_client_is_there_leaves_nothing_behind() -> None:
+    async def check() -> None:
+        incoming = http_call(b"")
+        ends: list[bool] = []
+        incoming.on_cancel = lambda: ends.append(True)
+        receive = HttpRequest(incoming).receive
+        await receive()
+        for _ in range(5000):  # as Starlette's is_disconnected does it: wait, and stop waiting at once
+            waiting = asyncio.ensure_future(receive())
+            await asyncio.sleep(0)
+            waiting.cancel()
+        incoming.cancel()
+        assert await receive() == {"type": "http.disconnect"}
+        assert ends == [True]
+
+    run(check())
+
+
 def test_forms() -> None:
     async def check() -> None:
         http = head(headers=[(b"content-type", b"application/x-www-form-urlencoded")])

@@ -85,6 +85,7 @@ class HttpRequest(Request):
     _send = staticmethod(empty_send)
     _delivered = False  # receive() has given the body's first part
     _more = False  # and more of it will come
+    _gone: asyncio.Event | None = None  # set when the client leaves; there once somebody waits for that
 
     def __init__(self, incoming: Incoming) -> None:
         self._incoming = incoming
@@ -128,19 +129,20 @@ class HttpRequest(Request):
 
     async def _disconnected(self) -> None:
         incoming = self._incoming
-        if incoming.cancelled:
+        if incoming.cancelled or incoming.expired:
             return
-        gone = asyncio.get_running_loop().create_future()
-        before = incoming.on_cancel
+        gone = self._gone
+        if gone is None:  # once: an application may ask again and again whether its client is still there
+            gone = self._gone = asyncio.Event()
+            before = incoming.on_cancel
 
-        def on_cancel() -> None:
-            if not gone.done():
-                gone.set_result(None)
-            if before is not None:
-                before()
+            def on_cancel() -> None:
+                gone.set()
+                if before is not None:
+                    before()
 
-        incoming.on_cancel = on_cancel
-        await gone
+            incoming.on_cancel = on_cancel
+        await gone.wait()
 
     async def is_disconnected(self) -> bool:
         """Whether the client has left. Takes nothing from the body, unlike Starlette's."""
