@@ -10,7 +10,6 @@ from headrace.serve.deployment import Application, Deployment, deployment
 from headrace.serve.method import method
 
 if TYPE_CHECKING:
-    from headrace.context import get_replica_context, get_request_context
     from headrace.serve.api import (
         RunTarget,
         delete,
@@ -23,20 +22,38 @@ if TYPE_CHECKING:
         start,
         status,
     )
-    from headrace.spec.config import HTTPOptions
+    from headrace.serve.batching import batch
+    from headrace.serve.config import ControllerOptions, HTTPOptions
+    from headrace.serve.context import (
+        get_deployment_actor,
+        get_deployment_actor_context,
+        get_replica_context,
+        get_request_context,
+        get_trace_context,
+    )
+    from headrace.serve.multiplex import get_multiplexed_model_id, multiplexed
+    from headrace.serve.schema import TracingConfig
 
 __all__ = [
     "Application",
+    "ControllerOptions",
     "Deployment",
     "HTTPOptions",
     "RunTarget",
+    "TracingConfig",
+    "batch",
     "delete",
     "deployment",
     "get_app_handle",
+    "get_deployment_actor",
+    "get_deployment_actor_context",
     "get_deployment_handle",
+    "get_multiplexed_model_id",
     "get_replica_context",
     "get_request_context",
+    "get_trace_context",
     "method",
+    "multiplexed",
     "run",
     "run_many",
     "shutdown",
@@ -46,8 +63,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "headrace.context": ("get_replica_context", "get_request_context"),
-    "headrace.serve.api": (
+    "api": (
         "RunTarget",
         "delete",
         "get_app_handle",
@@ -59,25 +75,37 @@ _HOMES = {
         "start",
         "status",
     ),
-    "headrace.spec.config": ("HTTPOptions",),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_SUBMODULES = frozenset(("config", "context", "exceptions", "handle", "schema"))
-_NOT_YET = frozenset(
-    (
-        "ControllerOptions",
-        "TracingConfig",
-        "batch",
+    "batching": ("batch",),
+    "config": ("ControllerOptions", "HTTPOptions"),
+    "context": (
         "get_deployment_actor",
         "get_deployment_actor_context",
-        "get_multiplexed_model_id",
+        "get_replica_context",
+        "get_request_context",
         "get_trace_context",
-        "gRPCOptions",
-        "grpc_util",
-        "ingress",
+    ),
+    "multiplex": ("get_multiplexed_model_id", "multiplexed"),
+    "schema": ("TracingConfig",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_SUBMODULES = frozenset(
+    (
+        "autoscaling_policy",
+        "batching",
+        "config",
+        "context",
+        "exceptions",
+        "gang",
+        "gradio_integrations",
+        "handle",
         "llm",
         "metrics",
-        "multiplexed",
+        "multiplex",
+        "request_router",
+        "schema",
+        "task_consumer",
+        "task_processor",
+        "taskiq_task_processor",
     )
 )
 
@@ -85,14 +113,12 @@ _NOT_YET = frozenset(
 def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
     if home is not None:
-        module = importlib.import_module(home)
+        module = importlib.import_module(f"headrace.serve.{home}")
         for each in _HOMES[home]:
             globals()[each] = getattr(module, each)
         return globals()[name]
     if name in _SUBMODULES:
         return importlib.import_module(f"headrace.serve.{name}")
-    if name in _NOT_YET:
-        raise AttributeError(f"serve.{name} is not supported yet")
     raise AttributeError(f"module 'headrace.serve' has no attribute {name!r}")
 
 

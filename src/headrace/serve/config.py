@@ -2,8 +2,13 @@
 
 import enum
 
+import msgspec
+
+from headrace.serve.unsupported import unsupported_class
+from headrace.spec.backpressure import BackpressureConfig
 from headrace.spec.config import HTTPOptions
-from headrace.spec.options import DeploymentOptions
+from headrace.spec.options import NOT_YET, DeploymentOptions
+from headrace.spec.retries import RetryBudgetConfig
 
 
 class ProxyLocation(enum.StrEnum):
@@ -14,4 +19,37 @@ class ProxyLocation(enum.StrEnum):
     EveryNode = "EveryNode"
 
 
-__all__ = ["DeploymentOptions", "HTTPOptions", "ProxyLocation"]
+class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Ray Serve's options of its controller, which have no effect here (`serve.start` warns)."""
+
+    runtime_env: dict[str, object] | None = None
+
+
+_AUTOSCALING = NOT_YET["autoscaling_config"]
+AggregationFunction = unsupported_class("config", "AggregationFunction", _AUTOSCALING)
+AutoscalingConfig = unsupported_class("config", "AutoscalingConfig", _AUTOSCALING)
+AutoscalingContext = unsupported_class("config", "AutoscalingContext", _AUTOSCALING)
+AutoscalingPolicy = unsupported_class("config", "AutoscalingPolicy", _AUTOSCALING)
+DeploymentActorConfig = unsupported_class("config", "DeploymentActorConfig", NOT_YET["deployment_actors"])
+GangPlacementStrategy = unsupported_class("config", "GangPlacementStrategy", NOT_YET["gang_scheduling_config"])
+GangRuntimeFailurePolicy = unsupported_class("config", "GangRuntimeFailurePolicy", NOT_YET["gang_scheduling_config"])
+GangSchedulingConfig = unsupported_class("config", "GangSchedulingConfig", NOT_YET["gang_scheduling_config"])
+RequestRouterConfig = unsupported_class("config", "RequestRouterConfig", NOT_YET["request_router_config"])
+
+__all__ = [
+    "AggregationFunction",
+    "AutoscalingConfig",
+    "AutoscalingContext",
+    "AutoscalingPolicy",
+    "BackpressureConfig",
+    "ControllerOptions",
+    "DeploymentActorConfig",
+    "DeploymentOptions",
+    "GangPlacementStrategy",
+    "GangRuntimeFailurePolicy",
+    "GangSchedulingConfig",
+    "HTTPOptions",
+    "ProxyLocation",
+    "RequestRouterConfig",
+    "RetryBudgetConfig",
+]

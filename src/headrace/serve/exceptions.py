@@ -7,6 +7,7 @@ from headrace.spec.errors import (
     DeployFailedError,
     DeploymentNotFound,
     DeploymentUnavailableError,
+    GeneratorError,
     GraphError,
     HeadraceError,
     ImportPathError,
@@ -29,6 +30,12 @@ from headrace.spec.errors import (
 )
 
 RayServeException = HeadraceError
+ReplicaUnavailableError = ReplicaDiedError
+
+
+class gRPCStatusError(HeadraceError):
+    """Never raised here: what user code raises in a gRPC call arrives as it is. For code that names it in `except`."""
+
 
 __all__ = [
     "ApplicationNotFound",
@@ -37,6 +44,7 @@ __all__ = [
     "DeployFailedError",
     "DeploymentNotFound",
     "DeploymentUnavailableError",
+    "GeneratorError",
     "GraphError",
     "HeadraceError",
     "ImportPathError",
@@ -52,9 +60,11 @@ __all__ = [
     "RayServeException",
     "RemoteTraceback",
     "ReplicaDiedError",
+    "ReplicaUnavailableError",
     "RequestCancelledError",
     "RequestTimeoutError",
     "ResourcesShortError",
     "ServingError",
     "UserCodeError",
+    "gRPCStatusError",
 ]

@@ -11,6 +11,11 @@ class HeadraceError(Exception):
 
     status: int = 500
 
+    @property
+    def message(self) -> str:
+        """What the error says, as its text."""
+        return str(self)
+
 
 class CallerError(HeadraceError):
     """The caller's fault: the request, the option or the name is wrong, and repeating it will not help."""
@@ -89,6 +94,11 @@ class BackPressureError(ServingError):
         super().__init__(message, retry_after_s, status)
         self.retry_after_s = retry_after_s
         self.status = status
+
+    @property
+    def status_code(self) -> int:
+        """The status, under the name that code for Ray Serve reads."""
+        return self.status
 
     def __str__(self) -> str:
         return str(self.args[0])

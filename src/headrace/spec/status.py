@@ -11,6 +11,8 @@ import msgspec
 
 
 class ApplicationStatus(enum.StrEnum):
+    """What an application does, and whether it is well."""
+
     NOT_STARTED = "NOT_STARTED"
     DEPLOYING = "DEPLOYING"
     RUNNING = "RUNNING"
@@ -20,6 +22,8 @@ class ApplicationStatus(enum.StrEnum):
 
 
 class DeploymentStatus(enum.StrEnum):
+    """What a deployment does, and whether it is well."""
+
     UPDATING = "UPDATING"
     HEALTHY = "HEALTHY"
     UNHEALTHY = "UNHEALTHY"
@@ -29,6 +33,8 @@ class DeploymentStatus(enum.StrEnum):
 
 
 class ReplicaState(enum.StrEnum):
+    """How far a replica is in its life."""
+
     STARTING = "STARTING"
     RUNNING = "RUNNING"
     STOPPING = "STOPPING"
@@ -37,6 +43,8 @@ class ReplicaState(enum.StrEnum):
 
 
 class ProxyStatus(enum.StrEnum):
+    """How far an ingress process is in its life."""
+
     STARTING = "STARTING"
     HEALTHY = "HEALTHY"
     UNHEALTHY = "UNHEALTHY"
@@ -79,13 +87,14 @@ class ApplicationStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProxyDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """One ingress process."""
+    """One ingress process. `grpc_port` is 0 where it serves no gRPC."""
 
     status: ProxyStatus
     pid: int = 0
     host: str = ""
     port: int = 0
     restarts: int = 0
+    grpc_port: int = 0
 
 
 class ServeStatus(msgspec.Struct, frozen=True, kw_only=True):
