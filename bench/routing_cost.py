@@ -71,8 +71,8 @@ def prepare_queue(replicas: int) -> Callable[[], None]:
                 router.enqueue(i, float(i))
             replica = busy[i % count]
             router.finished(replica, LIMIT)
-            router.offered(replica, LIMIT)
-            router.eldest_age_s(float(i), replica)
+            router.offered(replica, LIMIT, float(i))
+            router.urgency_s(float(i), replica)
             router.announce()
         # The next round counts from 0 again: leave it nothing that is younger than its own calls.
         router.take_all()

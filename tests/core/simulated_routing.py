@@ -27,6 +27,9 @@ class Call:
     router: Router
     since: float
     poisonous: bool = False
+    priority: int = 0
+    deadline: float | None = None
+    sent_at: float = 0.0
     suspect: bool = False
     started: bool = True  # as far as the router knows; of a suspect, the replica tells when it starts
     outcome: str = ""
@@ -172,8 +175,25 @@ class Router:
         replica = self.balancer.choose()
         if replica is not None:
             self._send(call, replica.link)
-        elif not self.balancer.enqueue(call, self.world.now):
-            call.end("refused")
+        else:
+            self._wait(call)
+
+    def _wait(self, call: Call) -> None:
+        balancer, now = self.balancer, self.world.now
+        if call.deadline is not None and balancer.hopeless(now, call.deadline, call.priority):
+            call.end("hopeless")
+        elif not balancer.enqueue(call, now, call.priority, call.deadline):
+            other = balancer.evict(below=call.priority)
+            if other is None:
+                call.end("refused")
+            else:
+                other.end("evicted")
+                assert balancer.enqueue(call, now, call.priority, call.deadline)
+
+    def expire(self, call: Call) -> None:
+        """Its deadline has come."""
+        if not call.outcome and self.balancer.discard(call):
+            call.end("expired")
 
     def cancel(self, call: Call) -> None:
         call.end("cancelled")
@@ -183,9 +203,9 @@ class Router:
         balancer = self.balancer
         for replica in balancer.announce():
             count = balancer.waiting_for(replica)
-            age = balancer.eldest_age_s(self.world.now, replica)
-            assert (count > 0) == (age is not None)
-            message = ("withdraw",) if age is None else ("waiting", count, age)
+            urgency_s = balancer.urgency_s(self.world.now, replica)
+            assert (count > 0) == (urgency_s is not None)
+            message = ("withdraw",) if urgency_s is None else ("waiting", count, urgency_s)
             self.world.post_to_replica(replica.link, message)
 
     def receive(self, connection: Connection) -> None:
@@ -206,6 +226,8 @@ class Router:
     def _replied(self, connection: Connection, call: Call, load: int, offered: bool) -> None:
         del connection.calls[call]
         self.balancer.finished(connection.record, load)
+        if call.deadline is not None:
+            self.balancer.lateness.times.observe(self.world.now - call.sent_at, self.world.now)
         if call.suspect:
             self.balancer.suspect_ended(connection.record)
         if offered:
@@ -225,11 +247,12 @@ class Router:
         self._drain()
 
     def _offered(self, connection: Connection, load: int) -> None:
-        call = self.balancer.offered(connection.record, load)
+        call = self.balancer.offered(connection.record, load, self.world.now)
         if call is None:
             self.world.post_to_replica(connection, ("decline",))
         else:
             self._send(call, connection, leased=True)
+        self._answer_shed()
 
     def _lost(self, connection: Connection) -> None:
         connection.router_knows = True
@@ -250,20 +273,27 @@ class Router:
 
     def _wait_again(self, call: Call) -> None:
         if call.suspect:
-            self.balancer.quarantine(call, call.since)
+            self.balancer.quarantine(call, call.since, call.priority)
         else:
-            self.balancer.requeue(call, call.since)
+            self.balancer.requeue(call, call.since, call.priority, call.deadline)
 
     def _drain(self) -> None:
-        for call, replica in self.balancer.drain():
+        for call, replica in self.balancer.drain(self.world.now):
             self._send(call, replica.link)
+        self._answer_shed()
+
+    def _answer_shed(self) -> None:
+        shed = self.balancer.shed
+        while shed:
+            shed.pop().end("shed")
 
     def _send(self, call: Call, connection: Connection, leased: bool = False) -> None:
         assert not call.outcome
         connection.calls[call] = None
         call.started = not call.suspect
-        age = self.balancer.eldest_age_s(self.world.now, connection.record) if leased else None
-        self.world.post_to_replica(connection, ("call", call, leased, age, call.suspect))
+        call.sent_at = self.world.now
+        urgency_s = self.balancer.urgency_s(self.world.now, connection.record) if leased else None
+        self.world.post_to_replica(connection, ("call", call, leased, urgency_s, call.suspect))
 
 
 class World:
@@ -297,8 +327,8 @@ class World:
             router.news.append(replica)
         return replica
 
-    def submit(self, router: Router, poisonous: bool = False) -> Call:
-        call = Call(len(self.calls), router, self.now, poisonous)
+    def submit(self, router: Router, poisonous: bool = False, priority: int = 0, deadline: float | None = None) -> Call:
+        call = Call(len(self.calls), router, self.now, poisonous, priority=priority, deadline=deadline)
         self.calls.append(call)
         router.submit(call)
         return call

@@ -8,6 +8,9 @@ from random import Random
 import pytest
 
 from headrace.core.balance import Balancer, Replica
+from headrace.core.queue import AGING_S, LOWEST_PRIORITY
+
+HEAD_START_S = -LOWEST_PRIORITY * AGING_S  # of priority 0 over the lowest
 
 
 def balancer(replicas: int = 2, limit: int = 2, max_queued: int = 1000) -> Balancer[str]:
@@ -82,16 +85,16 @@ def test_an_offer_is_for_the_eldest_call() -> None:
     (replica,) = choose(b)
     b.enqueue("first", now=1.0)
     b.enqueue("second", now=2.0)
-    assert b.eldest_age_s(now=4.0) == 3.0
+    assert b.urgency_s(now=4.0) == 3.0 + HEAD_START_S
     b.finished(replica, load=1)
-    assert b.offered(replica, load=1) == "first"
+    assert b.offered(replica, load=1, now=9.0) == "first"
     assert replica.ours == 1
-    assert b.eldest_age_s(now=4.0, replica=replica) == 2.0
+    assert b.urgency_s(now=4.0, replica=replica) == 2.0 + HEAD_START_S
 
 
 def test_an_offer_that_nobody_needs_is_declined() -> None:
     b = balancer(replicas=1)
-    assert b.offered(b.replicas["d#0"], load=1) is None
+    assert b.offered(b.replicas["d#0"], load=1, now=9.0) is None
     assert b.replicas["d#0"].ours == 0
 
 
@@ -102,7 +105,7 @@ def test_a_call_that_comes_back_takes_its_old_place() -> None:
     b.rejected(replica, load=1)
     b.requeue("second", since=2.0)
     b.requeue("first", since=1.0)
-    assert [b.offered(replica, load=1) for _ in range(3)] == ["first", "second", "later"]
+    assert [b.offered(replica, load=1, now=9.0) for _ in range(3)] == ["first", "second", "later"]
 
 
 def test_replicas_are_told_once_that_calls_wait_and_once_that_none_does() -> None:
@@ -136,7 +139,7 @@ def test_the_replica_that_took_the_last_call_is_told_again_when_another_waits() 
     b.enqueue("first", now=1.0)
     b.announce()
     b.finished(one, load=1)
-    assert b.offered(one, load=1) == "first"
+    assert b.offered(one, load=1, now=9.0) == "first"
     b.enqueue("second", now=1.0)
     assert b.announce() == [one]
 
@@ -146,7 +149,7 @@ def test_a_call_that_one_replica_refused_goes_to_another_with_room() -> None:
     (replica,) = choose(b)
     b.rejected(replica, load=2)
     b.requeue("call", since=0.0)
-    ((call, other),) = b.drain()
+    ((call, other),) = b.drain(9.0)
     assert call == "call"
     assert other is not replica
     assert choose(b) == [other]
@@ -171,9 +174,9 @@ def test_when_all_are_full_with_calls_of_others_the_replicas_are_asked_for_a_slo
     (replica,) = choose(b)
     b.rejected(replica, load=2)
     b.requeue("call", since=0.0)
-    assert b.drain() == []
+    assert b.drain(9.0) == []
     assert b.announce() == [replica]
-    assert b.offered(replica, load=2) == "call"
+    assert b.offered(replica, load=2, now=9.0) == "call"
 
 
 def test_a_new_replica_takes_what_waits() -> None:
@@ -181,7 +184,7 @@ def test_a_new_replica_takes_what_waits() -> None:
     for call in ("a", "b", "c"):
         b.enqueue(call, now=0.0)
     replica = b.add("d#7")
-    assert b.drain() == [("a", replica), ("b", replica)]
+    assert b.drain(9.0) == [("a", replica), ("b", replica)]
     assert b.queued == 1
     assert b.announce() == [replica]
 
@@ -193,8 +196,8 @@ def test_a_removed_replica_is_never_chosen_though_its_calls_still_end() -> None:
     assert b.remove(one.id) is None
     b.finished(one, load=0)
     b.enqueue("call", now=0.0)
-    assert b.offered(one, load=1) is None
-    assert all(replica is not one for _, replica in b.drain())
+    assert b.offered(one, load=1, now=9.0) is None
+    assert all(replica is not one for _, replica in b.drain(9.0))
 
 
 def test_a_replica_is_added_once() -> None:
@@ -206,7 +209,7 @@ def test_suspects_go_one_to_a_replica_and_hold_up_nobody() -> None:
     b = balancer(replicas=2, limit=4)
     for i in range(3):
         b.quarantine(f"suspect{i}", since=float(i))
-    pairs = b.drain()
+    pairs = b.drain(9.0)
     assert [call for call, _ in pairs] == ["suspect0", "suspect1"]
     assert len({replica.id for _, replica in pairs}) == 2
     assert b.choose() is not None, "a new call does not wait for the third suspect"
@@ -215,7 +218,7 @@ def test_suspects_go_one_to_a_replica_and_hold_up_nobody() -> None:
     replica = pairs[1][1]
     b.finished(replica, load=replica.ours - 1)
     b.suspect_ended(replica)
-    assert b.drain() == [("suspect2", replica)]
+    assert b.drain(9.0) == [("suspect2", replica)]
 
 
 def test_a_suspect_takes_an_offer_before_the_calls_that_are_new_to_crashes() -> None:
@@ -224,10 +227,10 @@ def test_a_suspect_takes_an_offer_before_the_calls_that_are_new_to_crashes() -> 
     b.enqueue("call", now=5.0)
     b.quarantine("suspect", since=1.0)
     assert b.announce() == [replica]
-    assert (b.waiting_for(replica), b.eldest_age_s(6.0, replica)) == (2, 5.0)
+    assert (b.waiting_for(replica), b.urgency_s(6.0, replica)) == (2, 5.0 + HEAD_START_S)
     b.finished(replica, load=1)
-    assert b.offered(replica, load=1) == "suspect"
-    assert (b.waiting_for(replica), b.eldest_age_s(6.0, replica)) == (1, 1.0)
+    assert b.offered(replica, load=1, now=9.0) == "suspect"
+    assert (b.waiting_for(replica), b.urgency_s(6.0, replica)) == (1, 1.0 + HEAD_START_S)
 
 
 def test_all_that_waits_can_be_taken() -> None:
@@ -244,7 +247,7 @@ def test_a_suspect_that_found_no_room_has_its_replica_told() -> None:
     (replica,) = choose(b)
     b.announce()
     b.quarantine("suspect", since=0.0)
-    assert b.drain() == []
+    assert b.drain(9.0) == []
     assert b.announce() == [replica]
 
 
@@ -253,9 +256,9 @@ def test_when_a_suspect_has_ended_at_a_full_replica_the_next_asks_there_for_a_sl
     (replica,) = choose(b)
     b.quarantine("one", since=0.0)
     b.quarantine("two", since=0.0)
-    assert b.drain() == [("one", replica)]
+    assert b.drain(9.0) == [("one", replica)]
     assert b.announce() == []
     b.finished(replica, load=2)
     b.suspect_ended(replica)
-    assert b.drain() == [], "another router has taken the slot"
+    assert b.drain(9.0) == [], "another router has taken the slot"
     assert b.announce() == [replica]

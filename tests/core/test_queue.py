@@ -38,4 +38,4 @@ def test_calls_leave_in_order(steps: list[tuple[str, int]]) -> None:
             fresh = [place for place in fresh if place[1] != call]
         due = (back + fresh)[:1]
         assert queue.count == len(back) + len(fresh)
-        assert queue.since() == (due[0][0] if due else None)
+        assert queue.due() == (due[0][0] if due else None)

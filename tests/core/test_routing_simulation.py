@@ -6,25 +6,20 @@ What routing costs is counted in executed lines of the pure halves, so that the 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
-from itertools import count
+from dataclasses import dataclass
 from random import Random
 from types import FrameType
 from typing import Any
 
 import pytest
-from simulated_routing import Call, Connection, Job, ReplicaProcess, World
+from simulated_cluster import LATENCY_S, Cluster
+from simulated_routing import ReplicaProcess, World
 
 from headrace.core import balance, gate, queue
 from headrace.core.gate import LEASE_S
-from headrace.core.subset import choose_subset
-from headrace.spec.snapshot import ReplicaEntry
 
-LATENCY_S = 0.0001
-SERVICE_S = 0.02
 PURE = {balance.__file__, gate.__file__, queue.__file__}
 
 
@@ -47,98 +42,6 @@ class Counter:
             yield
         finally:
             sys.settrace(before)
-
-
-@dataclass
-class Cluster:
-    """A world on a clock: calls arrive at random, messages take LATENCY_S, calls take SERVICE_S on average."""
-
-    routers: int
-    replicas: int
-    limit: int
-    seed: int = 1
-    events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
-    messages: int = 0
-    answered_at: dict[Call, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._serial = count()
-        self.random = Random(self.seed)
-        self.world = World(self.limit, seed=self.seed)
-        self.world.on_post = self._on_post
-        self.world.on_start = self._on_start
-        self.world.on_lease = self._on_lease
-        for _ in range(self.replicas):
-            self.world.add_replica()
-        entries = [ReplicaEntry(replica.name, "") for replica in self.world.replicas]
-        by_name = {replica.name: replica for replica in self.world.replicas}
-        for i in range(self.routers):
-            router = self.world.add_router()
-            router.news.clear()
-            for entry in choose_subset(f"ingress#{i}", entries, routers=self.routers):
-                router.news.append(by_name[entry.id])
-            while router.news:
-                router.learn()
-
-    def at(self, when: float, what: Callable[[], None]) -> None:
-        heappush(self.events, (when, next(self._serial), what))
-
-    def run(self, until: float, look: Callable[[], None] = lambda: None) -> None:
-        """Let time pass; `look` after each event."""
-        while self.events and self.events[0][0] <= until:
-            when, _, what = heappop(self.events)
-            self.world.now = when
-            what()
-            look()
-        self.world.now = until
-
-    def resume(self) -> None:
-        """Routers that were stopped run again, and find all that was sent to them meanwhile."""
-        for router in self.world.routers:
-            router.stalled = False
-        for connection in self.world.connections:
-            while connection.to_router:
-                connection.router.receive(connection)
-        for router in self.world.routers:
-            router.end_tick()
-
-    def arrive(self, calls: int, utilization: float) -> float:
-        """`calls` arrive, the first now, each at a random router that runs. When the last does."""
-        rate = utilization * self.replicas * self.limit / SERVICE_S
-        when = self.world.now
-        for _ in range(calls):
-            self.at(when, self._arrive)
-            when += self.random.expovariate(rate)
-        return when
-
-    def _arrive(self) -> None:
-        router = self.random.choice([router for router in self.world.routers if not router.stalled])
-        self.world.submit(router)
-        router.end_tick()
-
-    def _on_post(self, connection: Connection, to_router: bool) -> None:
-        self.messages += 1
-
-        def deliver() -> None:
-            if not to_router:
-                connection.replica.receive(connection)
-            elif connection.to_router and not connection.router.stalled:
-                self._note_answer(connection)
-                connection.router.receive(connection)
-                connection.router.end_tick()
-
-        self.at(self.world.now + LATENCY_S, deliver)
-
-    def _note_answer(self, connection: Connection) -> None:
-        kind, *rest = connection.to_router[0]
-        if kind == "reply":
-            self.answered_at[rest[0]] = self.world.now
-
-    def _on_start(self, replica: ReplicaProcess, job: Job) -> None:
-        self.at(self.world.now + self.random.expovariate(1 / SERVICE_S), lambda: replica.finish(job))
-
-    def _on_lease(self, replica: ReplicaProcess) -> None:
-        self.at(self.world.now + LEASE_S, replica.expire)
 
 
 def cost_per_request(replicas: int, utilization: float, requests: int = 4000) -> tuple[float, float]:

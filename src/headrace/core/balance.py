@@ -1,13 +1,14 @@
 """Which replica a call goes to, or that it waits, or that it is refused: a router's view of one deployment.
 
 In come, from the router's shell: replicas that come and go, calls, and what replicas say (replies with their load,
-refusals, offers). Out go the choice itself, the calls to send where a slot was offered or room appeared, and the
-replicas that are to be told how many calls wait.
+refusals, offers). Out go the choice itself, the calls to send where a slot was offered or room appeared, those that it
+is too late to send (`shed`), and the replicas that are to be told how many calls wait.
 
 Invariants:
 - a call is sent only by `choose`, `drain` and `offered`, and counts in `ours` of its replica from then until
   `finished`, `rejected` or `remove`;
-- while calls wait, a new one waits behind them;
+- while calls wait, a new one waits behind them, or before those that are less urgent;
+- a call that would be late is not sent after it has waited, but found in `shed`;
 - after `announce`, each replica that could take a call that waits here has been told, and none other;
 - a replica is not taken to be full for ever on what was last heard of it: with no call of ours there, it fades.
 
@@ -20,7 +21,10 @@ from collections.abc import Hashable
 from random import Random
 from typing import Any, Generic, TypeVar
 
-from headrace.core.queue import CallQueue
+from headrace.core.lateness import Lateness
+from headrace.core.queue import AGING_S, LOWEST_PRIORITY, CallQueue
+
+_HEAD_START_S = -LOWEST_PRIORITY * AGING_S  # of priority 0 over the lowest
 
 CallT = TypeVar("CallT", bound=Hashable)
 
@@ -53,10 +57,13 @@ class Balancer(Generic[CallT]):
     """The replicas of one deployment, and the calls that wait for one. Times are seconds on one clock, `now`.
 
     `limit` is what a replica takes at once (max_ongoing_requests), `max_queued` how many calls may wait here (negative:
-    any number). `choose`, `enqueue`, `finished`, `offered` cost O(1), whatever the number of replicas.
+    any number). `choose`, `enqueue`, `finished`, `offered` cost O(1), whatever the number of replicas. `shed` are calls
+    with a deadline that waited and do not wait any more because they would be late: take them out and answer them after
+    `drain` and `offered`.
     """
 
     __slots__ = (
+        "_deadlines",
         "_news",
         "_open",
         "_queue",
@@ -64,9 +71,12 @@ class Balancer(Generic[CallT]):
         "_silent",
         "_suspects",
         "_told",
+        "_urgent",
+        "lateness",
         "limit",
         "max_queued",
         "replicas",
+        "shed",
     )
 
     def __init__(self, limit: int, max_queued: int, rng: Random) -> None:
@@ -79,7 +89,11 @@ class Balancer(Generic[CallT]):
         self._queue: CallQueue[CallT] = CallQueue()
         self._suspects: CallQueue[CallT] = CallQueue()
         self._random = rng.random
+        self.lateness = Lateness()
+        self.shed: list[CallT] = []
+        self._deadlines: dict[CallT, float] = {}  # of the calls that wait and have one
         self._news = False  # `announce` may have something to say
+        self._urgent = False  # the call whose turn it is has come before others that replicas were told of
         self._told = 0  # replicas that know that calls wait
 
     def __repr__(self) -> str:
@@ -129,29 +143,56 @@ class Balancer(Generic[CallT]):
             return None
         return self._draw()
 
-    def enqueue(self, call: CallT, now: float) -> bool:
-        """The call waits. False: too many wait already, it is refused."""
+    def enqueue(self, call: CallT, now: float, priority: int = 0, deadline: float | None = None) -> bool:
+        """The call waits. False: too many wait already. It is refused, or takes the place of one that `evict` gives."""
         if 0 <= self.max_queued <= self._queue.count + self._suspects.count:
             return False
-        self._queue.put(call, now)
+        if deadline is not None:
+            self._note_deadline(call, deadline, now)
+        if priority:
+            self._put_by_priority(call, now, priority)
+        else:
+            self._queue.put(call, now)
         if self._queue.count == 1:
             self._news = True
         return True
 
-    def requeue(self, call: CallT, since: float) -> None:
+    def evict(self, below: int | None = None) -> CallT | None:
+        """The youngest of the calls of the lowest priority, which waits no more.
+
+        None: none waits, or none of a priority under `below`. Suspects stay.
+        """
+        call = self._queue.take_lowest(below)
+        if call is not None:
+            self._news = True
+            self._deadlines.pop(call, None)
+        return call
+
+    def hopeless(self, now: float, deadline: float, priority: int = 0) -> bool:
+        """Whether a call that cannot be sent now would wait in vain: by what waits before it, it would be late."""
+        return self.lateness.hopeless(deadline - now, self._queue.ahead(priority), now)
+
+    def requeue(self, call: CallT, since: float, priority: int = 0, deadline: float | None = None) -> None:
         """A call that was sent but not started waits again, before later ones. Then send what `drain` gives."""
-        self._queue.put_back(call, since)
+        if deadline is not None:
+            self._note_deadline(call, deadline, since)
+        self._queue.put_back(call, since, priority)
         self._news = True
 
-    def quarantine(self, call: CallT, since: float) -> None:
+    def quarantine(self, call: CallT, since: float, priority: int = 0) -> None:
         """A suspect (it was in flight at a crash) waits for a replica without another suspect. Then send `drain`'s."""
-        self._suspects.put_back(call, since)
+        self._suspects.put_back(call, since, priority)
         self._news = True
 
     def discard(self, call: CallT) -> bool:
         """The call does not wait any more: it was cancelled, or its time is over. False: it did not wait."""
         if not self._queue.discard(call) and not self._suspects.discard(call):
+            if call in self.shed:
+                self.shed.remove(call)
+                return True
             return False
+        if self._deadlines:
+            self._deadlines.pop(call, None)
         self._news = True
         return True
 
@@ -161,10 +202,11 @@ class Balancer(Generic[CallT]):
         for queue in (self._suspects, self._queue):
             while (call := queue.take()) is not None:
                 calls.append(call)
+        self._deadlines.clear()
         self._news = True
         return calls
 
-    def drain(self) -> list[tuple[CallT, Replica]]:
+    def drain(self, now: float) -> list[tuple[CallT, Replica]]:
         """The calls that wait and can be sent now, each with its replica, which is booked: room has appeared."""
         pairs: list[tuple[CallT, Replica]] = []
         if self._suspects.count:
@@ -175,9 +217,9 @@ class Balancer(Generic[CallT]):
                 replica.suspect = True
                 self._book(replica)
                 pairs.append((suspect, replica))
-        while self._open and (call := self._queue.take()) is not None:
+        while self._open and (call := self._take_in_time(now) if self._deadlines else self._queue.take()) is not None:
             pairs.append((call, self._draw()))
-        if pairs:
+        if pairs or self.shed:
             self._news = True
         return pairs
 
@@ -199,10 +241,10 @@ class Balancer(Generic[CallT]):
         replica.others = max(load, replica.limit) - replica.ours
         self._refresh(replica)
 
-    def offered(self, replica: Replica, load: int) -> CallT | None:
+    def offered(self, replica: Replica, load: int, now: float) -> CallT | None:
         """The replica holds a slot for us, which `load` counts. The call to send there as leased, or None: decline.
 
-        The leased call carries `eldest_age_s(now, replica)` as it is right after this.
+        The leased call carries `urgency_s(now, replica)` as it is right after this.
         """
         replica.others = max(0, load - 1 - replica.ours)
         call: CallT | None = None
@@ -212,7 +254,7 @@ class Balancer(Generic[CallT]):
                 replica.suspect = True
                 self._news = True
             elif self._queue.count:
-                call = self._queue.take()
+                call = self._take_in_time(now) if self._deadlines else self._queue.take()
                 if not self._queue.count:
                     self._news = True
         if call is not None:
@@ -230,20 +272,22 @@ class Balancer(Generic[CallT]):
     # --- what replicas are told ------------------------------------------------------------------------------------
 
     def announce(self) -> list[Replica]:
-        """The replicas to tell now: WAITING with `waiting_for` and `eldest_age_s`, or WITHDRAW where the first is 0.
+        """The replicas to tell now: WAITING with `waiting_for` and `urgency_s`, or WITHDRAW where the first is 0.
 
         Call it at the end of each tick in which anything happened. Where nothing changed it costs nothing; telling all
         is O(replicas), which is why it waits for the end of the tick: a queue that comes and goes within it is no news.
+        A call that is more urgent than those that all were told of is news to all.
         """
         if not self._news:
             return []
         self._news = False
+        urgent, self._urgent = self._urgent, False
         told: list[Replica] = []
-        if not self._suspects.count and self._told == (len(self.replicas) if self._queue.count else 0):
+        if not urgent and not self._suspects.count and self._told == (len(self.replicas) if self._queue.count else 0):
             return told
         for replica in self.replicas.values():
             waits = self.waiting_for(replica) > 0
-            if waits is not replica.told:
+            if waits is not replica.told or (urgent and waits):
                 self._note(replica, waits)
                 told.append(replica)
         return told
@@ -252,14 +296,47 @@ class Balancer(Generic[CallT]):
         """How many of the calls that wait could go to this replica."""
         return self._queue.count + (self._suspects.count > 0 and not replica.suspect)
 
-    def eldest_age_s(self, now: float, replica: Replica | None = None) -> float | None:
-        """How long the eldest call has waited (of those that could go to `replica`), in seconds; None: none waits."""
-        since = self._queue.since()
+    def urgency_s(self, now: float, replica: Replica | None = None) -> float | None:
+        """How urgent the most urgent call is (of those that could go to `replica`); None: none waits.
+
+        It is how long the call has waited, in seconds, plus the head start that its priority has over the lowest: never
+        negative, so that routers can be compared by it.
+        """
+        due = self._queue.due()
         if self._suspects.count and (replica is None or not replica.suspect):
-            suspect_since = self._suspects.since()
-            if since is None or (suspect_since is not None and suspect_since < since):
-                since = suspect_since
-        return None if since is None else max(0.0, now - since)
+            suspect_due = self._suspects.due()
+            if due is None or (suspect_due is not None and suspect_due < due):
+                due = suspect_due
+        if due is None:
+            return None
+        urgency_s = now - due + _HEAD_START_S
+        return urgency_s if urgency_s > 0.0 else 0.0
+
+    # --- the queue -------------------------------------------------------------------------------------------------
+
+    def _put_by_priority(self, call: CallT, now: float, priority: int) -> None:
+        before = self._queue.due()
+        self._queue.put(call, now, priority)
+        if before is not None and now - priority * AGING_S < before:
+            self._news = self._urgent = True
+
+    def _note_deadline(self, call: CallT, deadline: float, now: float) -> None:
+        if not self._deadlines:
+            self.lateness.rate.begin(now)
+        self._deadlines[call] = deadline
+
+    def _take_in_time(self, now: float) -> CallT | None:
+        """The next call that waits and is not too late; those before it are shed. Calls with a deadline wait."""
+        queue, deadlines, lateness = self._queue, self._deadlines, self.lateness
+        while (call := queue.take()) is not None:
+            deadline = deadlines.pop(call, None)
+            if deadline is None or not lateness.too_late(deadline - now):
+                lateness.rate.starts += 1
+                break
+            self.shed.append(call)
+        if not deadlines:
+            lateness.rate.end(now)
+        return call
 
     # --- room ------------------------------------------------------------------------------------------------------
 

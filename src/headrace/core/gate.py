@@ -2,7 +2,8 @@
 
 In come, from `replica/server.py`: calls, ended calls, what callers say of their queues, broken connections, the time.
 Out go the choice itself (started or refused) and the callers to send an OFFER to. A caller is any hashable object that
-stands for one connection; what it says arrives in the order in which it was said.
+stands for one connection; what it says arrives in the order in which it was said. The age of a call is how long it has
+waited plus the head start of its priority (`Balancer.urgency_s`), so the eldest is the most urgent.
 
 Invariants, true after each method when `offer` is called until it gives None:
 - `load`, the calls in work and the slots on lease, never exceeds `limit`;

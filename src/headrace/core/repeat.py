@@ -38,9 +38,17 @@ class RetryBudget:
         self.calls = 0  # since the last look: the caller's path adds one and nothing more
         self._tokens = initial
         self._at: float | None = None
+        self.tune(ratio, per_second)
 
     def __repr__(self) -> str:
         return f"<RetryBudget {self._tokens:.1f} of {self.capacity:g}, {self.calls} calls to count>"
+
+    def tune(self, ratio: float, per_second: float) -> None:
+        """Deposit so much from now on. With neither there are no repeats at all, whatever was in hand."""
+        self.ratio = ratio
+        self.per_second = per_second
+        if not ratio and not per_second:
+            self._tokens = 0.0
 
     def deposit(self) -> None:
         """A call came for the first time."""

@@ -63,6 +63,7 @@ class Call:
     suspect = False  # it was in work when a replica died
     started = False  # the replica has said so; of suspects alone
     queued_since: float | None = None
+    sent_at = 0.0  # of calls with a deadline alone
     expiry: asyncio.TimerHandle | None = None
     outflow: Outflow | None = None
     streamed = False  # its body was not whole when it was sent

@@ -136,6 +136,10 @@ class Link(Connection):
         call.link = self
         self.calls[stream] = call
         deadline = call.deadline
+        remaining_s = -1.0
+        if deadline is not None:
+            now = call.sent_at = self.loop.time()
+            remaining_s = deadline - now if deadline > now else 0.0
         meta = _encode_meta(
             (  # the fields of CallMeta, in their order: a tuple is made faster than a struct
                 call.request_id,
@@ -144,7 +148,7 @@ class Link(Connection):
                 snapshot,
                 self.pool.key,
                 call.method,
-                -1.0 if deadline is None else max(0.0, deadline - self.loop.time()),
+                remaining_s,
                 call.attempt,
                 call.sticky,
                 call.model_id,
@@ -209,8 +213,8 @@ class Link(Connection):
             self.forget_inflow(call.stream)
             self.send(call.stream, CANCEL)
 
-    def tell_waiting(self, count: int, eldest_age_s: float) -> None:
-        self.send(0, WAITING, payload=WAITING_COUNTS.pack(min(count, 0xFFFFFFFF), int(eldest_age_s * 1000)))
+    def tell_waiting(self, count: int, urgency_s: float) -> None:
+        self.send(0, WAITING, payload=WAITING_COUNTS.pack(min(count, 0xFFFFFFFF), int(urgency_s * 1000)))
 
     def tell_withdrawn(self) -> None:
         self.send(0, WITHDRAW)
@@ -256,6 +260,8 @@ class Link(Connection):
         if flags & HELD:
             call.held = True
         else:
+            if call.deadline is not None:
+                self.pool.served(call)
             self.pool.replied(self.replica, load, flags & OFFERED, call.suspect)
         if call.__class__ is not Abandoned:
             if flags & (MORE | ARENAS):
@@ -361,6 +367,8 @@ class Link(Connection):
             raise ProtocolError(f"an error on stream {stream}, which has no call")
         self.drop_outflow(stream)
         self.forget_inflow(stream)
+        if call.deadline is not None:
+            self.pool.served(call)
         if call.held or not call.answered:
             self.pool.replied(self.replica, load, flags & OFFERED, call.suspect)
         if not isinstance(call, Abandoned):

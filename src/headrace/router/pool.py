@@ -1,8 +1,8 @@
 """One deployment as a router knows it: its replicas, the links to them, the calls that wait for a slot.
 
 In: calls of the router; what the links tell (replies, offers, refusals, losses); changes of the snapshot. Out: calls
-to links, answers to calls that cannot be sent. All choices are `core`'s: Balancer (where, wait or refuse) and Repeats
-(what becomes of a call whose replica died); this is their shell.
+to links, answers to calls that cannot be sent. All choices are `core`'s: Balancer (where, wait, refuse or shed) and
+Repeats (what becomes of a call whose replica died); this is their shell.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.router")
 
+RETRY_AFTER_S = 1.0  # what a client is told that was refused for load, where the deployment does not say
 RECONNECT_S = 0.5  # a replica that the snapshot lists is tried again so long after its connection broke
 
 
@@ -44,7 +45,9 @@ class Pool:
         self.balancer: Balancer[Call] = Balancer(entry.max_ongoing_requests, entry.max_queued_requests, router.rng)
         # One crash can hit as many calls as a replica takes at once.
         limit = entry.max_ongoing_requests
-        self.repeats = Repeats(RetryBudget(initial=max(100, limit), capacity=max(1000, 2 * limit)))
+        self.repeats = Repeats(
+            RetryBudget(entry.retry_ratio, max(100, limit), entry.retry_per_second, max(1000, 2 * limit))
+        )
         self._addresses: dict[str, str] = {}
         self._announcing = False
 
@@ -58,6 +61,7 @@ class Pool:
         self.entry = entry
         balancer = self.balancer
         balancer.max_queued = entry.max_queued_requests
+        self.repeats.budget.tune(entry.retry_ratio, entry.retry_per_second)
         if balancer.limit != entry.max_ongoing_requests:
             balancer.resize(entry.max_ongoing_requests)
         listed = {replica.id: replica.address for replica in self.router.subset(entry)}
@@ -92,6 +96,9 @@ class Pool:
     def submit(self, call: Call) -> None:
         """Send the call to a replica now, or let it wait, or refuse it."""
         call.pool = self
+        if call.deadline is not None and call.deadline <= self.loop.time():
+            call.on_error(_expired(call, "came when"))
+            return
         self.repeats.budget.calls += 1
         replica = self.balancer.choose()
         if replica is not None:
@@ -110,6 +117,9 @@ class Pool:
         if call.expiry is not None:
             call.expiry.cancel()
         if call.link is not None:
+            overdue = call.deadline is not None and call.deadline <= self.loop.time()
+            if overdue and call.link.calls.get(call.stream) is call:
+                self.served(call)  # it takes longer still: if only those in time were told, all would seem quick
             call.link.cancel(call)
         elif self.balancer.discard(call):
             self._announce_soon()
@@ -157,19 +167,48 @@ class Pool:
     # --- waiting ---------------------------------------------------------------------------------------------------
 
     def _wait(self, call: Call) -> None:
-        now = self.loop.time()
-        if not self.balancer.enqueue(call, now):
-            entry = self.entry
-            call.on_error(
-                BackPressureError(
-                    f"deployment {entry.name} of application {entry.app} has {self.balancer.queued} calls waiting; "
-                    f"max_queued_requests is {entry.max_queued_requests}"
-                )
-            )
+        balancer, now, deadline, priority = self.balancer, self.loop.time(), call.deadline, call.priority
+        if deadline is not None and balancer.hopeless(now, deadline, priority):
+            call.on_error(self._busy(f"{balancer.queued} calls waiting: request {call.request_id} would be late"))
             return
+        evicted = None
+        if not balancer.enqueue(call, now, priority, deadline):
+            evicted = balancer.evict(below=priority)
+            if evicted is None:
+                self._refuse_full(call)
+                return
+            balancer.enqueue(call, now, priority, deadline)
         call.queued_since = now
         self._park(call)
         self._announce_soon()
+        if evicted is not None:
+            self._refuse_full(evicted)
+
+    def _refuse_full(self, call: Call) -> None:
+        if call.expiry is not None:
+            call.expiry.cancel()
+        limit = self.entry.max_queued_requests
+        call.on_error(self._busy(f"{self.balancer.queued} calls waiting; max_queued_requests is {limit}"))
+
+    def _busy(self, what: str) -> BackPressureError:
+        entry = self.entry
+        retry_after_s = RETRY_AFTER_S if entry.retry_after_s is None else entry.retry_after_s
+        message = f"deployment {entry.name} of application {entry.app} has {what}"
+        return BackPressureError(message, retry_after_s, entry.busy_status)
+
+    def _answer_shed(self) -> None:
+        """Answer the calls that it was too late to send."""
+        shed, now = self.balancer.shed, self.loop.time()
+        while shed:
+            call = shed.pop()
+            if call.expiry is not None:
+                call.expiry.cancel()
+            if call.deadline is not None and call.deadline <= now:
+                call.on_error(_expired(call, "waited until"))
+            else:
+                call.on_error(
+                    self._busy(f"too little time for request {call.request_id}: it waited, and would be late now")
+                )
 
     def _put_back(self, call: Call) -> None:
         """A call that no replica has started waits again in its old place."""
@@ -178,9 +217,9 @@ class Pool:
         call.link = None
         self._park(call)
         if call.suspect:
-            self.balancer.quarantine(call, call.queued_since)
+            self.balancer.quarantine(call, call.queued_since, call.priority)
         else:
-            self.balancer.requeue(call, call.queued_since)
+            self.balancer.requeue(call, call.queued_since, call.priority, call.deadline)
 
     def _park(self, call: Call) -> None:
         if call.buffers:
@@ -193,7 +232,7 @@ class Pool:
         call.expiry = None
         if self.balancer.discard(call):
             self._announce_soon()
-            call.on_error(RequestTimeoutError(f"request {call.request_id} waited until its deadline had passed"))
+            call.on_error(_expired(call, "waited until"))
 
     def _announce_soon(self) -> None:
         """At the end of this tick, tell the replicas what has changed: a queue that came and went is no news."""
@@ -215,7 +254,7 @@ class Pool:
             if link is None:
                 continue
             if count:
-                link.tell_waiting(count, balancer.eldest_age_s(now, replica) or 0.0)
+                link.tell_waiting(count, balancer.urgency_s(now, replica) or 0.0)
             else:
                 link.tell_withdrawn()
         if not opened:
@@ -223,8 +262,10 @@ class Pool:
 
     def _pump(self) -> None:
         """Send what waits to replicas that have room: a replica has come, or a call has come back."""
-        for call, replica in self.balancer.drain():
+        for call, replica in self.balancer.drain(self.loop.time()):
             self._send(replica, call)
+        if self.balancer.shed:
+            self._answer_shed()
         self._announce_soon()
 
     def _pump_soon(self) -> None:
@@ -255,15 +296,23 @@ class Pool:
         if offered:
             self.offered(replica, load)
 
+    def served(self, call: Call) -> None:
+        """A call with a deadline is answered, or given up after its deadline. Of streams nothing is learned."""
+        if not call.answered and not call.held:
+            now = self.loop.time()
+            self.balancer.lateness.times.observe(now - call.sent_at, now)
+
     def offered(self, replica: Replica, load: int) -> None:
-        """The replica holds a slot for us: send the eldest call that waits, or decline."""
-        balancer = self.balancer
-        call = balancer.offered(replica, load)
+        """The replica holds a slot for us: send the most urgent call that waits, or decline."""
+        balancer, now = self.balancer, self.loop.time()
+        call = balancer.offered(replica, load, now)
         if call is None:
             replica.link.decline()
         else:
-            age = balancer.eldest_age_s(self.loop.time(), replica)
+            age = balancer.urgency_s(now, replica)
             self._send(replica, call, LEASED, NONE_WAITS if age is None else min(int(age * 1000), NONE_WAITS - 1))
+        if balancer.shed:
+            self._answer_shed()
         self._announce_soon()
 
     def rejected(self, replica: Replica, load: int, call: Call | None, suspect: bool) -> None:
@@ -296,7 +345,7 @@ class Pool:
             now,
             started=started,
             suspect=call.suspect,
-            repeatable=self.entry.repeatable,
+            repeatable=self._repeatable(call),
             kept=call.take_back_body(started),
             answered=call.answered,
         )
@@ -315,7 +364,14 @@ class Pool:
                 )
             )
         else:
-            reason = "its calls are not repeatable" if not self.entry.repeatable else "it could not be sent again"
+            reason = "it could not be sent again" if self._repeatable(call) else "its calls are not repeatable"
             call.on_error(
                 ReplicaDiedError(f"replica {replica.id} died while it worked on request {call.request_id}; {reason}")
             )
+
+    def _repeatable(self, call: Call) -> bool:
+        return self.entry.repeatable and call.method not in self.entry.unrepeatable
+
+
+def _expired(call: Call, how: str) -> RequestTimeoutError:
+    return RequestTimeoutError(f"request {call.request_id} {how} its deadline had passed")

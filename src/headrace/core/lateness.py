@@ -1,0 +1,182 @@
+"""Which calls would be late: how long a call takes once it has left, and how soon one that waits will leave.
+
+In come service times and starts from the queue, as one router sees them, with `now`. Out goes whether a call that has
+so much time left is worth starting, and whether one that has come is worth queueing. Only calls with a deadline are
+observed, and asked about.
+
+Nothing can lock itself out: a call that finds room is never judged, one that finds nobody before it in the queue is
+never refused, and of calls in a row that are too late by what is known, each PROBE_EVERY-th is sent all the same.
+"""
+
+from __future__ import annotations
+
+from math import ceil, exp2, log
+
+QUANTILE = 0.9
+LEAST_OBSERVATIONS = 10  # before that many have been seen, nothing is known
+HALF_LIFE_S = 30.0
+HALF_LIFE_OBSERVATIONS = 100.0
+PROBE_EVERY = 10
+
+_LEAST_S, _MOST_S = 1e-5, 1e4
+_GAMMA = 1.1  # from one bucket to the next
+_LOG_GAMMA = log(_GAMMA)
+_BUCKETS = ceil(log(_MOST_S / _LEAST_S) / _LOG_GAMMA) + 1
+_HEAVY = 1e12  # weights are scaled down when they have grown so far
+
+STARTS = 16  # in a row, by which their rate is told
+SLACK_STARTS = 4  # so many may be overdue before a rate counts as fallen
+
+
+class ServiceTimes:
+    """The QUANTILE of service times, those of late counting most. `estimate_s` is it, 0 while nothing is known.
+
+    A histogram over buckets that grow by 10 %, so the estimate is at most that much too high (DDSketch: Masson, Rim and
+    Lee, VLDB 2019), under forward decay (Cormode, Shkapenyuk, Srivastava and Xu, ICDE 2009): the weight of an
+    observation halves in HALF_LIFE_S, and with every HALF_LIFE_OBSERVATIONS that follow. A place in the histogram moves
+    with the quantile, so an observation costs O(1), amortised.
+    """
+
+    __slots__ = ("_above", "_at", "_bucket", "_total", "_weight", "_weights", "count", "estimate_s")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.estimate_s = 0.0
+        self._weights = [0.0] * _BUCKETS
+        self._total = 0.0
+        self._bucket = 0  # where the quantile is, and the weight in all higher buckets
+        self._above = 0.0
+        self._weight = 1.0  # of the next observation
+        self._at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<ServiceTimes {self.estimate_s:.6f} s from {self.count}>"
+
+    def observe(self, seconds: float, now: float) -> None:
+        """A call has taken so long; or at least so long, when it was given up after its deadline."""
+        elapsed = 0.0 if self._at is None else max(0.0, now - self._at)
+        self._at = now if self._at is None else max(now, self._at)
+        if elapsed > 20 * HALF_LIFE_S:
+            self._forget()
+        self._weight *= exp2(elapsed / HALF_LIFE_S + 1 / HALF_LIFE_OBSERVATIONS)
+        if self._weight > _HEAVY:
+            self._scale_down()
+        bucket = ceil(log(max(seconds, _LEAST_S) / _LEAST_S) / _LOG_GAMMA)
+        self._note(min(bucket, _BUCKETS - 1))
+        self.count += 1
+        if self.count >= LEAST_OBSERVATIONS:
+            self.estimate_s = _LEAST_S * _GAMMA**self._bucket
+
+    def _note(self, bucket: int) -> None:
+        weights, here = self._weights, self._bucket
+        weights[bucket] += self._weight
+        self._total += self._weight
+        if bucket > here:
+            self._above += self._weight
+        most = (1 - QUANTILE) * self._total
+        while here + 1 < _BUCKETS and self._above > most:
+            here += 1
+            self._above -= weights[here]
+        while here > 0 and self._above + weights[here] <= most:
+            self._above += weights[here]
+            here -= 1
+        self._bucket = here
+
+    def _scale_down(self) -> None:
+        scale = 1 / self._weight
+        self._weights = [weight * scale for weight in self._weights]
+        self._weight = 1.0
+        # Sums anew: what rounding had added up to is gone.
+        self._total = sum(self._weights)
+        self._above = sum(self._weights[self._bucket + 1 :])
+
+    def _forget(self) -> None:
+        self._weights = [0.0] * _BUCKETS
+        self._total = self._above = 0.0
+        self._weight = 1.0
+
+
+class StartRate:
+    """How many calls a second leave the queue while calls with a deadline wait. Count them by adding to `starts`.
+
+    `begin` and `end` tell when such calls wait, so that no other time is counted. Unknown until STARTS have been seen;
+    after that the mean of the last such lot and what was before it. A rate falls at once when starts fail to come, and
+    the first lot after a change moves it half of the way.
+    """
+
+    __slots__ = ("_begun", "_per_s", "_seen", "_waited_s", "starts")
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self._seen = 0  # `starts`, when the lot was begun
+        self._waited_s = 0.0  # in earlier spells of the lot
+        self._begun: float | None = None
+        self._per_s: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<StartRate {self._per_s}/s>"
+
+    def begin(self, now: float) -> None:
+        """A call with a deadline waits, and none did."""
+        if self._begun is not None:  # when the last spell ended was not told: that lot says nothing
+            self._seen, self._waited_s = self.starts, 0.0
+        self._begun = now
+
+    def end(self, now: float) -> None:
+        """The last such call has been taken from the queue."""
+        if self._begun is not None:
+            self._waited_s += max(0.0, now - self._begun)
+            self._begun = None
+
+    def per_s(self, now: float) -> float | None:
+        """Starts a second; None: not known."""
+        starts = self.starts - self._seen
+        waited_s = self._waited_s
+        if self._begun is not None:
+            waited_s += max(0.0, now - self._begun)
+        if waited_s <= 0:
+            return self._per_s
+        if starts >= STARTS:
+            seen = starts / waited_s
+            self._per_s = seen if self._per_s is None else (self._per_s + seen) / 2
+            self._seen, self._waited_s = self.starts, 0.0
+            if self._begun is not None:
+                self._begun = now
+            return self._per_s
+        if self._per_s is None:
+            return None
+        return min(self._per_s, (starts + SLACK_STARTS) / waited_s)
+
+
+class Lateness:
+    """Judges calls with a deadline by both."""
+
+    __slots__ = ("_in_a_row", "rate", "times")
+
+    def __init__(self) -> None:
+        self.times = ServiceTimes()
+        self.rate = StartRate()
+        self._in_a_row = 0
+
+    def __repr__(self) -> str:
+        return f"<Lateness {self.times} {self.rate}>"
+
+    def too_late(self, remaining_s: float) -> bool:
+        """Whether a call that could start now, and has so much time left, is not worth it."""
+        if remaining_s <= 0:
+            return True
+        if remaining_s < self.times.estimate_s:
+            self._in_a_row += 1
+            if self._in_a_row < PROBE_EVERY:
+                return True
+        self._in_a_row = 0
+        return False
+
+    def hopeless(self, remaining_s: float, ahead: int, now: float) -> bool:
+        """Whether a call that has so much time left, and would wait behind `ahead` others, will be too late."""
+        if remaining_s <= 0:
+            return True
+        if not ahead:
+            return False
+        per_s = self.rate.per_s(now)
+        return per_s is not None and ahead / per_s + self.times.estimate_s > remaining_s
