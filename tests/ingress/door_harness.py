@@ -152,21 +152,50 @@ class Transport:
         return data
 
 
+@dataclass
+class FakeTimer:
+    when: float
+    act: Callable[..., None]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class FakeLoop:
-    """The clock and the timers of a loop, for a door without one: a test sweeps by itself."""
+    """The clock and the timers of a loop, for a door without one: a test lets time pass."""
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.timers: list[tuple[float, Callable[..., None]]] = []
+        self.set_timers = 0
+        self._timers: list[FakeTimer] = []
 
     def time(self) -> float:
         return self.now
 
     def call_at(self, when: float, act: Callable[..., None], *args: Any) -> Any:
-        self.timers.append((when, act))
+        self.set_timers += 1
+        timer = FakeTimer(when, act)
+        self._timers.append(timer)
+        return timer
 
     def call_later(self, delay: float, act: Callable[..., None], *args: Any) -> Any:
-        return self.call_at(self.now + delay, act)
+        return FakeTimer(self.now + delay, act)  # the door's own sweep: the test does that
+
+    @property
+    def timers(self) -> list[FakeTimer]:
+        """What is still to ring, the earliest first."""
+        self._timers = [timer for timer in self._timers if not timer.cancelled]
+        return sorted(self._timers, key=lambda timer: timer.when)
+
+    def pass_to(self, now: float) -> None:
+        """Let time pass until then, each timer ringing in its time."""
+        while self.timers and self.timers[0].when <= now:
+            timer = self.timers[0]
+            timer.cancelled = True
+            self.now = max(self.now, timer.when)
+            timer.act()
+        self.now = now
 
 
 @dataclass
@@ -192,7 +221,7 @@ class Bench:
         """Let time pass, and sweep as often as the timer would."""
         end = self.loop.now + seconds
         while self.loop.now < end:
-            self.loop.now = min(end, self.loop.now + self.door.sweep_interval_s())
+            self.loop.pass_to(min(end, self.loop.now + self.door.sweep_interval_s()))
             self.door.sweep(self.loop.now)
 
 

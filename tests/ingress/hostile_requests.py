@@ -2,6 +2,8 @@
 
 H = b"Host: h\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: h\r\n"
+UPGRADE = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
 HOSTILE: dict[str, tuple[bytes, int]] = {
@@ -70,9 +72,22 @@ HOSTILE: dict[str, tuple[bytes, int]] = {
     "a method in lower case": (b"get / HTTP/1.1\r\nHost: h\r\n\r\n", 400),
     "CONNECT": (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 405),
     "CONNECT to a path": (b"CONNECT /x HTTP/1.1\r\nHost: h\r\n\r\n", 405),
-    "WebSocket": (
-        b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n",
-        501,
+    "a WebSocket without a key": (UPGRADE + b"Sec-WebSocket-Version: 13\r\n\r\n", 400),
+    "a WebSocket with a short key": (UPGRADE + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: YQ==\r\n\r\n", 400),
+    "a WebSocket with a key that is no base64": (
+        UPGRADE + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=!\r\n\r\n",
+        400,
+    ),
+    "a WebSocket with two keys": (UPGRADE + b"Sec-WebSocket-Version: 13\r\n" + KEY + KEY + b"\r\n", 400),
+    "a WebSocket of another version": (UPGRADE + b"Sec-WebSocket-Version: 8\r\n" + KEY + b"\r\n", 426),
+    "a WebSocket of no version": (UPGRADE + KEY + b"\r\n", 426),
+    "a WebSocket with a body": (
+        UPGRADE + KEY + b"Sec-WebSocket-Version: 13\r\nContent-Length: 3\r\n\r\nabc",
+        400,
+    ),
+    "a WebSocket with chunks": (
+        UPGRADE + KEY + b"Sec-WebSocket-Version: 13\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
     ),
     "HTTP/2 with prior knowledge": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     "HTTP/2.0": (b"GET / HTTP/2.0\r\nHost: h\r\n\r\n", 400),
@@ -90,6 +105,8 @@ HOSTILE: dict[str, tuple[bytes, int]] = {
     "noise": (b"\x00\xff\x00\xff" * 10, 400),
     "an expectation nobody knows": (POST + b"Expect: a miracle\r\nContent-Length: 1\r\n\r\n", 417),
     "a timeout that is no number": (POST + b"X-Request-Timeout-Seconds: soon\r\n\r\n", 400),
+    "a priority that is no number": (POST + b"X-Request-Priority: high\r\n\r\n", 400),
+    "a priority beyond all others": (POST + b"X-Request-Priority: 11\r\n\r\n", 400),
     # --- size
     "a long header": (b"GET / HTTP/1.1\r\nHost: h\r\nA: " + b"a" * 40_000 + b"\r\n\r\n", 431),
     "a header without end": (b"GET / HTTP/1.1\r\nHost: h\r\nA: " + b"a" * 1_000_000, 431),

@@ -7,6 +7,7 @@ a request is started when the response before it has been written, as RFC 9112 s
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING
 
 from httptools import HttpRequestParser
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 LINGER_S = 5.0  # how long a refused client's remaining bytes are read and thrown away, so that it can read why
 PROGRESS_BYTES = 1024  # less than this of a body within body_timeout_s is no progress
+EARLY_S = 0.001  # a timer's clock has no smaller steps
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 DRAIN_GRACE_S = 1.0  # a stopping ingress still answers an idle client that asks within this time
 
@@ -27,12 +29,13 @@ DRAIN_GRACE_S = 1.0  # a stopping ingress still answers an idle client that asks
 class ClientConnection(RequestReader):
     """Lets the exchanges of one client write, one after the other."""
 
-    __slots__ = ("_advancing", "_lingering")
+    __slots__ = ("_advancing", "_alarm", "_lingering")
 
     def __init__(self, door: Door) -> None:
         super().__init__(door)
         self._lingering = False  # all is answered; we wait for the client to hang up
         self._advancing = False
+        self._alarm: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         state = "lingering" if self._lingering else "deaf" if self._deaf else "idle" if self.idle else "at work"
@@ -64,17 +67,25 @@ class ClientConnection(RequestReader):
             self._refuse(Refusal(503, "too many connections", headers=b"retry-after: 1\r\n"))
         self._since = self.door.now
 
-    def eof_received(self) -> None:
-        # By returning None the transport closes: a client that has hung up does not wait for an answer.
-        return None
+    def eof_received(self) -> bool:
+        # By returning False the transport closes: a client that has hung up does not wait for an answer. But the last
+        # that it sent on a WebSocket may ask for one, which is then the last of that. (TLS knows no half-closed.)
+        tunnel = self._tunnel
+        if tunnel is None or tunnel.over or not tunnel.open or not self.transport.can_write_eof():
+            return False
+        tunnel.received = True
+        tunnel.end_input()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fall_deaf()
+        if self._alarm is not None:
+            self._alarm.cancel()
         self.door.closed(self)
         for exchange in (self.first, self._receiving, *self._waiting):
             if exchange is not None:
                 exchange.cancel()
-        self.first = self._receiving = None
+        self.first = self._receiving = self._tunnel = None
         self._waiting.clear()
         self._body_parts = []
         # The parser and this object hold each other.
@@ -116,7 +127,10 @@ class ClientConnection(RequestReader):
                 self._take_parts(exchange)
                 self._body_blocked = False
             if head.timeout_s is not None:
-                self.door.time(exchange, head.timeout_s)
+                deadline = self.door.loop.time() + head.timeout_s
+                exchange.limit(deadline)
+                if deadline < self._alarm_at:
+                    self._set_alarm(deadline)
             exchange.submitted = True
             self._submit(exchange)
 
@@ -211,19 +225,44 @@ class ClientConnection(RequestReader):
         self._fall_deaf()
         self._waiting.clear()
         self._since = self.door.now
-        if exchange.received and exchange.refusal is None:
+        half = self.transport.can_write_eof()
+        # TLS knows no half-closed: its closing waits for the client as well, and a WebSocket's has been agreed upon.
+        if exchange.refusal is None and (exchange.received or (exchange is self._tunnel and not half)):
             self.transport.close()
             return
         # The client may be sending still. To close now would reset the connection, and the response be lost with it.
         self._receiving = None
         self._lingering = True
         self._review_reading()
-        if self.transport.can_write_eof():
+        if half:
             self.transport.write_eof()
+
+    # One timer for all the requests of a connection: it is set anew when it rings, and not with every request.
+
+    def _set_alarm(self, deadline: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = deadline
+        self._alarm = self.door.loop.call_at(deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._alarm_at = math.inf
+        first = self.first
+        due = first.due() if first is not None else None
+        if due is None:
+            return
+        assert first is not None
+        if due > self.door.loop.time() + EARLY_S:
+            self._set_alarm(due)
+        else:
+            first.expire()
 
     def drain(self) -> None:
         """Serve what has been begun, and say that it is the last. An idle connection is closed by the sweep."""
         self._forget_memo()
+        if self._tunnel is not None and self._tunnel.open:
+            self._tunnel.end_input()
         for exchange in (self.first, self._receiving):
             if exchange is not None:
                 exchange.persistent = False
@@ -238,8 +277,8 @@ class ClientConnection(RequestReader):
         options = self.door.options
         first = self.first
         age_s = now - self._since
-        if first is not None and first.deadline is not None and now >= first.deadline and not first.over:
-            first.expire()
+        if self._tunnel is not None and first is self._tunnel and not self._tunnel.over:
+            self._since = now  # it may be silent, and its application deaf, for as long as they want
         elif self.writing_paused or self.transport.is_closing():
             # A client that does not read. Progress is what leaves the transport's buffer.
             size = self.transport.get_write_buffer_size()

@@ -22,7 +22,8 @@ from headrace.spec.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from headrace.ingress.connection import ClientConnection
-    from headrace.ingress.exchange import Exchange
+    from headrace.ingress.exchange import Exchange, Orphan
+    from headrace.ingress.tls import TlsHandshake
     from headrace.router import Router
     from headrace.spec.config import HTTPOptions
 
@@ -32,7 +33,6 @@ SWEEP_S = 1.0  # at most; shorter limits are looked at more often
 LEAST_SWEEP_S = 0.05
 COMPLAINTS = 20  # log lines about single requests from one sweep to the next: when all fail, one need not read of each
 TOLD_AT_ONCE = 8  # refused connections that are kept until they have read why they are
-PRECISE_S = 5.0  # limits of single requests below this have a timer of their own
 
 
 class Door:
@@ -44,9 +44,11 @@ class Door:
         self.options = options
         self.heads = ResponseHeads()
         self.connections: set[ClientConnection] = set()
+        self.handshakes: set[TlsHandshake] = set()  # connections that are not encrypted yet
+        self.orphans: set[Orphan] = set()  # requests that run on without their clients
         self.now = 0.0  # the loop's clock at the last sweep: near enough for limits of seconds
         self.draining = False
-        self.reader = HeadReader(RouteTable(Snapshot()), options.max_body_bytes, options.request_timeout_s)
+        self.reader = self._reader_of(RouteTable(Snapshot()))
         self.new_request_id = RequestIds(os.urandom(16)).next
         self._had_routes = False
         self._complaints = 0
@@ -66,12 +68,15 @@ class Door:
         """Route by this snapshot from the next request on."""
         if snapshot.applications == self.table.applications and self.table.known:
             return
-        options = self.options
-        table = RouteTable(snapshot, options.root_path)
-        self.reader = HeadReader(table, options.max_body_bytes, options.request_timeout_s)
+        table = RouteTable(snapshot, self.options.root_path)
+        self.reader = self._reader_of(table)
         self._had_routes = self._had_routes or bool(table.prefixes)
         for connection in self.connections:
             connection.reread()
+
+    def _reader_of(self, table: RouteTable) -> HeadReader:
+        options = self.options
+        return HeadReader(table, options.max_body_bytes, options.request_timeout_s, options.ssl_certfile is not None)
 
     def answer(self, exchange: Exchange) -> None:
         """Answer a path of the ingress's own: `/-/healthz`, `/-/routes`, `OPTIONS *`."""
@@ -102,20 +107,36 @@ class Door:
     @property
     def flooded(self) -> bool:
         """Whether so many connections are there that one more is closed without a word: words take time."""
-        return len(self.connections) > self.options.max_connections + TOLD_AT_ONCE
+        return len(self.connections) + len(self.handshakes) > self.options.max_connections + TOLD_AT_ONCE
 
     def closed(self, connection: ClientConnection) -> None:
         self.connections.discard(connection)
-        if self._empty is not None and not self.connections:
+        self._check_empty()
+
+    def adopt(self, orphan: Orphan) -> None:
+        """Keep a request whose client has left until it ends."""
+        self.orphans.add(orphan)
+
+    def forget(self, orphan: Orphan) -> None:
+        """It has ended."""
+        self.orphans.discard(orphan)
+        self._check_empty()
+
+    def shaken(self, handshake: TlsHandshake) -> None:
+        """A handshake has ended: what came of it, if anything, is a connection by now."""
+        self.handshakes.discard(handshake)
+        self._check_empty()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nobody is there and nothing is in work."""
+        return not (self.connections or self.handshakes or self.orphans)
+
+    def _check_empty(self) -> None:
+        if self._empty is not None and self.empty:
             self._empty.set()
 
     # --- time ------------------------------------------------------------------------------------------------------
-
-    def time(self, exchange: Exchange, timeout_s: float) -> None:
-        """Give the exchange its deadline."""
-        exchange.deadline = self.loop.time() + timeout_s
-        if timeout_s < PRECISE_S and timeout_s != self.options.request_timeout_s:
-            self.loop.call_at(exchange.deadline, exchange.expire)
 
     def complain(self, message: str) -> None:
         """Log what went wrong with one request, unless that has been done often enough for now."""
@@ -127,8 +148,6 @@ class Door:
         """How often limits are looked at: about a tenth of the shortest."""
         options = self.options
         limits = [options.keep_alive_timeout_s, options.header_timeout_s, options.body_timeout_s]
-        if options.request_timeout_s is not None:
-            limits.append(options.request_timeout_s)
         return min(SWEEP_S, max(LEAST_SWEEP_S, min(limits) / 10))
 
     def _tick(self) -> None:
@@ -155,13 +174,18 @@ class Door:
         for connection in list(self.connections):
             connection.drain()
         self._empty = asyncio.Event()
-        if self.connections:
+        if not self.empty:
             try:
                 await asyncio.wait_for(self._empty.wait(), timeout_s)
             except TimeoutError:
+                for handshake in list(self.handshakes):
+                    handshake.abort()
                 for connection in list(self.connections):
                     connection.transport.abort()
-                await self._empty.wait()
+                for orphan in list(self.orphans):
+                    orphan.expire()
+                if not self.empty:
+                    await self._empty.wait()
         self.stop()
 
     def stop(self) -> None:

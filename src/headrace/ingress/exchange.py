@@ -6,6 +6,7 @@ for one exchange at a time: responses leave in the order of their requests.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import socket
 import struct
@@ -61,12 +62,11 @@ class Exchange(Call):
             self.app = route.app
             self.deployment = route.deployment
             self.http = head.http
-            # Three attributes that most requests do without: each is looked at once, and stored only where it is set.
-            if head.sticky is not None:
+            # Attributes that most requests do without: stored only where they are set.
+            if head.marked:
+                self.priority = head.priority
                 self.sticky = head.sticky
-            if head.model_id is not None:
                 self.model_id = head.model_id
-            if head.trace is not None:
                 self.trace = head.trace
 
     def __repr__(self) -> str:
@@ -125,7 +125,7 @@ class Exchange(Call):
             if not told:
                 self._complain(_describe(error))
         headers = b""
-        if status == 503:
+        if status == 503 or status == 429:
             headers = b"retry-after: %d\r\n" % max(1, math.ceil(retry_after_s))
         self.answer(status, text, headers=headers)
 
@@ -141,11 +141,23 @@ class Exchange(Call):
             self.connection.door.router.consumed(self, owed)
 
     def cancel(self) -> None:
-        """Nobody waits for the answer any more."""
-        if not self.over:
-            self.over = True
-            if self.submitted:
-                self.connection.door.router.cancel(self)
+        """The client has left: nobody waits for the answer any more."""
+        if self.over:
+            return
+        if self.head.outlives and self.submitted and self.received:
+            orphan(self)
+            return
+        self.over = True
+        if self.submitted:
+            self.connection.door.router.cancel(self)
+
+    def limit(self, deadline: float) -> None:
+        """The request has until then, on the loop's clock; so has all that is done for it."""
+        self.deadline = deadline
+
+    def due(self) -> float | None:
+        """When `expire` is to be called, None for never."""
+        return self.deadline
 
     def expire(self) -> None:
         """The request's time is up."""
@@ -273,6 +285,55 @@ class Exchange(Call):
         if not more:
             self.over = True
             self.connection.finished(self)
+
+
+class Orphan(Exchange):
+    """A request that runs on although its client has left, for the client has asked for that. It ends by its reply, an
+    error, or at its deadline.
+    """
+
+    timer: asyncio.TimerHandle | None = None
+
+    def on_reply(self, flags: int, meta: bytes, payload: bytes) -> None:
+        if not flags & MORE:
+            self.bury()
+
+    def on_data(self, payload: bytes, more: bool) -> None:
+        if more:
+            self.connection.door.router.consumed(self, len(payload))
+        else:
+            self.bury()
+
+    def on_error(self, error: HeadraceError | ErrorInfo) -> None:
+        self._complain(f"nobody hears it, but it failed: {_describe(error)}")
+        self.bury()
+
+    def on_writable(self) -> None:
+        pass  # its body is whole
+
+    def expire(self) -> None:
+        self.connection.door.router.cancel(self)
+        self.bury()
+
+    def bury(self) -> None:
+        """The call has ended."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.connection.door.forget(self)
+
+
+def orphan(exchange: Exchange) -> None:
+    """Go on with the exchange without its client."""
+    # Another class, and not another object: the router knows this one. Nothing on the way of other requests asks.
+    exchange.__class__ = Orphan
+    assert isinstance(exchange, Orphan)
+    exchange.over = True
+    door = exchange.connection.door
+    door.adopt(exchange)
+    if exchange.deadline is not None:
+        exchange.timer = door.loop.call_at(exchange.deadline, exchange.expire)
+    if exchange.owed:
+        door.router.consumed(exchange, exchange.owed)
 
 
 def _describe(error: HeadraceError | ErrorInfo) -> str:

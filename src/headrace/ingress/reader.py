@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 
 from headrace.ingress.exchange import Exchange
 from headrace.ingress.request import UNREADABLE, Refusal, RequestHead, request_id_of
+from headrace.ingress.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from headrace.ingress.door import Door
@@ -37,6 +39,7 @@ class RequestReader(asyncio.Protocol, ABC):
     """Reads requests by llhttp's callbacks (`on_*`). What becomes of them is its subclass's to say."""
 
     __slots__ = (
+        "_alarm_at",
         "_body_blocked",
         "_body_parts",
         "_boundary",
@@ -59,6 +62,7 @@ class RequestReader(asyncio.Protocol, ABC):
         "_server",
         "_since",
         "_submit",
+        "_tunnel",
         "_url",
         "_waiting",
         "_wire",
@@ -85,6 +89,8 @@ class RequestReader(asyncio.Protocol, ABC):
         self._body_blocked = False  # the replica does not keep up with the body
         self._held = b""  # bytes that were read but are not parsed yet
         self._since = 0.0  # when the connection came to wait for what it waits for now
+        self._tunnel: Tunnel | None = None  # what comes belongs to this, and is no request
+        self._alarm_at = math.inf  # when the deadline of `first` is looked at next
         self._mark = -1  # the progress that had been made by then
         self._head_bytes = 0
         self._wire = 0  # bytes of a chunked body with its framing
@@ -124,6 +130,10 @@ class RequestReader(asyncio.Protocol, ABC):
         """Read from the client or not, by what is held for it."""
 
     @abstractmethod
+    def _set_alarm(self, deadline: float) -> None:
+        """Look at the deadline of `first` then, and not later."""
+
+    @abstractmethod
     def finished(self, exchange: Exchange) -> None:
         """The response of `first` has been written whole."""
 
@@ -146,8 +156,11 @@ class RequestReader(asyncio.Protocol, ABC):
             self._since = door.now
             head = self._memo_head
             self.first = exchange = Exchange(self, head, data[self._memo_at :])
-            if head.timeout_s is not None:
-                door.time(exchange, head.timeout_s)
+            timeout_s = head.timeout_s
+            if timeout_s is not None:
+                exchange.deadline = deadline = door.loop.time() + timeout_s
+                if deadline < self._alarm_at:
+                    self._set_alarm(deadline)
             exchange.submitted = True
             self._submit(exchange)
         else:
@@ -168,6 +181,9 @@ class RequestReader(asyncio.Protocol, ABC):
 
     def _feed(self, data: bytes) -> None:
         """Parse; keep in `_held` what has to wait until requests before it are answered."""
+        if self._tunnel is not None:
+            self._pour(self._tunnel, data)
+            return
         self._feeding = True
         end = len(data)
         if end <= SLICE:
@@ -198,11 +214,17 @@ class RequestReader(asyncio.Protocol, ABC):
             self._wire += len(piece)
         parser = self._parser
         if parser is None:
+            if self._tunnel is not None:
+                self._pour(self._tunnel, bytes(piece))
             return
         try:
             parser.feed_data(piece)
         except HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(bytes(piece[upgrade.args[0] :]))
+            rest = bytes(piece[upgrade.args[0] :])
+            if isinstance(self._receiving, Tunnel):
+                self._dig(self._receiving, rest)
+            else:
+                self._ignore_upgrade(rest)
         except HttpParserError as error:
             self._on_parser_error(error)
         else:
@@ -242,6 +264,32 @@ class RequestReader(asyncio.Protocol, ABC):
         lines += [b"%b: %b" % (name, value) for name, value in self._headers if name != b"upgrade"]
         self._parser = HttpRequestParser(self)
         self._parse(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+
+    def _dig(self, tunnel: Tunnel, rest: bytes) -> None:
+        """All that follows the head belongs to the WebSocket, if one is opened."""
+        self._parser = None
+        self._tunnel = tunnel
+        self._enqueue(tunnel)
+        if rest:
+            self._pour(tunnel, rest)
+        elif not tunnel.submitted:
+            self._hold_tunnel()
+
+    def _pour(self, tunnel: Tunnel, data: bytes) -> None:
+        """Bytes of the client's for its WebSocket."""
+        if self._deaf or tunnel.ended:
+            return
+        if not tunnel.submitted:
+            self._body_parts.append(data)
+            self._hold_tunnel()
+        elif not self.door.router.send_body(tunnel, data, True):
+            self._body_blocked = True
+            self._review_reading()
+
+    def _hold_tunnel(self) -> None:
+        """It waits for a request before it, and so do its bytes."""
+        self._body_blocked = True
+        self._review_reading()
 
     def _remember(self, data: bytes) -> None:
         """`data` was one whole request: know the next one with the same head without parsing it."""
@@ -301,7 +349,7 @@ class RequestReader(asyncio.Protocol, ABC):
                 self._client,
                 self._server,
             )
-            if head.upgrade and parser.should_upgrade():
+            if head.upgrade and parser.should_upgrade() and not head.websocket:
                 return
             refusal = head.refusal
             if refusal is not None and (head.expect or not 0 <= head.content_length <= STREAM_ABOVE):
@@ -313,7 +361,7 @@ class RequestReader(asyncio.Protocol, ABC):
             self._refused = refused
             raise
         self._memo_head = head
-        self._receiving = exchange = Exchange(self, head)
+        self._receiving = exchange = (Tunnel if head.websocket else Exchange)(self, head)
         if door.draining:
             exchange.persistent = False
         self._head_bytes = self._wire = 0
@@ -350,6 +398,8 @@ class RequestReader(asyncio.Protocol, ABC):
         self._boundary = True
         if exchange is None:
             return  # an offer to upgrade: the request comes again
+        if exchange.head.websocket:
+            return  # `_dig` comes next
         self._receiving = None
         if not exchange.persistent:
             self._fall_deaf()

@@ -7,12 +7,14 @@ malformed is refused here, so that nobody behind the ingress can read it differe
 
 from __future__ import annotations
 
-import math
+import binascii
 import re
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from headrace.spec.errors import OptionError
+from headrace.spec.priority import priority_of_text
 from headrace.wire.frames import MAX_META_BYTES
 
 if TYPE_CHECKING:
@@ -33,7 +35,9 @@ _SPECIAL = frozenset(
         b"traceparent",
         b"transfer-encoding",
         b"upgrade",
+        b"x-request-disconnect-disabled",
         b"x-request-id",
+        b"x-request-priority",
         b"x-request-timeout-seconds",
         b"x-session-id",
     }
@@ -42,6 +46,7 @@ _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATC
 _SANE_ID = re.compile(rb"[\x20-\x7e]{1,128}").fullmatch
 _SANE_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*").fullmatch
 _SANE_SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch
+_TRUE = frozenset({b"?1", b"1", b"true", b"yes", b"on"})  # `?1` is how RFC 8941 writes it
 _encode = msgspec.msgpack.Encoder().encode
 _NIL = msgspec.Raw(b"\xc0")
 
@@ -70,9 +75,13 @@ class RequestHead:
     content_length = 0  # -1 for a chunked body
     expect = False  # the client waits to be invited to send the body
     upgrade = False  # it offers another protocol
+    websocket = False  # it is to become a WebSocket, and is valid as such
+    outlives = False  # the request runs on when its client leaves
+    marked = False  # a priority, a session, a model or a trace is named
     repeatable = False  # the next request with these very bytes as its head can be known without reading it
     request_id = ""  # "": the ingress makes one
     timeout_s: float | None = None
+    priority = 0
     sticky: str | None = None
     model_id: str | None = None
     trace: str | None = None
@@ -113,6 +122,37 @@ def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:
     return ""
 
 
+def wants_websocket(head: RequestHead, method: str, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether the request asks to become a WebSocket; otherwise what it offers is not taken up, and it is served as it
+    is (RFC 9110 section 7.8).
+    """
+    return (
+        method == "GET"
+        and not head.version_1_0
+        and b"websocket" in _tokens(headers, b"upgrade")
+        and b"upgrade" in _tokens(headers, b"connection")
+    )
+
+
+def check_websocket(head: RequestHead, headers: list[tuple[bytes, bytes]]) -> None:
+    """Raises Refusal for what RFC 6455 section 4.2.1 does not take for the request to open a WebSocket."""
+    if head.content_length:
+        raise Refusal(400, "a request to open a WebSocket has no body")
+    if [value for name, value in headers if name == b"sec-websocket-version"] != [b"13"]:
+        raise Refusal(426, "WebSockets of version 13 are served", headers=b"sec-websocket-version: 13\r\n")
+    keys = [value for name, value in headers if name == b"sec-websocket-key"]
+    try:
+        sizes = [len(binascii.a2b_base64(key, strict_mode=True)) for key in keys]
+    except binascii.Error:
+        sizes = []
+    if sizes != [16]:
+        raise Refusal(400, "a request to open a WebSocket has one Sec-WebSocket-Key, the base64 of 16 bytes")
+
+
+def _tokens(headers: list[tuple[bytes, bytes]], wanted: bytes) -> list[bytes]:
+    return [token.strip().lower() for name, value in headers if name == wanted for token in value.split(b",")]
+
+
 def _other_method(method: bytes) -> str:
     if method == b"CONNECT":
         raise Refusal(405, "CONNECT is not served", headers=b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n")
@@ -122,12 +162,14 @@ def _other_method(method: bytes) -> str:
 class HeadReader:
     """Reads heads against one route table and one set of limits; one per process and table."""
 
-    __slots__ = ("_hosts", "_max_body_bytes", "_places", "_timeout_s", "table")
+    __slots__ = ("_hosts", "_max_body_bytes", "_places", "_scheme", "_timeout_s", "_websocket_scheme", "table")
 
-    def __init__(self, table: RouteTable, max_body_bytes: int, timeout_s: float | None) -> None:
+    def __init__(self, table: RouteTable, max_body_bytes: int, timeout_s: float | None, secure: bool = False) -> None:
         self.table = table
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
+        self._scheme = "https" if secure else "http"
+        self._websocket_scheme = "wss" if secure else "ws"
         self._places: dict[bytes, Place] = {}
         self._hosts: dict[bytes, bool] = {}
 
@@ -165,20 +207,30 @@ class HeadReader:
         place = self._places.get(target) or self._find(target)
         if place.missing:
             target = place.missing + target
-        if place.route is not None:
-            head.route = place.route
+        route = place.route
+        if route is not None:
+            head.route = route
+            timeout_s = route.timeout_s
+            if timeout_s is not None and (head.timeout_s is None or timeout_s < head.timeout_s):
+                head.timeout_s = timeout_s
         if place.local:
             head.local = place.local
         if place.refusal is not None:
             head.refusal = place.refusal
+        scheme = self._scheme
+        if head.upgrade and not place.local and wants_websocket(head, known_method, headers):
+            check_websocket(head, headers)
+            head.websocket = True
+            head.expect = False
+            scheme = self._websocket_scheme
         # An HttpHead, as its tuple: the struct would be made only to be encoded.
-        http = _encode((known_method, target, place.root_path, headers, version, "http", client, server))
+        http = _encode((known_method, target, place.root_path, headers, version, scheme, client, server))
         if len(http) > MAX_META_BYTES - META_RESERVE_BYTES:
             raise Refusal(431, "the request's head has too many headers")
         head.http = msgspec.Raw(http)
         # A client that names its requests names each one differently.
         if head.plain and head.content_length >= 0 and place.refusal is None and not head.request_id:
-            head.repeatable = place.route is not None and not (head.expect or head.upgrade or head.trace)
+            head.repeatable = route is not None and not (head.expect or head.upgrade or head.trace)
         return head
 
     def _learn_host(self, value: bytes) -> None:
@@ -210,16 +262,24 @@ class HeadReader:
                 raise Refusal(417, "no expectation but 100-continue is met")
             head.expect = not head.version_1_0
         elif name == b"upgrade":
-            if value.lower() == b"websocket":
-                raise Refusal(501, "WebSockets are not served yet")
             head.upgrade = True
         elif name == b"x-request-timeout-seconds":
             if not _SANE_SECONDS(value):
                 raise Refusal(400, "x-request-timeout-seconds must be a number of seconds, such as 2.5")
-            # The instance's own limit stays one.
-            head.timeout_s = min(float(value), self._timeout_s or math.inf)
+            # The instance's own limit stays one, and so does the application's.
+            asked_s = float(value)
+            head.timeout_s = asked_s if self._timeout_s is None else min(asked_s, self._timeout_s)
+        elif name == b"x-request-priority":
+            try:
+                head.priority = priority_of_text(value)
+            except OptionError as error:
+                raise Refusal(400, f"x-request-priority: {error}") from error
+            head.marked = True
+        elif name == b"x-request-disconnect-disabled":
+            head.outlives = value.lower() in _TRUE
         elif _SANE_ID(value):
             text = value.decode("ascii")
+            head.marked = True
             if name == b"serve_multiplexed_model_id":
                 head.model_id = text
             elif name == b"traceparent":

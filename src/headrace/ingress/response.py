@@ -23,6 +23,7 @@ _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 _NUMBER = re.compile(rb"[0-9]{1,18}").fullmatch
 _OURS = frozenset({b"date", b"server", b"x-request-id", b"transfer-encoding", b"keep-alive", b"upgrade", b"trailer"})
+_NOT_SWITCHING = _OURS - {b"upgrade"} | {b"content-length"}
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("", "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _STATUS_LINES = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
@@ -73,8 +74,7 @@ def prepare(meta: bytes) -> Prepared:
     close = False
     for name, value in head.headers:
         name = name.lower()
-        if not _TOKEN(name) or _UNSAFE(value):
-            raise BadResponseError(f"the header {name[:80]!r}: {value[:80]!r} has characters that are not allowed")
+        check_header(name, value)
         if name == b"content-length":
             if not _NUMBER(value) or (length is not None and length != int(value)):
                 raise BadResponseError(f"content-length {value[:80]!r} is not one number of bytes")
@@ -86,6 +86,32 @@ def prepare(meta: bytes) -> Prepared:
     bodyless = head.status == 204 or head.status == 304
     simple = not bodyless and not close
     return Prepared(head.status, b"".join(lines), length, bodyless, close, simple)
+
+
+def switching(meta: bytes) -> bytes | None:
+    """Status line and headers of the answer that opens a WebSocket; None for one that is an ordinary response.
+
+    Raises BadResponseError for what must not go on the wire.
+    """
+    try:
+        head = _decode(meta)
+    except msgspec.MsgspecError as error:
+        raise BadResponseError(f"not a response head: {error}") from error
+    if head.status != 101:
+        return None
+    lines = [status_line(101)]
+    for name, value in head.headers:
+        name = name.lower()
+        check_header(name, value)
+        if name not in _NOT_SWITCHING:
+            lines.append(b"%b: %b\r\n" % (name, value))
+    return b"".join(lines)
+
+
+def check_header(name: bytes, value: bytes) -> None:
+    """Raises BadResponseError for a header whose name or value is more than one."""
+    if not _TOKEN(name) or _UNSAFE(value):
+        raise BadResponseError(f"the header {name[:80]!r}: {value[:80]!r} has characters that are not allowed")
 
 
 class ResponseHeads:

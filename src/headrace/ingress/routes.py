@@ -16,13 +16,17 @@ NOT_READY = "is not ready yet"
 
 
 class Route(msgspec.Struct, frozen=True, gc=False):
-    """One application's door. `root_path` is what its handler's paths start with; `unavailable` why it serves none."""
+    """One application's door. `root_path` is what its handler's paths start with; `unavailable` why it serves none.
+
+    `timeout_s` is the time that its requests have, None without a limit of its own.
+    """
 
     app: str
     deployment: str
     prefix: str
     root_path: str
     unavailable: str = ""
+    timeout_s: float | None = None
 
 
 class RouteTable:
@@ -42,7 +46,7 @@ class RouteTable:
             prefix = entry.route_prefix.rstrip("/")
             unavailable = _unavailable(entry)
             self._routes[prefix.encode()] = Route(
-                entry.name, entry.ingress, prefix or "/", root_path + prefix, unavailable
+                entry.name, entry.ingress, prefix or "/", root_path + prefix, unavailable, entry.request_timeout_s
             )
             if unavailable != NOT_READY:
                 self.prefixes[prefix or "/"] = entry.name
