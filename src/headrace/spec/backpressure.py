@@ -21,7 +21,7 @@ LONGEST_RETRY_AFTER_S = 24 * 3600
 class BackpressureConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How a refusal is told: `status_code` is its HTTP status, `retry_after_s` the seconds that Retry-After names.
 
-    `retry_after_s` None leaves the number to the ingress. Over gRPC a refusal is RESOURCE_EXHAUSTED, whatever the code.
+    `retry_after_s` None: 1. Over gRPC a refusal is RESOURCE_EXHAUSTED, whatever the code.
     Raises OptionError for a value that is not allowed, OptionTypeError for one of a wrong type.
     """
 
