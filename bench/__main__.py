@@ -1,4 +1,4 @@
-"""The bench's command line: `python -m bench [--rounds 5] [--seconds 3] [--only a,b] [--quick] [--budgets] ...`.
+"""The bench's command line: `python -m bench [--rounds 5] [--seconds 2] [--only a,b] [--quick] [--budgets] ...`.
 
 In: the arguments. Out: tables on the terminal and in `bench/results/`, in the documents too with `--write-docs`; status
 1 when a budget is missed in `--budgets`, 2 when nothing could be measured.
@@ -13,16 +13,20 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from bench import budgets, processes, results, table
-from bench.calls import measure_calls
-from bench.environments import EnvironmentFailed, make_environment, version
+from bench import budgets, overload, results, rounds, table
 from bench.peers import BENCH, PEERS, Peer
-from bench.server import PeerFailed, measure_http
+from bench.sections import SECTIONS
 
 ROOT = BENCH.parent
-NAMES = [peer.name for peer in PEERS]
+HTTP, CALLS = "noop", "calls"  # the sections that PEERS take part in
+PICTURE = frozenset({"ray"})  # peers that no budget needs and that take long
+SECTION_NAMES = (HTTP, CALLS, *SECTIONS)
+ENTRANT_NAMES = tuple(
+    dict.fromkeys(peer.name for peer in (*PEERS, *(one for section in SECTIONS.values() for one in section.entrants)))
+)
 
 
 def main() -> int:
@@ -32,20 +36,21 @@ def main() -> int:
     else:
         if shutil.which("wrk") is None:
             sys.exit("bench: wrk is not installed: apt-get install wrk")
-        chosen = [peer for peer in PEERS if peer.name in options.only]
-        found = measure(chosen, options.rounds, options.seconds, http=options.http, calls=options.calls)
-        path = BENCH / "results" / f"{found.when.replace(':', '')}.json"
-        found.write(path)
-        path.with_suffix(".md").write_text(table.report(found))
-        print(f"\nwritten: {path.relative_to(ROOT)} and .md", flush=True)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        found = results.Results(now, machine(), commit(), options.rounds, options.seconds)
+        choice = choose(options.only, http=options.http, calls=options.calls, least=options.budgets or options.quick)
+        if options.budgets:
+            choice = only_budgets(choice)
+        rounds.measure(choice, found)
+        written = write(found)
+        print(f"\nwritten: {written.relative_to(ROOT)} and beside it", flush=True)
     print()
-    print(table.budgets_table(found) if options.budgets else table.report(found))
+    print(table.budgets_table(found) if options.budgets else table.report(found, SECTIONS))
     if options.budgets and (reasons := table.failures(found)):
         print(f"\n{reasons}")
     if options.write_docs:
-        table.write_between(ROOT / "docs" / "benchmarks.md", table.report(found))
-        table.write_between(ROOT / "README.md", table.short(found))
-    if not any(peer.http or peer.calls for peer in found.peers.values()):
+        write_docs(found)
+    if not any(peer.http or peer.calls for peer in found.peers.values()) and not found.measured_sections:
         return 2
     return int(options.budgets and not all(verdict.met for verdict in budgets.judge(found)))
 
@@ -53,12 +58,18 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures Headrace beside its peers.")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="seconds a figure (default 3)")
-    parser.add_argument("--only", default="", help=f"peers, separated by commas: {','.join(NAMES)}")
-    parser.add_argument("--quick", action="store_true", help="one round of one second a figure")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds a figure (default 2)")
+    parser.add_argument(
+        "--only",
+        default="",
+        help=f"sections ({','.join(SECTION_NAMES)}), peers ({','.join(ENTRANT_NAMES)}), or both, separated by commas",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of one second a figure, without what is there for the picture"
+    )
     parser.add_argument("--budgets", action="store_true", help="only what the budgets need; status 1 if one is missed")
-    parser.add_argument("--no-http", dest="http", action="store_false", help="leave the HTTP measurements out")
-    parser.add_argument("--no-calls", dest="calls", action="store_false", help="leave the handle measurements out")
+    parser.add_argument("--no-http", dest="http", action="store_false", help="leave out the no-op model over HTTP")
+    parser.add_argument("--no-calls", dest="calls", action="store_false", help="leave out the handle calls")
     parser.add_argument("--write-docs", action="store_true", help="put the tables into README and docs/benchmarks.md")
     parser.add_argument("--again", metavar="JSON", help="measure nothing: make the tables of an earlier run's results")
     options = parser.parse_args()
@@ -66,53 +77,59 @@ def parse_arguments() -> argparse.Namespace:
         options.rounds, options.seconds = 1, 1.0
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("--rounds must be 1 or more, --seconds above 0")
-    named = [name for name in options.only.split(",") if name]
-    for name in named:
-        if name not in NAMES:
-            parser.error(f"--only {name}: there is no such peer; there are {', '.join(NAMES)}")
-    options.only = named or (list(budgets.PEERS_NEEDED) if options.budgets else NAMES)
+    options.only = [name for name in options.only.split(",") if name]
+    for name in options.only:
+        if name not in SECTION_NAMES and name not in ENTRANT_NAMES:
+            parser.error(
+                f"--only {name}: there is no such section or peer; there are the sections "
+                f"{', '.join(SECTION_NAMES)} and the peers {', '.join(ENTRANT_NAMES)}"
+            )
     return options
 
 
-def measure(chosen: list[Peer], rounds: int, seconds: float, *, http: bool, calls: bool) -> results.Results:
-    """All rounds over the chosen peers. One that cannot be installed or measured is in the results with its reason."""
-    processes.become_subreaper()
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    found = results.Results(now, machine(), commit(), rounds, seconds)
-    ready = []
-    for peer in chosen:
-        found.peers[peer.name] = results.PeerResults(peer.title, version(peer))
-        try:
-            make_environment(peer)
-            ready.append(peer)
-        except EnvironmentFailed as error:
-            found.peers[peer.name].errors = [str(error)] * rounds
-            print(f"{peer.title}: {error}", flush=True)
-    for number in range(1, rounds + 1):
-        for peer in ready:
-            measure_once(peer, found.peers[peer.name], f"round {number}/{rounds}", seconds, http=http, calls=calls)
-    return found
+def choose(only: Iterable[str], *, http: bool = True, calls: bool = True, least: bool = False) -> rounds.Choice:
+    """What `only` names: all sections if it names none of them, all peers if it names none of those.
+
+    `least` leaves out who is there for the picture alone, unless named.
+    """
+    sections = {name for name in only if name in SECTION_NAMES} or set(SECTION_NAMES)
+    named = {name for name in only if name in ENTRANT_NAMES}
+
+    def takes_part(peer: Peer, picture: frozenset[str]) -> bool:
+        return peer.name in named if named else not (least and peer.name in picture)
+
+    http, calls = http and HTTP in sections, calls and CALLS in sections
+    peers = [peer for peer in PEERS if takes_part(peer, PICTURE) and (http or (calls and peer.calls))]
+    chosen = []
+    for section in SECTIONS.values():
+        entrants = tuple(peer for peer in section.entrants if takes_part(peer, section.picture))
+        if section.name in sections and entrants:
+            chosen.append((section, entrants))
+    return rounds.Choice(tuple(peers), http, calls, tuple(chosen))
 
 
-def measure_once(peer: Peer, into: results.PeerResults, label: str, seconds: float, *, http: bool, calls: bool) -> None:
-    """One round of one peer, with a line on the terminal for each of its parts."""
-    try:
-        if http:
-            seen = measure_http(peer, seconds)
-            into.http.append(seen)
-            rates = ", ".join(f"{load.rate:,.0f}/s at {connections}" for connections, load in seen.loads.items())
-            print(f"{label}  {peer.title}: {rates}; start {seen.start_s:.2f} s, {seen.memory_mb:.0f} MB", flush=True)
-        if calls and peer.calls:
-            called = measure_calls(peer, min(seconds, 1.0))
-            into.calls.append(called)
-            print(
-                f"{label}  {peer.title}: call {called.sequence_us:,.0f} µs, {called.at_once_per_s:,.0f}/s at 64, "
-                f"10 MB {called.array_10mb_us / 1000:.2f} ms",
-                flush=True,
-            )
-    except PeerFailed as error:
-        into.errors.append(str(error))
-        print(f"{label}  {peer.title}: failed: {error}", flush=True)
+def only_budgets(choice: rounds.Choice) -> rounds.Choice:
+    """The choice without the peers that no budget needs."""
+    peers = tuple(peer for peer in choice.peers if peer.name in budgets.PEERS_NEEDED)
+    return rounds.Choice(peers, choice.http, choice.calls, choice.sections)
+
+
+def write(found: results.Results) -> Path:
+    """The results as JSON, and beside it the tables and the picture; the path of the JSON."""
+    path = BENCH / "results" / f"{found.when.replace(':', '')}.json"
+    found.write(path)
+    path.with_suffix(".md").write_text(table.report(found, SECTIONS))
+    if drawn := overload.picture(found.sections.get(overload.OVERLOAD.name, {})):
+        path.with_suffix(".svg").write_text(drawn)
+    return path
+
+
+def write_docs(found: results.Results) -> None:
+    """Put tables and picture where the documents have them."""
+    table.write_between(ROOT / "docs" / "benchmarks.md", table.report(found, SECTIONS))
+    table.write_between(ROOT / "README.md", table.short(found))
+    if drawn := overload.picture(found.sections.get(overload.OVERLOAD.name, {})):
+        (ROOT / "docs" / "overload.svg").write_text(drawn)
 
 
 def machine() -> str:

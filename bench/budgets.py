@@ -54,6 +54,36 @@ def _noop(against: str, title: str, limit: float) -> Budget:
     return Budget(what, _ratio(_rate("headrace", 32), _rate(against, 32)), limit, " ×", True)
 
 
+def _of(section: str, entrant: str, name: str) -> Figure:
+    return lambda results: results.figure(section, entrant, name)
+
+
+def _best(*figures: Figure) -> Figure:
+    """The highest of those that were measured."""
+
+    def figure(results: Results) -> float | None:
+        values = [value for one in figures if (value := one(results)) is not None]
+        return max(values) if values else None
+
+    return figure
+
+
+def _against(section: str, entrant: str, name: str, what: str, limit: float) -> Budget:
+    return Budget(what, _ratio(_of(section, "headrace", name), _of(section, entrant, name)), limit, " ×", True)
+
+
+def _stream(name: str, what: str) -> Budget:
+    return _against("http-streams", "fastapi", name, f"StreamingResponse of 100 chunks, {what}: against uvicorn", 1.0)
+
+
+def _percent(figure: Figure) -> Figure:
+    def percent(results: Results) -> float | None:
+        value = figure(results)
+        return None if value is None else 100 * value
+
+    return percent
+
+
 BUDGETS = (
     _noop("fastapi", "FastAPI on uvicorn", 4.0),
     _noop("mosec32", "Mosec with batches of 32", 1.1),
@@ -113,6 +143,57 @@ BUDGETS = (
         lambda results: results.http("headrace", lambda seen: seen.memory_mb),
         150.0,
         " MB",
+        False,
+    ),
+    _against("asgi", "fastapi", "rate_32", "FastAPI application, 32 connections: requests/s against uvicorn", 0.9),
+    Budget(
+        "10 KB through a FastAPI ingress to a second deployment, 32 connections: requests/s against Ray Serve's best",
+        _ratio(
+            _of("composed", "headrace", "rate_32"),
+            _best(_of("composed", "ray", "rate_32"), _of("composed", "ray-fast", "rate_32")),
+        ),
+        5.0,
+        " ×",
+        True,
+    ),
+    Budget(
+        "streams of 100 items, handle to handle, one at a time: items/s",
+        _of("streams", "headrace", "items_1"),
+        100_000.0,
+        "/s",
+        True,
+    ),
+    _stream("rate_ready_1", "made without await, 1 connection"),
+    _stream("rate_ready_32", "made without await, 32 connections"),
+    _stream("rate_awaiting_1", "an await between them, 1 connection"),
+    _stream("rate_awaiting_32", "an await between them, 32 connections"),
+    _against("grpc", "grpcio", "rate_32", "gRPC unary, 32 at once: calls/s against grpcio's asyncio server", 0.8),
+    Budget(
+        "twice the capacity with deadlines: answered in time, of capacity",
+        _percent(_of("overload", "headrace", "in_time_share")),
+        90.0,
+        " %",
+        True,
+    ),
+    Budget(
+        "the same: high priority answered in time",
+        _percent(_of("overload", "headrace", "high_in_time_share")),
+        100.0,
+        " %",
+        True,
+    ),
+    Budget(
+        "streams that nobody reads: memory of all processes grows by",
+        _of("slow-reader", "headrace", "growth_mb"),
+        5.0,
+        " MB",
+        False,
+    ),
+    Budget(
+        "streams that nobody reads: items made meanwhile",
+        _of("slow-reader", "headrace", "made_meanwhile"),
+        0.0,
+        "",
         False,
     ),
 )

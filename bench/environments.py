@@ -1,5 +1,8 @@
 """Makes the environment of each peer: a venv with pinned versions in `bench/.envs/`, kept between runs.
 
+Where Headrace is measured against a library on its own ground (FastAPI, grpcio), both are in one environment, Headrace
+as the working tree has it.
+
 In: a peer. Out: its environment on disk, made anew when its requirements have changed; EnvironmentFailed otherwise.
 """
 
@@ -8,7 +11,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from bench.peers import ENVIRONMENTS, Peer
+from bench.peers import BENCH, ENVIRONMENTS, Peer
+
+ROOT = BENCH.parent
 
 
 class EnvironmentFailed(Exception):
@@ -20,6 +25,8 @@ def make_environment(peer: Peer) -> None:
     if peer.folder is None or peer.requirements is None:
         return
     wanted = peer.requirements.read_text()
+    if peer.holds_headrace:
+        wanted += (ROOT / "pyproject.toml").read_text()  # its dependencies
     stamp = ENVIRONMENTS / peer.folder / "installed.txt"
     if stamp.exists() and stamp.read_text() == wanted:
         return
@@ -27,17 +34,17 @@ def make_environment(peer: Peer) -> None:
     folder = ENVIRONMENTS / peer.folder
     _run([sys.executable, "-m", "venv", "--clear", str(folder)])
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, "-r", str(peer.requirements)])
+    _run([*pip, "-r", str(peer.requirements), *(["--editable", str(ROOT)] if peer.holds_headrace else [])])
     stamp.write_text(wanted)
 
 
 def version(peer: Peer) -> str:
-    """The version that is measured: the pin of what the peer's folder is named after, "" if there is none."""
+    """The version that is measured: the pin of the peer's package, "" if there is none."""
     if peer.requirements is None:
         return ""
     for line in peer.requirements.read_text().splitlines():
         name, _, pin = line.partition("==")
-        if peer.folder is not None and name.partition("[")[0] == peer.folder:
+        if name.partition("[")[0] == (peer.package or peer.folder):
             return pin.strip()
     return ""
 

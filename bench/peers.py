@@ -1,6 +1,7 @@
-"""Who is measured: how each server is started and where it answers. All serve the same model: x's sum as y.
+"""Who is measured: how each server is started and where it answers.
 
-In: nothing. Out: `PEERS`, in the order of the tables.
+In: nothing. Out: `Peer`, the description of one server; `PEERS`, those that serve the no-op model (x's sum as y), in
+the order of the tables.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BENCH = Path(__file__).parent
+APPS = BENCH / "apps"
 ENVIRONMENTS = BENCH / ".envs"
+WEB = "web"  # the environment of what is measured against itself: Headrace, FastAPI, uvicorn and grpcio, same versions
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One row of the table. `command` may contain {python}, {bin} (its folder) and {port}.
+    """One row of the table. `command` may contain {python}, {bin} (its folder), {apps}, {port} and {second_port}.
 
     `folder` names its app and its requirements in `bench/peers/`, and its environment; None: Headrace itself, in the
-    environment that runs the bench. `port` None: any free one, drawn at each start. `calls` names the framework for the
-    measurements of handles, "" where it has none.
+    environment that runs the bench. The table shows the pinned version of `package`, by default that of the folder's
+    name. `port` None: any free one, drawn at each start. `calls` names the framework for the measurements of handles,
+    "" where it has none.
     """
 
     name: str
@@ -30,6 +34,7 @@ class Peer:
     port: int | None = None
     env: dict[str, str] = field(default_factory=dict)
     calls: str = ""
+    package: str = ""
 
     @property
     def python(self) -> str:
@@ -43,8 +48,19 @@ class Peer:
     def working_folder(self) -> Path:
         return BENCH.parent if self.folder is None else BENCH / "peers" / self.folder
 
-    def command_line(self, port: int) -> list[str]:
-        values = {"python": self.python, "bin": str(Path(self.python).parent), "port": str(port)}
+    @property
+    def holds_headrace(self) -> bool:
+        """Whether this repository's package belongs into the peer's environment."""
+        return self.folder == WEB
+
+    def command_line(self, port: int, second_port: int = 0) -> list[str]:
+        values = {
+            "python": self.python,
+            "bin": str(Path(self.python).parent),
+            "apps": str(APPS),
+            "port": str(port),
+            "second_port": str(second_port),
+        }
         return [part.format(**values) for part in self.command]
 
 
@@ -55,7 +71,8 @@ RAY_ENV = {
 }
 RAY_FAST_ENV = {**RAY_ENV, "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
 LISTEN = ("--host", "127.0.0.1", "--port", "{port}")
-UVICORN = ("{bin}/uvicorn", "app:app", *LISTEN, "--no-access-log", "--log-level", "warning")
+UVICORN_OPTIONS = ("--no-access-log", "--log-level", "warning")
+UVICORN = ("{bin}/uvicorn", "app:app", *LISTEN, *UVICORN_OPTIONS)
 MOSEC = ("{python}", "app.py", "--address", "127.0.0.1", "--port", "{port}", "--log-level", "warning")
 
 PEERS = (

@@ -1,7 +1,8 @@
 """One server from its command to its end: start, first right answer, what it costs while it is loaded, stop.
 
-In: a peer whose environment stands. Out: `HttpRound`; PeerFailed with the reason, and the server's last words, when it
-does not start, does not answer rightly, or answers errors under load.
+In: a peer whose environment stands. Out: `HttpRound` for the no-op model, `running` and `loaded` for every other
+measurement; PeerFailed with the reason, and the server's last words, when it does not start, does not answer rightly,
+or answers errors under load.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -24,6 +26,7 @@ from bench.peers import Peer
 
 REQUEST = b'{"x": [1.0,2.0,3.0,4.0]}'
 ANSWER = {"y": 10.0}
+SUM_SCRIPT = load.SCRIPTS / "post.lua"  # sends the same request
 CONNECTIONS = (1, 32, 128)
 START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 20.0
@@ -31,6 +34,21 @@ STOP_GRACE_S = 20.0
 
 class PeerFailed(Exception):
     """The peer could not be measured. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request, and whether the body of its answer is right. `answer` is the right one in words."""
+
+    path: str
+    body: bytes | None  # None: a GET
+    right: Callable[[bytes], bool]
+    answer: str
+
+
+def sum_question(path: str) -> Question:
+    """The no-op model's."""
+    return Question(path, REQUEST, lambda body: bool(json.loads(body) == ANSWER), json.dumps(ANSWER))
 
 
 class LoadFigures(msgspec.Struct):
@@ -53,12 +71,13 @@ class HttpRound(msgspec.Struct):
 
 def measure_http(peer: Peer, seconds: float) -> HttpRound:
     """Start the peer, check its answer, load it with 1, 32 and 128 connections for `seconds` each, stop it."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, _running(peer, Path(folder)) as (start_s, url):
+    with running(peer, sum_question(peer.path)) as server:
         pids = processes.descendants()
         memory_mb = processes.pss_mb(pids)
-        load.run_wrk(url, 32, 1)  # warms caches and connections; not counted
-        loads = {connections: _loaded(url, connections, seconds) for connections in CONNECTIONS}
-        return HttpRound(start_s, memory_mb, len(pids), loads)
+        url = server.url + peer.path
+        load.run_wrk(url, 32, 1, SUM_SCRIPT)  # warms caches and connections; not counted
+        loads = {connections: loaded(url, connections, seconds, SUM_SCRIPT) for connections in CONNECTIONS}
+        return HttpRound(server.start_s, memory_mb, len(pids), loads)
 
 
 def environment_of(peer: Peer, folder: Path) -> dict[str, str]:
@@ -69,29 +88,49 @@ def environment_of(peer: Peer, folder: Path) -> dict[str, str]:
     return {**kept, **homes, "PATH": path, "PYTHONUNBUFFERED": "1", **peer.env}
 
 
+@dataclass(frozen=True)
+class Server:
+    """One that runs: the seconds from its command to its first right answer, and where it listens."""
+
+    start_s: float
+    port: int
+    second_port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+Ready = Callable[[subprocess.Popen[bytes], Server], None]
+
+
 @contextmanager
-def _running(peer: Peer, folder: Path) -> Iterator[tuple[float, str]]:
-    """The peer's server, answering rightly; yields the seconds from its command to that first answer, and its URL."""
-    log = folder / "log.txt"
-    port = peer.port or _free_port()
-    _check_free(port)
-    with log.open("wb") as output:
-        began = time.perf_counter()
-        server = subprocess.Popen(
-            peer.command_line(port),
-            cwd=peer.working_folder,
-            env=environment_of(peer, folder),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            _wait_for_answer(server, port, peer.path)
-            yield time.perf_counter() - began, f"http://127.0.0.1:{port}{peer.path}"
-        except (PeerFailed, load.LoadFailed) as error:
-            raise PeerFailed(f"{error}{_last_words(log)}") from None
-        finally:
-            processes.stop_all(server.pid, STOP_GRACE_S)
+def running(peer: Peer, question: Question | None = None, ready: Ready | None = None) -> Iterator[Server]:
+    """The peer's server, once it answers the question rightly, or once `ready` (for no HTTP) has come back."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        log = Path(folder) / "log.txt"
+        port, second_port = peer.port or _free_port(), _free_port()
+        _check_free(port)
+        with log.open("wb") as output:
+            began = time.perf_counter()
+            server = subprocess.Popen(
+                peer.command_line(port, second_port),
+                cwd=peer.working_folder,
+                env=environment_of(peer, Path(folder)),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                if question is not None:
+                    _wait_for_answer(server, port, question)
+                if ready is not None:
+                    ready(server, Server(0.0, port, second_port))
+                yield Server(time.perf_counter() - began, port, second_port)
+            except (PeerFailed, load.LoadFailed) as error:
+                raise PeerFailed(f"{error}{_last_words(log)}") from None
+            finally:
+                processes.stop_all(server.pid, STOP_GRACE_S)
 
 
 def _check_free(port: int) -> None:
@@ -101,45 +140,63 @@ def _check_free(port: int) -> None:
             raise PeerFailed(f"port {port} is taken by another process")
 
 
-def _wait_for_answer(server: subprocess.Popen[bytes], port: int, path: str) -> None:
+def _wait_for_answer(server: subprocess.Popen[bytes], port: int, question: Question) -> None:
     end = time.monotonic() + START_TIMEOUT_S
     seen = "nothing listened"
     while time.monotonic() < end:
         if server.poll() is not None:
             raise PeerFailed(f"ended with status {server.returncode} before it answered")
         try:
-            status, body = _ask(port, path)
+            status, body = ask(port, question.path, question.body)
         except (OSError, http.client.HTTPException) as error:
             seen = f"{type(error).__name__}: {error}"
             time.sleep(0.005)
             continue
         if status == 200:
-            if json.loads(body) != ANSWER:
-                raise PeerFailed(f"answers {body[:100]!r}, where {json.dumps(ANSWER)} is right")
+            if not question.right(body):
+                raise PeerFailed(f"answers {body[:100]!r} at {question.path}, where {question.answer} is right")
             return
         seen = f"status {status}: {body[:100]!r}"
         time.sleep(0.005)
     raise PeerFailed(f"did not answer within {START_TIMEOUT_S:.0f} s ({seen})")
 
 
-def _ask(port: int, path: str) -> tuple[int, bytes]:
+def check_answer(port: int, question: Question) -> None:
+    """Raises PeerFailed when the running server does not answer the question rightly."""
+    try:
+        status, body = ask(port, question.path, question.body)
+    except (OSError, http.client.HTTPException) as error:
+        raise PeerFailed(f"{question.path}: {type(error).__name__}: {error}") from None
+    if status != 200 or not question.right(body):
+        raise PeerFailed(f"answers {status} {body[:100]!r} at {question.path}, where {question.answer} is right")
+
+
+def ask(port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """Status and body of one request: a POST of JSON, or a GET without a body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request("POST", path, REQUEST, {"content-type": "application/json"})
+        headers = {} if body is None else {"content-type": "application/json"}
+        connection.request("GET" if body is None else "POST", path, body, headers)
         response = connection.getresponse()
         return response.status, response.read()
     finally:
         connection.close()
 
 
-def _loaded(url: str, connections: int, seconds: float) -> LoadFigures:
+def loaded(url: str, connections: int, seconds: float, script: Path | None = None) -> LoadFigures:
+    """What wrk sees, and what the server's processes use meanwhile. Raises PeerFailed when one in a hundred fails."""
+    return costed(lambda: load.run_wrk(url, connections, seconds, script), f"at {connections} connections")
+
+
+def costed(run: Callable[[], load.Load], where: str) -> LoadFigures:
+    """A load, with the CPU time that all processes below this one but the load's own took for each request."""
     before = processes.cpu_s(processes.descendants())
-    seen = load.run_wrk(url, connections, seconds)
+    seen = run()
     after = processes.cpu_s(processes.descendants())
     if seen.requests == 0:
-        raise PeerFailed(f"answered nothing at {connections} connections")
+        raise PeerFailed(f"answered nothing {where}")
     if seen.failed > seen.requests // 100:
-        raise PeerFailed(f"{seen.failed} of {seen.requests} requests failed at {connections} connections")
+        raise PeerFailed(f"{seen.failed} of {seen.requests} requests failed {where}")
     used_s = sum(time_s - before.get(pid, 0.0) for pid, time_s in after.items())
     return LoadFigures(seen.rate, seen.p50_us, used_s * 1e6 / seen.requests, seen.failed)
 

@@ -6,11 +6,12 @@ In: `Results`. Out: tables as text; `write_between` changes a file between `<!--
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.budgets import judge
-from bench.results import PeerResults, Results
+from bench.results import Entry, PeerResults, Results
+from bench.section import Section
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NONE = "–"
@@ -36,7 +37,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, ruler, *rows])
 
 
-def name_of(peer: PeerResults) -> str:
+def name_of(peer: PeerResults | Entry) -> str:
     return f"{peer.title} ({peer.version})" if peer.version else peer.title
 
 
@@ -97,6 +98,26 @@ def calls_table(results: Results) -> str:
     return markdown(["handle calls", *(name_of(results.peers[name]) for name in names)], rows)
 
 
+def section_table(section: Section, entries: Mapping[str, Entry]) -> str:
+    """A section, a row an entrant, and how many times Headrace's figure is of theirs where the section compares."""
+    found = Results("", "", "", 1, 1.0, sections={section.name: dict(entries)})
+    ours = found.figure(section.name, "headrace", section.compare)
+    rows = []
+    for name, entry in entries.items():
+        cells = [name_of(entry)]
+        for column in section.columns:
+            value = found.figure(section.name, name, column.figure)
+            cells.append(number(None if value is None else value * column.scale, column.unit))
+        if section.compare:
+            cells.append("" if name == "headrace" else ratio(ours, found.figure(section.name, name, section.compare)))
+        rows.append(cells)
+    header = ["", *(column.title for column in section.columns)]
+    if section.compare:
+        title = next(column.title for column in section.columns if column.figure == section.compare)
+        header.append(f"Headrace makes ({title})" if len(section.columns) > 1 else "Headrace makes")
+    return markdown(header, rows)
+
+
 def budgets_table(results: Results) -> str:
     """The project's own budgets, with what the run found."""
     rows = []
@@ -116,6 +137,12 @@ def failures(results: Results) -> str:
             good = results.rounds - len(peer.errors)
             state = f"measured in {good} of {results.rounds} rounds" if peer.http or peer.calls else "not measured"
             lines.append(f"- {name_of(peer)}: {state}: {peer.errors[-1]}")
+    for name, entries in results.sections.items():
+        for entry in entries.values():
+            if entry.errors:
+                total = len(entry.rounds) + len(entry.errors)
+                state = f"measured in {len(entry.rounds)} of {total} rounds" if entry.rounds else "not measured"
+                lines.append(f"- {name}, {name_of(entry)}: {state}: {entry.errors[-1]}")
     return "\n".join(lines)
 
 
@@ -127,13 +154,18 @@ def how(results: Results) -> str:
     )
 
 
-def report(results: Results) -> str:
-    """All tables of a run."""
-    parts = ["## Budgets", budgets_table(results)] if "headrace" in results.peers else []
-    parts += ["## No-op JSON over HTTP", http_table(results)]
-    parts += ["## Start and memory", cost_table(results)]
+def report(results: Results, sections: Mapping[str, Section]) -> str:
+    """All tables of a run. `sections` says what the sections' figures are."""
+    parts = []
+    if any("headrace" in found for found in (results.peers, *results.sections.values())):
+        parts += ["## Budgets", budgets_table(results)]
+    if any(peer.http for peer in results.peers.values()):
+        parts += ["## No-op JSON over HTTP", http_table(results), "## Start and memory", cost_table(results)]
     if any(peer.calls for peer in results.peers.values()):
         parts += ["## Handle calls", calls_table(results)]
+    for name, entries in results.sections.items():
+        section = sections[name]
+        parts += [f"## {section.title}", section.note, section_table(section, entries)]
     if reasons := failures(results):
         parts += ["## Not measured, or not in every round", reasons]
     return "\n\n".join([how(results), *parts]) + "\n"

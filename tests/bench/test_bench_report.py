@@ -10,6 +10,7 @@ from bench import budgets, table
 from bench.calls import CallRound
 from bench.load import LoadFailed, parse
 from bench.results import PeerResults, Results, read
+from bench.sections import SECTIONS
 from bench.server import HttpRound, LoadFigures
 
 WRK = """Running 1s test @ http://127.0.0.1:8111/
@@ -104,7 +105,7 @@ def test_a_limit_from_above_is_met_below_it() -> None:
 def test_a_peer_that_failed_stays_in_the_tables_with_its_reason() -> None:
     results = run_of(headrace=[5.0], mosec=[])
     results.peers["mosec"].errors = ["could not be installed: no wheel"] * 3
-    report = table.report(results)
+    report = table.report(results, SECTIONS)
     assert "| Mosec (1.0) | – | – |" in report
     assert "- Mosec (1.0): not measured: could not be installed: no wheel" in report
 
@@ -112,7 +113,7 @@ def test_a_peer_that_failed_stays_in_the_tables_with_its_reason() -> None:
 def test_a_peer_that_failed_once_says_in_how_many_rounds_it_was_measured() -> None:
     results = run_of(ray=[5.0, 6.0])
     results.peers["ray"].errors = ["did not answer within 120 s"]
-    assert "- Ray (1.0): measured in 2 of 3 rounds: did not answer within 120 s" in table.report(results)
+    assert "- Ray (1.0): measured in 2 of 3 rounds: did not answer within 120 s" in table.report(results, SECTIONS)
 
 
 @pytest.mark.parametrize(

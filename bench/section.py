@@ -1,0 +1,42 @@
+"""A section of the bench: one workload, who runs it, how a round of it is measured, and what its table shows.
+
+In: nothing; each section's module builds its own. Out: `Section`, which the runner, the budgets and the tables read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.peers import Peer
+from bench.results import Measured
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: a figure by name, multiplied by `scale` into `unit`."""
+
+    figure: str
+    title: str
+    unit: str = ""
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Section:
+    """`measure` takes an entrant whose environment stands, and seconds for each figure; it raises PeerFailed.
+
+    `picture` names the entrants that no budget needs. One that is `once` is measured in the first round alone, for it
+    looks at a course in time. `compare` is the figure of the last column: how many times theirs Headrace makes. `note`
+    stands under the title.
+    """
+
+    name: str
+    title: str
+    note: str
+    entrants: tuple[Peer, ...]
+    columns: tuple[Column, ...]
+    measure: Callable[[Peer, float], Measured]
+    picture: frozenset[str] = frozenset()
+    once: bool = False
+    compare: str = ""
