@@ -142,7 +142,7 @@ def get(url):
 
 
 def test_from_the_start_to_ctrl_c(terminal):
-    running = terminal.run("greeting:app", "--port", "0")
+    running = terminal.run("greeting:app", "--port", "0", "--request-timeout", "30")
     url = running.url()
     assert get(f"{url}?name=x") == {"hello": "x"}
     running.wait_for(r"^Greeter#\d+ \| asked$")
@@ -153,6 +153,7 @@ def test_from_the_start_to_ctrl_c(terminal):
     assert re.search(r"default/Greeter  HEALTHY  2 running", table.stdout), table.stdout
     status = json.loads(terminal.command("status", "--json").stdout)
     assert status["applications"]["default"]["status"] == "RUNNING"
+    assert status["applications"]["default"]["request_timeout_s"] == 30
 
     second = terminal.command("run", "greeting:app", "--port", "0")
     assert second.returncode == 1

@@ -1,6 +1,8 @@
 """Applications of the tests of `serve`, importable by replicas."""
 
+import asyncio
 import os
+import signal
 import threading
 
 from headrace import serve
@@ -71,6 +73,25 @@ class Broken:
 
     def load(self, path):
         raise FileNotFoundError(f"no {path}")
+
+
+@serve.deployment
+class Endless:
+    """Answers nobody but those who do not ask for work."""
+
+    async def __call__(self, request):
+        if "work" in request.query_params:
+            await asyncio.Event().wait()
+        return os.getpid()
+
+    @serve.method(repeatable=False)
+    def die(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def die_once(self):
+        if serve.get_request_context().attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return serve.get_request_context().attempt
 
 
 @serve.deployment

@@ -27,6 +27,7 @@ from headrace.engine.directory import instance_directory
 from headrace.serve.api import _http_options
 from headrace.spec.errors import (
     ApplicationNotFound,
+    BackPressureError,
     DeployFailedError,
     DeploymentNotFound,
     InstanceError,
@@ -35,6 +36,7 @@ from headrace.spec.errors import (
     OptionError,
     OptionTypeError,
     RemoteTraceback,
+    ReplicaDiedError,
 )
 
 PATIENCE_S = 60
@@ -62,6 +64,12 @@ def port(home):
 @pytest.fixture
 def front(port):
     return serve.get_app_handle("default")
+
+
+class Working:
+    """A request, as far as Endless looks at it."""
+
+    query_params = ("work",)
 
 
 def get(port, path):
@@ -254,6 +262,59 @@ class TestApplications:
         with pytest.warns(UserWarning, match="logging_config has no effect"):
             serve.run(Adder.bind(), name="logged", route_prefix=None, logging_config={"log_level": "DEBUG"})
         serve.delete("logged")
+
+
+@pytest.fixture(scope="module")
+def pid(port):
+    """Of the replica of an application `limited`."""
+    serve.run(applications.Endless.bind(), name="limited", route_prefix="/limited", request_timeout_s=60)
+    yield int(get(port, "/limited"))
+    serve.delete("limited")
+
+
+class TestLimits:
+    """What routers go by changes without a new revision or a restart, and holds for whoever calls."""
+
+    def test_the_time_of_requests(self, port, pid):
+        app = applications.Endless.bind()
+        assert serve.status().applications["limited"].request_timeout_s == 60
+        serve.run_many([serve.RunTarget(app, "limited", "/limited", request_timeout_s=0.05)])
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            get(port, "/limited?work")
+        assert caught.value.code == 408
+        status = serve.status().applications["limited"]
+        assert (status.request_timeout_s, status.revision, status.status) == (0.05, 1, "RUNNING")
+        assert int(get(port, "/limited")) == pid
+
+    def test_what_a_refused_client_is_told(self, port, pid):
+        busy = applications.Endless.options(
+            max_ongoing_requests=1, max_queued_requests=1, backpressure_config={"status_code": 429, "retry_after_s": 7}
+        )
+        handle = serve.run(busy.bind(), name="limited", route_prefix="/limited")
+        held = [handle.remote(Working()) for _ in range(2)]  # one at work, one that waits
+        with pytest.raises(BackPressureError, match="max_queued_requests is 1") as refused:
+            handle.remote(Working()).result(PATIENCE_S)
+        assert (refused.value.status_code, refused.value.retry_after_s) == (429, 7)
+        for response in held:
+            response.cancel()
+        assert int(get(port, "/limited")) == pid
+
+    def test_what_may_run_twice(self, port, pid):
+        handle = serve.run(applications.Endless.options(num_replicas=2).bind(), name="limited", route_prefix="/limited")
+        assert handle.die_once.remote().result(PATIENCE_S) == 2
+        with pytest.raises(ReplicaDiedError):
+            handle.die.remote().result(PATIENCE_S)
+        none = {"ratio": 0, "per_second": 0}
+        serve.run(applications.Endless.options(retry_budget=none).bind(), name="limited", route_prefix="/limited")
+        with pytest.raises(ReplicaDiedError):
+            handle.die_once.remote().result(PATIENCE_S)
+        assert serve.status().applications["limited"].revision == 1
+
+    @pytest.mark.parametrize("wrong", [0, -1, "1", float("inf")])
+    def test_a_time_that_is_none(self, port, wrong):
+        with pytest.raises((OptionError, OptionTypeError), match="request_timeout_s="):
+            serve.run(Adder.bind(), name="wrong", request_timeout_s=wrong)
+        assert "wrong" not in serve.status().applications
 
 
 class TestStart:
