@@ -15,6 +15,9 @@ from headrace.controller.store import SCHEMA_VERSION, Store
 from headrace.core.fleet import Application, Replica
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import InstanceError
+from headrace.spec.grpc import GrpcService, gRPCOptions
+
+GRPC = GrpcService(options=gRPCOptions(port=9, grpc_servicer_functions=("m.add_S",), request_timeout_s=1.5))
 
 
 def filled(path: Path) -> tuple[Store, Application]:
@@ -33,7 +36,7 @@ def filled(path: Path) -> tuple[Store, Application]:
 
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     store, app = filled(tmp_path / "state.db")
-    store.keep_http_options(HTTPOptions(port=1234, ingress_workers=2))
+    store.keep_ingress(HTTPOptions(port=1234, ingress_workers=2), GRPC)
     store.keep_fact("version", "17")
     store.close()
     again = Store(tmp_path / "state.db")
@@ -41,6 +44,7 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     assert again.applications() == {"app": app}
     assert list(again.applications()["app"].replicas) == ["D#2", "D#11"]  # in order of starting, not of the alphabet
     assert again.http_options() == HTTPOptions(port=1234, ingress_workers=2)
+    assert again.grpc_service() == GRPC
     assert (again.fact("version"), again.fact("nothing")) == ("17", "")
     assert again.set_aside is None
     again.close()
@@ -66,7 +70,7 @@ def test_what_is_forgotten_does_not(tmp_path: Path) -> None:
 
 def test_a_new_life_forgets_all_but_the_count(tmp_path: Path) -> None:
     store, _ = filled(tmp_path / "state.db")
-    store.keep_http_options(HTTPOptions())
+    store.keep_ingress(HTTPOptions(), None)
     store.keep_fact("version", "17")
     store.forget_all()
     assert store.applications() == {}

@@ -69,6 +69,20 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     run.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one (default: %(default)s)")
+    run.add_argument(
+        "--grpc-servicer-functions",
+        action="append",
+        default=[],
+        metavar="MODULE.FUNCTION",
+        help="serve gRPC too: the add_XServicer_to_server function of a service (may be given several times)",
+    )
+    run.add_argument(
+        "--grpc-port",
+        type=int,
+        default=9000,
+        metavar="PORT",
+        help="port for gRPC; 0: any free one (default: %(default)s)",
+    )
     run.add_argument("--name", default="default", help="name of the application (default: %(default)s)")
     run.add_argument("--route-prefix", default="/", metavar="/PATH", help="where it answers (default: %(default)s)")
     run.add_argument(

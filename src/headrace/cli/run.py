@@ -23,6 +23,7 @@ from headrace.engine.keeper import Keeper
 from headrace.spec.application import checked_request_timeout
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import InstanceError, OptionError
+from headrace.spec.grpc import gRPCOptions
 from headrace.spec.names import checked_name, checked_route_prefix, split_import_path
 from headrace.wire.report import Failure, Line, Ready, read
 
@@ -74,6 +75,9 @@ def check(arguments: argparse.Namespace) -> None:
     if not Path(arguments.app_dir).is_dir():
         raise OptionError(f"--app-dir {arguments.app_dir!r} is not a directory")
     HTTPOptions(host=arguments.host, port=arguments.port, ingress_workers=arguments.ingress_workers)
+    grpc = gRPCOptions(port=arguments.grpc_port, grpc_servicer_functions=arguments.grpc_servicer_functions)
+    if grpc.enabled and not arguments.ingress_workers:
+        raise OptionError("--grpc-servicer-functions needs an ingress process: let --ingress-workers be 1 or more")
     for pair in arguments.arguments:
         if "=" not in pair or pair.startswith("="):
             raise OptionError(f"{pair!r} is not KEY=VALUE, an argument for the function that builds the application")
@@ -113,10 +117,12 @@ def builder_argv(arguments: argparse.Namespace) -> tuple[str, ...]:
         "--route-prefix": arguments.route_prefix,
         "--app-dir": arguments.app_dir,
         "--ingress-workers": str(arguments.ingress_workers),
+        "--grpc-port": str(arguments.grpc_port),
     }
     if arguments.request_timeout is not None:
         options["--request-timeout"] = str(arguments.request_timeout)
     flags = [f"{name}={value}" for name, value in options.items()]
+    flags += [f"--grpc-servicer-functions={function}" for function in arguments.grpc_servicer_functions]
     return (sys.executable, "-P", "-m", "headrace.serve.build", *flags, "--", arguments.target, *arguments.arguments)
 
 

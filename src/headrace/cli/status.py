@@ -49,7 +49,8 @@ def table(status: ServeStatus, style: Style) -> list[str]:
 
 def _head(status: ServeStatus) -> str:
     addresses = {f"http://{_in_url(p.host)}:{p.port}" for p in status.proxies.values() if p.port}
-    where = ", ".join(sorted(addresses)) or "no HTTP"
+    addresses |= {f"grpc://{_in_url(p.host)}:{p.grpc_port}" for p in status.proxies.values() if p.grpc_port}
+    where = ", ".join(sorted(addresses, reverse=True)) or "no HTTP"
     count = len(status.proxies)
     processes = f" ({count} ingress process{'es' if count != 1 else ''})" if count else ""
     unwell = [f"{name} {p.status.value}" for name, p in status.proxies.items() if p.status != "HEALTHY"]

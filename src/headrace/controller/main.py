@@ -132,6 +132,7 @@ class Controller:
         self.feed.begin(published, version)
         self.registry.load()
         self.proxies.options = self.store.http_options()
+        self.proxies.grpc = self.store.grpc_service()
         now = asyncio.get_running_loop().time()
         self.reconciler.adopt(list(await self.engine.list()), published, now)
         # Before anybody is let in: whoever subscribes gets what this controller stands for.

@@ -32,7 +32,9 @@ from headrace.spec.errors import (
     HeadraceError,
     InstanceError,
     OptionError,
+    PortBusyError,
 )
+from headrace.spec.grpc import GrpcService
 from headrace.wire.control import (
     Delete,
     Deploy,
@@ -109,8 +111,8 @@ class Operations:
                 self._deploy(operation, waiter)
             case Delete(app=name):
                 self._delete(name, waiter)
-            case StartHTTP(options=options):
-                self._start_http(options, waiter)
+            case StartHTTP(options=options, grpc=grpc):
+                self._start_http(options, grpc, waiter)
 
     async def _tell_status(self, waiter: Waiter, now: float) -> None:
         await self._census.take()
@@ -183,34 +185,57 @@ class Operations:
         error = DeployFailedError(f"application {app.name!r} was deleted while it was being deployed")
         self._waiters.end_deploy(app.name, Failed(type(error).__name__, str(error)))
 
-    # --- HTTP -------------------------------------------------------------------------------------------------------
+    # --- HTTP and gRPC ----------------------------------------------------------------------------------------------
 
-    def _start_http(self, options: HTTPOptions, waiter: Waiter) -> None:
+    def _start_http(self, options: HTTPOptions, grpc: GrpcService | None, waiter: Waiter) -> None:
         present = self._proxies.options
+        if present is not None and present.ingress_workers:
+            if grpc is not None and not same_service(self._proxies.grpc, grpc):
+                waiter.progress("what is served over gRPC stays as it is (stop the instance first to change it)")
+            grpc = self._proxies.grpc
         if present is not None and present.ingress_workers and not same_address(present, options):
             waiter.progress(
                 f"HTTP is served already on {present.host}:{present.port}, and stays there: "
                 f"{options.host}:{options.port} is not used (stop the instance first to change it)"
             )
             options = present
-        self._spawn(self._listen(options, waiter))
+        self._spawn(self._listen(options, grpc, waiter))
 
-    async def _listen(self, options: HTTPOptions, waiter: Waiter) -> None:
+    async def _listen(self, options: HTTPOptions, grpc: GrpcService | None, waiter: Waiter) -> None:
         try:
             if options.ingress_workers:
                 port = await self._engine.reserve_port(options.host, options.port)
                 options = msgspec.structs.replace(options, port=port)
+                if grpc is not None:
+                    host = grpc.options.host or options.host
+                    port = await self._reserve_grpc(host, grpc.options.port)
+                    grpc = msgspec.structs.replace(grpc, options=msgspec.structs.replace(grpc.options, port=port))
         except HeadraceError as error:
             waiter.fail(error)
             return
-        self._store.keep_http_options(options)
-        self._proxies.configure(options)
+        self._store.keep_ingress(options, grpc)
+        self._proxies.configure(options, grpc)
         self._proxies.when_listening(lambda error: waiter.answer(Done()) if error is None else waiter.fail(error))
+
+    async def _reserve_grpc(self, host: str, port: int) -> int:
+        try:
+            return await self._engine.reserve_port(host, port, "grpc")
+        except PortBusyError as error:
+            raise PortBusyError(f"gRPC: {error}".replace("--port", "--grpc-port")) from error
 
 
 def same_address(present: HTTPOptions, asked: HTTPOptions) -> bool:
     """Whether who asks for these options means the address that is listened on already (port 0: any)."""
     return present.host == asked.host and asked.port in (0, present.port)
+
+
+def same_service(present: GrpcService | None, asked: GrpcService) -> bool:
+    """Whether what is served over gRPC is what is asked for (port 0: any)."""
+    if present is None:
+        return False
+    if asked.options.port:
+        return present.options == asked.options
+    return msgspec.structs.replace(present.options, port=0) == asked.options
 
 
 def same_code(one: ApplicationSpec, other: ApplicationSpec) -> bool:

@@ -1,7 +1,7 @@
 """The ingress processes: as many as the HTTP options say, started again when they die.
 
-In: HTTP options, exits from the engine, reports of ingress processes. Out: starts and stops through the engine, and one
-answer to whoever asked for HTTP: they listen, or why they do not.
+In: options of HTTP and gRPC, exits from the engine, reports of ingress processes. Out: starts and stops through the
+engine, and one answer to whoever asked for HTTP: they listen, or why they do not.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from headrace.core.restart import RestartPolicy, Restarts
 from headrace.engine.base import Engine, ProcessExited, ProcessInfo, ProcessRequest
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import HeadraceError, InstanceError
+from headrace.spec.grpc import GrpcService
 from headrace.spec.status import ProxyDetails, ProxyStatus
 from headrace.wire.control import IngressReport
 
@@ -48,6 +49,7 @@ class Proxy:
     pid: int = 0
     host: str = ""
     port: int = 0
+    grpc_port: int = 0
     level: int = 0
     launched_at: float = 0.0
     starts: int = 0
@@ -82,6 +84,7 @@ class Proxies:
         self._waiters: list[_Waiter] = []
         self._proxies: dict[str, Proxy] = {}
         self.options: HTTPOptions | None = None
+        self.grpc: GrpcService | None = None
 
     def __repr__(self) -> str:
         return f"<Proxies {', '.join(f'{p.id} {p.phase.value}' for p in self._proxies.values()) or 'none'}>"
@@ -99,9 +102,10 @@ class Proxies:
         proxy = self._place(info.id)
         proxy.phase, proxy.pid, proxy.launched_at = Phase.RECOVERING, info.pid, now
 
-    def configure(self, options: HTTPOptions) -> None:
+    def configure(self, options: HTTPOptions, grpc: GrpcService | None = None) -> None:
         """Have this many processes with these options from the next step on."""
         self.options = options
+        self.grpc = grpc
         self._wake()
 
     def when_listening(self, answer: Callable[[HeadraceError | None], None]) -> None:
@@ -162,11 +166,14 @@ class Proxies:
 
     async def _launch(self, proxy: Proxy) -> None:
         assert self.options is not None
+        env = {"HEADRACE_HTTP_OPTIONS": msgspec.json.encode(self.options).decode()}
+        if self.grpc is not None:
+            env["HEADRACE_GRPC"] = msgspec.json.encode(self.grpc).decode()
         request = ProcessRequest(
             id=proxy.id,
             role="ingress",
             argv=(sys.executable, "-P", "-m", "headrace.ingress"),
-            env={"HEADRACE_HTTP_OPTIONS": msgspec.json.encode(self.options).decode()},
+            env=env,
         )
         try:
             info = await self._engine.start(request)
@@ -205,7 +212,7 @@ class Proxies:
         if proxy is None:
             logger.error("a report from %s, which is not known", report.ingress_id)
             return
-        proxy.pid, proxy.host, proxy.port = report.pid, report.host, report.port
+        proxy.pid, proxy.host, proxy.port, proxy.grpc_port = report.pid, report.host, report.port, report.grpc_port
         if report.draining:
             if proxy.phase in COUNTED:
                 proxy.on(Event.STOP)  # it was told to stop, by whomever
@@ -243,6 +250,7 @@ class Proxies:
                 host=proxy.host,
                 port=proxy.port,
                 restarts=max(0, proxy.starts - 1),
+                grpc_port=proxy.grpc_port,
             )
             for proxy in self._proxies.values()
         }

@@ -1,4 +1,4 @@
-"""What must outlive the controller: applications, their revisions, their replicas, the HTTP options; in SQLite.
+"""What must outlive the controller: applications, their revisions, their replicas, what is served; in SQLite.
 
 In: records from the reconciler, each time they change. Out: the records as they were, to the next controller. A file
 that cannot be read is set aside under another name, loudly, and a new one begun. A disk that takes nothing (it is full)
@@ -20,6 +20,7 @@ from headrace.core.fleet import Application, Replica
 from headrace.spec.application import ApplicationSpec
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import InstanceError
+from headrace.spec.grpc import GrpcService
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ _Statement = tuple[str, tuple[Any, ...]]
 
 _decode_spec = msgspec.msgpack.Decoder(ApplicationSpec).decode
 _decode_http = msgspec.msgpack.Decoder(HTTPOptions).decode
+_decode_grpc = msgspec.msgpack.Decoder(GrpcService | None).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -108,6 +110,7 @@ class Store:
                 raise sqlite3.DatabaseError(verdict)
             self._read(database)
             self._read_http(database)
+            self._read_grpc(database)
         except BaseException:
             database.close()
             raise
@@ -202,14 +205,24 @@ class Store:
         """How the ingress should listen; None when it was never started."""
         return self._read_http(self._open)
 
-    def keep_http_options(self, options: HTTPOptions) -> None:
+    def grpc_service(self) -> GrpcService | None:
+        """The gRPC that the ingress should serve; None for none."""
+        return self._read_grpc(self._open)
+
+    def keep_ingress(self, options: HTTPOptions, grpc: GrpcService | None) -> None:
         """Keep how the ingress should listen."""
-        self._write(("INSERT OR REPLACE INTO facts VALUES ('http', ?)", (_encode(options),)))
+        statement = "INSERT OR REPLACE INTO facts VALUES (?, ?)"
+        self._write((statement, ("http", _encode(options))), (statement, ("grpc", _encode(grpc))))
 
     @staticmethod
     def _read_http(database: sqlite3.Connection) -> HTTPOptions | None:
         row = database.execute("SELECT value FROM facts WHERE name = 'http'").fetchone()
         return None if row is None else _decode_http(row[0])
+
+    @staticmethod
+    def _read_grpc(database: sqlite3.Connection) -> GrpcService | None:
+        row = database.execute("SELECT value FROM facts WHERE name = 'grpc'").fetchone()
+        return None if row is None else _decode_grpc(row[0])
 
     def applications(self) -> dict[str, Application]:
         """All applications with their revisions and replicas (of which nothing but their names is known yet)."""
@@ -281,7 +294,7 @@ class Store:
 
     def forget_all(self) -> None:
         """Forget everything but the facts that name the instance and count its versions."""
-        self._write(("DELETE FROM applications", ()), ("DELETE FROM facts WHERE name = 'http'", ()))
+        self._write(("DELETE FROM applications", ()), ("DELETE FROM facts WHERE name IN ('http', 'grpc')", ()))
 
 
 def _of_application(app: Application) -> _Statement:

@@ -10,21 +10,27 @@ import asyncio
 import contextlib
 import logging
 import os
+import ssl
+from typing import TYPE_CHECKING
 
 from headrace.ingress.connection import ClientConnection
 from headrace.ingress.door import Door
 from headrace.ingress.listener import Listener
+from headrace.ingress.tls import TlsHandshake, context_of
 from headrace.router import Router
 from headrace.spec.config import HTTPOptions
 from headrace.spec.snapshot import Snapshot
 from headrace.wire.control import Hello, IngressReport
 from headrace.wire.link import ControlLink
 
+if TYPE_CHECKING:
+    from headrace.ingress.grpc_server import GrpcServer
+
 log = logging.getLogger("headrace.ingress")
 
 
 class Ingress:
-    """The HTTP side of one process. `run` is its life; `stop` ends it. All on one loop.
+    """One ingress process: HTTP, and gRPC where `grpc` is given. `run` is its life; `stop` ends it. All on one loop.
 
     `snapshot` is what is known before the controller has said anything: with it requests are served at once, and
     without a controller too.
@@ -38,13 +44,16 @@ class Ingress:
         control_path: str,
         *,
         snapshot: Snapshot | None = None,
+        grpc: GrpcServer | None = None,
     ) -> None:
+        self.grpc = grpc
         self.door = Door(router.loop, router, options)
-        self.listener = Listener(router.loop, lambda: ClientConnection(self.door))
+        self.listener = Listener(router.loop, self._client)
         self._process_id = process_id
         self._options = options
         self._router = router
         self._first_snapshot = snapshot
+        self._tls: ssl.SSLContext | None = None
         self._stopped = asyncio.Event()
         self._drain_s = options.drain_timeout_s
         self._link = ControlLink(
@@ -62,20 +71,33 @@ class Ingress:
         """Serve until `stop`, then drain. Raises PortBusyError or OptionError when it cannot listen."""
         if self._first_snapshot is not None:
             self._route_by(self._first_snapshot)
+        self._tls = context_of(self._options)
         await self.listener.open(self._options.host, self._options.port)
+        if self.grpc is not None:
+            await self.grpc.open(self._options.host)
         link = asyncio.get_running_loop().create_task(self._link.run(), name="link")
         try:
             await self._stopped.wait()
             self.door.draining = True
             self._report()
             await self.listener.leave()
-            await self.door.drain(self._drain_s)
+            await asyncio.gather(self.door.drain(self._drain_s), self._drain_grpc())
         finally:
             await self.listener.leave()  # nothing is left to leave, unless this was cancelled
             self.door.stop()
             link.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await link
+
+    async def _drain_grpc(self) -> None:
+        if self.grpc is not None:
+            await self.grpc.drain(self._drain_s)
+
+    def _client(self) -> asyncio.Protocol:
+        """What reads a connection that a client has opened."""
+        if self._tls is None:
+            return ClientConnection(self.door)
+        return TlsHandshake(self.door, self._tls, lambda: ClientConnection(self.door))
 
     def stop(self, drain_s: float | None = None) -> None:
         """Take no new connections, finish what is in work for `drain_s` at most (None: as the options say), and end."""
@@ -86,6 +108,8 @@ class Ingress:
     def _route_by(self, snapshot: Snapshot) -> None:
         self._router.update(snapshot)
         self.door.update(snapshot)
+        if self.grpc is not None:
+            self.grpc.update(snapshot)
 
     def _report(self) -> None:
         self._link.send(
@@ -95,5 +119,6 @@ class Ingress:
                 host=self._options.host,
                 port=self.listener.port,
                 draining=self.door.draining,
+                grpc_port=0 if self.grpc is None else self.grpc.port,
             )
         )

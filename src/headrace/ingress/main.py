@@ -1,7 +1,8 @@
 """The ingress process: the composition root of what clients reach (`python -m headrace.ingress`).
 
-In: HEADRACE_HTTP_OPTIONS (JSON of HTTPOptions) from the controller; HEADRACE_PROCESS_ID, HEADRACE_RUNTIME_DIR and
-HEADRACE_LIFELINE_FD from the keeper. Out: exit code 0 after a drain, 1 when it could not start.
+In: HEADRACE_HTTP_OPTIONS (JSON of HTTPOptions) and HEADRACE_GRPC (JSON of a GrpcService) from the controller;
+HEADRACE_PROCESS_ID, HEADRACE_RUNTIME_DIR and HEADRACE_LIFELINE_FD from the keeper. Out: exit code 0 after a drain, 1
+when it could not start.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import resource
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 import msgspec
 import uvloop
@@ -25,7 +27,11 @@ from headrace.observe.logs import log_to_stderr
 from headrace.router import Router
 from headrace.spec.config import HTTPOptions, http_options
 from headrace.spec.errors import HeadraceError, OptionError
+from headrace.spec.grpc import GrpcService
 from headrace.wire.awake import awake_for
+
+if TYPE_CHECKING:
+    from headrace.ingress.grpc_server import GrpcServer
 
 log = logging.getLogger("headrace.ingress")
 
@@ -61,13 +67,34 @@ def options_of(environment: os._Environ[str]) -> HTTPOptions:
     return http_options(values)
 
 
+def grpc_server(environment: os._Environ[str], router: Router) -> GrpcServer | None:
+    """What serves gRPC here, None where it was not asked for. Raises OptionError when it cannot be loaded."""
+    text = environment.get("HEADRACE_GRPC")
+    if not text:
+        return None
+    from headrace.ingress.grpc_server import GrpcServer  # grpcio is an extra, and takes its time to load
+
+    try:
+        service = msgspec.json.decode(text, type=GrpcService)
+    except msgspec.MsgspecError as error:
+        raise OptionError(f"HEADRACE_GRPC={text[:200]!r} is no GrpcService: {error}") from error
+    return GrpcServer(router, service)
+
+
 async def serve(options: HTTPOptions) -> None:
     """Listen until SIGTERM or the end of the keeper, then drain."""
     loop = asyncio.get_running_loop()
     process_id = os.environ["HEADRACE_PROCESS_ID"]
     directory = runtime_directory(os.environ["HEADRACE_RUNTIME_DIR"])
     router = Router(loop, process_id, "ingress", awake_for(loop))
-    ingress = Ingress(process_id, options, router, str(directory.control_socket), snapshot=read_snapshot(directory))
+    ingress = Ingress(
+        process_id,
+        options,
+        router,
+        str(directory.control_socket),
+        snapshot=read_snapshot(directory),
+        grpc=grpc_server(os.environ, router),
+    )
     loop.add_signal_handler(signal.SIGTERM, ingress.stop)
     watch_lifeline(loop, ingress)
     spare_collector()

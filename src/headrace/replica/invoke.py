@@ -319,7 +319,7 @@ class Invoker:
                 return partial(self._go_on, incoming, method, None, result, context)
             return partial(incoming.answer, _encode_result(result, method))
         except BaseException as error:  # the top of the thread's work, as in _run_http
-            return partial(incoming.fail, self._error_of(incoming, error))
+            return partial(incoming.fail, self.error_of(incoming, error))
 
     def _work_http(self, incoming: Incoming, method: Method, context: contextvars.Context) -> Done:
         request = HttpRequest(incoming)
@@ -362,7 +362,7 @@ class Invoker:
                 args, kwargs = _decode(incoming.body, incoming.buffers)
                 result = method.function(*args, **kwargs)
         except BaseException as error:  # the top of the thread's work, as in _run_http
-            return partial(incoming.fail, self._error_of(incoming, error))
+            return partial(incoming.fail, self.error_of(incoming, error))
         if inspect.isgenerator(result):
             return self._iterate(incoming, outlet, result)
         return lambda: self._go_on_stream(incoming, method, outlet, result, context)
@@ -397,7 +397,7 @@ class Invoker:
         try:
             put_all(way, items)
         except BaseException as error:  # the top of the thread's work, as in _run_http
-            return partial(way.finish, partial(incoming.fail, self._error_of(incoming, error)))
+            return partial(way.finish, partial(incoming.fail, self.error_of(incoming, error)))
         return partial(way.finish, outlet.end)
 
     # ---- errors
@@ -412,9 +412,10 @@ class Invoker:
         """The call ended with `error`: answer so, log it, and cancel the calls that it made."""
         if incoming.cancelled or incoming.expired:
             cancel_calls(request_variable.get())
-        incoming.fail(self._error_of(incoming, error))
+        incoming.fail(self.error_of(incoming, error))
 
-    def _error_of(self, incoming: Incoming, error: BaseException) -> ErrorInfo:
+    def error_of(self, incoming: Incoming, error: BaseException) -> ErrorInfo:
+        """What the caller gets of the error; the log gets the rest. In any thread."""
         if incoming.cancelled and isinstance(error, _LEAVING):
             return _GONE
         if incoming.expired and isinstance(error, _LEAVING):

@@ -21,6 +21,7 @@ from headrace.serve.builder import call_builder
 from headrace.serve.deployment import Application
 from headrace.serve.driver import Driver, driver
 from headrace.serve.graph import build
+from headrace.serve.grpc_options import grpc_service
 from headrace.spec.config import HTTPOptions
 from headrace.spec.config import http_options as parse_http_options
 from headrace.spec.errors import (
@@ -31,6 +32,7 @@ from headrace.spec.errors import (
     OptionError,
     OptionTypeError,
 )
+from headrace.spec.grpc import GrpcService, gRPCOptions
 from headrace.spec.snapshot import ApplicationEntry
 from headrace.spec.status import ServeStatus
 from headrace.wire.control import Delete, Deploy, Deployed, GetStatus, StartHTTP, Status
@@ -61,20 +63,19 @@ class RunTarget:
 def start(
     proxy_location: Any = None,
     http_options: HTTPOptions | Mapping[str, Any] | None = None,
-    grpc_options: Any = None,
+    grpc_options: gRPCOptions | Mapping[str, Any] | None = None,
     logging_config: Any = None,
     tracing_config: Any = None,
     controller_options: Any = None,
     *,
     detached: bool = False,
 ) -> None:
-    """Start the instance, and HTTP on it, where they do not run yet.
+    """Start the instance, and HTTP and (where `grpc_options` say so) gRPC on it, where they do not run yet.
 
     The instance is that of `HEADRACE_INSTANCE`, else `default`; it ends with this process unless `detached`. Called
-    again with other HTTP options than it runs with, it warns and changes nothing. Raises OptionError, PortBusyError, or
-    InstanceError when it does not come up.
+    again with other options than it runs with, it warns and changes nothing. Raises OptionError, ImportPathError,
+    PortBusyError, or InstanceError when it does not come up.
     """
-    _refuse("grpc_options", grpc_options)
     for name, value in (
         ("logging_config", logging_config),
         ("tracing_config", tracing_config),
@@ -82,10 +83,15 @@ def start(
     ):
         _warn_ignored(name, value)
     options = _http_options(http_options, proxy_location)
+    grpc = grpc_service(grpc_options)
+    if grpc is not None and options is not None and not options.ingress_workers:
+        raise OptionError(
+            "grpc_options need an ingress process: let ingress_workers be 1 or more, and HTTP not disabled"
+        )
     tie = driver()
     started = tie.start(detached)
     try:
-        _start_http(tie, options)
+        _start_http(tie, options, grpc)
     except BaseException:
         if started:
             tie.shutdown()  # half an instance helps nobody, and holds the port
@@ -262,22 +268,29 @@ def _fields(options: HTTPOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in options.__struct_fields__}
 
 
-def _start_http(tie: Driver, options: HTTPOptions | None) -> None:
-    """HTTP with these options, the defaults for None; where it runs already, only warn when it runs otherwise."""
+def _start_http(tie: Driver, options: HTTPOptions | None, grpc: GrpcService | None = None) -> None:
+    """HTTP with these options, the defaults for None, and gRPC if given; where it runs already, only warn when it runs
+    otherwise.
+    """
     if tie.http is None:
         proxies = _status(tie).proxies.values()
         if not proxies:
             wanted = options or HTTPOptions()
             if wanted.ingress_workers:
-                tie.ask(StartHTTP(wanted))
-            tie.http = wanted
+                tie.ask(StartHTTP(wanted, grpc))
+            tie.http, tie.grpc = wanted, grpc
             return
         first = next(iter(proxies))
+        if grpc is not None and (not first.grpc_port or grpc.options.port not in (0, first.grpc_port)):
+            _warn_grpc(first.grpc_port, grpc)
         tie.http = HTTPOptions(host=first.host, port=first.port, ingress_workers=len(proxies))
         if options is not None and (options.host, options.port) != (first.host, first.port):
             _warn_differs(tie.http, options)
-    elif options is not None and options != tie.http:
+        return
+    if options is not None and options != tie.http:
         _warn_differs(tie.http, options)
+    if grpc is not None and (tie.grpc is None or grpc.options != tie.grpc.options):
+        _warn_grpc(0 if tie.grpc is None else tie.grpc.options.port, grpc)
 
 
 class _HttpStart:
@@ -315,6 +328,14 @@ def _warn_differs(running: HTTPOptions, asked: HTTPOptions) -> None:
     )
 
 
+def _warn_grpc(port: int, asked: GrpcService) -> None:
+    present = f"serves gRPC on port {port}" if port else "serves no gRPC"
+    warnings.warn(
+        f"the instance runs already, {present}, and stays so; serve.shutdown() first to have it as {asked.options} say",
+        stacklevel=4,
+    )
+
+
 def _block(tie: Driver, apps: Sequence[str], owned: bool) -> None:
     """Wait for Ctrl-C or the end of the instance; after Ctrl-C, end what was started here."""
     try:
@@ -343,11 +364,6 @@ def _check_distinct(targets: Sequence[RunTarget]) -> None:
             raise OptionError(f"two applications have route_prefix={prefix!r}: give each RunTarget its own, or None")
         if prefix is not None:
             prefixes.add(prefix)
-
-
-def _refuse(name: str, value: Any) -> None:
-    if value is not None:
-        raise OptionError(f"{name} is not supported yet: leave it out")
 
 
 def _warn_ignored(name: str, value: Any) -> None:

@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 
 from headrace.serve.driver import driver
 from headrace.serve.graph import build
-from headrace.serve.target import UserCodeRaised, load_application
+from headrace.serve.grpc_options import grpc_service
+from headrace.serve.target import UserCodeRaised, import_from, load_application
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import HeadraceError
+from headrace.spec.grpc import GrpcService
 from headrace.wire.control import Deploy, Deployed, GetStatus, StartHTTP, Status
 from headrace.wire.report import Event, Failure, Line, Ready, written
 
@@ -35,7 +37,12 @@ class Builder:
         """Build and deploy the application. Raises HeadraceError."""
         arguments = self._arguments
         options = HTTPOptions(host=arguments.host, port=arguments.port, ingress_workers=arguments.ingress_workers)
-        http = threading.Thread(target=self._start_http, args=(options,), name="start-http", daemon=True)
+        grpc = None
+        if arguments.grpc_servicer_functions:
+            import_from(arguments.app_dir)
+            functions = arguments.grpc_servicer_functions
+            grpc = grpc_service({"port": arguments.grpc_port, "grpc_servicer_functions": functions})
+        http = threading.Thread(target=self._start_http, args=(options, grpc), name="start-http", daemon=True)
         http.start()
         self._report(Line(f"importing {arguments.target}"))
         app = load_application(
@@ -49,11 +56,11 @@ class Builder:
         revision = answer.revision if isinstance(answer, Deployed) else 0
         self._report(Ready(spec.name, revision, spec.route_prefix, self._address(options)))
 
-    def _start_http(self, options: HTTPOptions) -> None:
+    def _start_http(self, options: HTTPOptions, grpc: GrpcService | None) -> None:
         if not options.ingress_workers:
             return
         try:
-            driver().ask(StartHTTP(options))
+            driver().ask(StartHTTP(options, grpc))
         except BaseException as error:
             # A busy port is no reason to wait for minutes of imports: say so and end at once.
             self._http_failure = error
@@ -87,6 +94,8 @@ def arguments_of(values: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--request-timeout", type=float)
     parser.add_argument("--app-dir", default=".")
     parser.add_argument("--ingress-workers", type=int, default=1)
+    parser.add_argument("--grpc-port", type=int, default=9000)
+    parser.add_argument("--grpc-servicer-functions", action="append", default=[])
     return parser.parse_args(values)
 
 

@@ -19,6 +19,7 @@ from headrace import runtime as runtimes
 from headrace.engine.directory import InstanceDirectory
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import HeadraceError, InstanceError
+from headrace.spec.grpc import GrpcService
 from headrace.spec.snapshot import Snapshot
 from headrace.wire.client import ControlClient
 from headrace.wire.control import (
@@ -46,6 +47,7 @@ class Driver:
         self.keeper: subprocess.Popen[bytes] | None = None
         self.detached = False
         self.http: HTTPOptions | None = None  # what HTTP was started with, as far as this process knows
+        self.grpc: GrpcService | None = None  # likewise
         self._lifeline: int | None = None  # its end tells the keeper that this process is gone
 
     def __repr__(self) -> str:
@@ -169,7 +171,7 @@ class Driver:
         """End the instance and wait until it is gone. No error when none runs."""
         with self.lock:
             runtimes.close_own()
-            self.http = None
+            self.http = self.grpc = None
             directory = self.directory()
             pid = directory.keeper_pid()
             if pid is not None:

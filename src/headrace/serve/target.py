@@ -37,20 +37,24 @@ def load_application(path: str, arguments: Mapping[str, str], app_dir: str = "."
     is there is no application.
     """
     module_name, attribute = split_import_path(path)
+    directory = import_from(app_dir)
+    found = _find(_import(module_name, directory), attribute, path)
+    try:
+        return call_builder(found, arguments, module_name.rpartition(".")[2])
+    except HeadraceError:
+        raise
+    except Exception as error:  # whatever the user's builder raises, it is theirs to see
+        raise UserCodeRaised(f"the builder {path} raised:\n{user_traceback(error)}") from error
+
+
+def import_from(app_dir: str) -> str:
+    """Have modules found in this directory first; its absolute path. Raises ImportPathError when it is none."""
     directory = str(Path(app_dir).absolute())
     if not Path(directory).is_dir():
         raise ImportPathError(f"--app-dir {app_dir!r} is not a directory")
     if directory not in sys.path:
         sys.path.insert(0, directory)
-    found = _find(_import(module_name, directory), attribute, path)
-    if isinstance(found, Application):
-        return call_builder(found, arguments)
-    try:
-        return call_builder(found, arguments)
-    except HeadraceError:
-        raise
-    except Exception as error:  # whatever the user's builder raises, it is theirs to see
-        raise UserCodeRaised(f"the builder {path} raised:\n{user_traceback(error)}") from error
+    return directory
 
 
 def user_traceback(error: BaseException) -> str:

@@ -16,6 +16,7 @@ import msgspec
 
 from headrace.spec.application import ApplicationSpec, DeploymentSpec, Environment
 from headrace.spec.config import HTTPOptions
+from headrace.spec.grpc import GrpcService
 from headrace.spec.snapshot import Snapshot, SnapshotDelta
 from headrace.spec.status import ReplicaState, ServeStatus
 from headrace.wire.prefixed import PrefixedBuffer, prefixed
@@ -113,13 +114,14 @@ class ReplicaReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class IngressReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """An ingress listens on host:port (`draining` once it has stopped to accept)."""
+    """An ingress listens on host:port (`draining` once it has stopped to accept). `grpc_port` 0: it serves no gRPC."""
 
     ingress_id: str
     pid: int
     host: str
     port: int
     draining: bool = False
+    grpc_port: int = 0
 
 
 class Deploy(msgspec.Struct, frozen=True, tag=True):
@@ -144,9 +146,12 @@ class GetSnapshot(msgspec.Struct, frozen=True, tag=True):
 
 
 class StartHTTP(msgspec.Struct, frozen=True, tag=True):
-    """Have this many ingress processes with these options. Answered when they listen."""
+    """Have this many ingress processes with these options, which serve gRPC too if `grpc` is given. Answered when they
+    listen.
+    """
 
     options: HTTPOptions
+    grpc: GrpcService | None = None
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):

@@ -8,6 +8,7 @@ by the caller, never reused; 0 is the connection itself. Replies carry the repli
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import msgspec
 
@@ -85,7 +86,8 @@ class ResponseHead(msgspec.Struct, array_like=True, gc=False):
 
 
 class GrpcHead(msgspec.Struct, array_like=True, gc=False):
-    """What a gRPC call brings beside its messages: `method` is `/package.Service/Method`, `metadata` as in grpcio.
+    """What a gRPC call brings beside its messages: `method` is `/package.Service/Method`, `metadata` as in grpcio
+    (values are str, or bytes for keys that end in `-bin`).
 
     `kind` says which sides stream: "unary_unary", "unary_stream", "stream_unary" or "stream_stream". `servicer` is the
     import path of the function that knows the method's messages. `auth` and `identity` (the name of the property in
@@ -94,7 +96,7 @@ class GrpcHead(msgspec.Struct, array_like=True, gc=False):
 
     method: str
     kind: str
-    metadata: list[tuple[str, str | bytes]]
+    metadata: list[tuple[str, Any]]
     peer: str = ""
     servicer: str = ""
     auth: dict[str, list[bytes]] = {}
@@ -109,8 +111,8 @@ class GrpcStatus(msgspec.Struct, array_like=True, gc=False):
 
     code: int = 0
     details: str = ""
-    initial: list[tuple[str, str | bytes]] = []
-    trailing: list[tuple[str, str | bytes]] = []
+    initial: list[tuple[str, Any]] = []
+    trailing: list[tuple[str, Any]] = []
     compression: int = 0  # as in grpc.Compression; 0: none was chosen
 
 
