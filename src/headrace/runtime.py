@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import contextvars
 import os
 import threading
 from collections import deque
@@ -234,12 +235,18 @@ class _Slot:
 
 _slot = _Slot()
 
+# Of code that belongs to an instance inside of this process, whatever else the process is connected to.
+runtime_variable: contextvars.ContextVar[Runtime | None] = contextvars.ContextVar("headrace_runtime", default=None)
+
 
 def current() -> Runtime:
-    """The process's runtime; a driver that has none yet connects to its instance.
+    """The runtime of the instance in this process that the calling code belongs to, else the process's own.
 
-    Raises InstanceError when the instance does not run.
+    A driver that has none yet connects to its instance. Raises InstanceError when that does not run.
     """
+    runtime = runtime_variable.get()
+    if runtime is not None and runtime.alive:
+        return runtime
     runtime = _slot.runtime
     if runtime is not None and runtime.alive:
         return runtime
@@ -272,7 +279,7 @@ def close_own() -> None:
 
 def check_not_on_loop(what: str) -> None:
     """Raise LoopBlockedError on the thread of a replica's event loop: waiting there would stop what is waited for."""
-    runtime = _slot.runtime
+    runtime = runtime_variable.get() or _slot.runtime
     if runtime is not None and not runtime.owned and runtime.thread_id == threading.get_ident():
         raise LoopBlockedError(
             f"{what} waits for the controller, and would block the event loop of this replica meanwhile: call it in a "

@@ -20,6 +20,7 @@ from headrace.handle.generator import DeploymentResponseGenerator, ItemCall
 from headrace.handle.options import HandleOptions, checked_changes
 from headrace.handle.resolution import send_when_resolved
 from headrace.handle.response import DeploymentResponse
+from headrace.runtime import Runtime
 from headrace.spec.errors import OptionTypeError
 
 
@@ -65,10 +66,17 @@ class DeploymentHandle:
     those yet, or no more.
     """
 
-    def __init__(self, deployment_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
+    def __init__(
+        self,
+        deployment_name: str,
+        app_name: str = "default",
+        options: HandleOptions | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
         self.deployment_name = deployment_name
         self.app_name = app_name
         self._options = options or HandleOptions()
+        self._runtime = runtime  # None until the first call: then that of the code which makes it
 
     @property
     def deployment_id(self) -> tuple[str, str]:
@@ -115,7 +123,8 @@ class DeploymentHandle:
         return self._with(**checked_changes(changes))
 
     def _with(self, **changes: Any) -> DeploymentHandle:
-        return DeploymentHandle(self.deployment_name, self.app_name, msgspec.structs.replace(self._options, **changes))
+        options = msgspec.structs.replace(self._options, **changes)
+        return DeploymentHandle(self.deployment_name, self.app_name, options, self._runtime)
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call the deployment with these arguments; the call is on its way when this returns.
@@ -126,9 +135,9 @@ class DeploymentHandle:
         is raised where the result is asked for.
         """
         options = self._options
-        runtime = runtimes._slot.runtime
+        runtime = self._runtime
         if runtime is None or not runtime.alive:
-            runtime = runtimes.current()
+            runtime = self._runtime = runtimes.current()
         response: HandleCall
         if options.stream:
             response = ItemCall(runtime, self.app_name, self.deployment_name, options.method_name)
