@@ -73,7 +73,7 @@ def summary(outcomes: Sequence[Outcome], seconds: float, capacity: float, deadli
     return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
-KINDS = ("high, in time", "in time", "late", "refused", "unanswered")
+KINDS = ("high priority, in time", "in time", "late", "refused", "unanswered")
 
 
 def kind_of(outcome: Outcome, deadline_s: float) -> str:

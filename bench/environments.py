@@ -34,7 +34,7 @@ def make_environment(peer: Peer) -> None:
     folder = ENVIRONMENTS / peer.folder
     _run([sys.executable, "-m", "venv", "--clear", str(folder)])
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, "-r", str(peer.requirements), *(["--editable", str(ROOT)] if peer.holds_headrace else [])])
+    _run([*pip, "-r", str(peer.requirements), *(["--editable", f"{ROOT}[grpc]"] if peer.holds_headrace else [])])
     stamp.write_text(wanted)
 
 

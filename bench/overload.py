@@ -117,7 +117,7 @@ def picture(entries: Mapping[str, Entry]) -> str | None:
         share = measured.figures["in_time_share"]
         words = f"in time: {share:.0%} of capacity"
         if "high_in_time_share" in measured.figures:
-            words += f", {measured.figures['high_in_time_share']:.1%} of high priority"
+            words += f", {100 * measured.figures['high_in_time_share']:.3g}% of high priority"
         panels.append(plot.Panel(entry.title, words, measured.series))
         seconds = BIN_S * len(next(iter(measured.series.values())))
     if not panels:

@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 # In the order of arrivals.KINDS, from the bottom up; told apart by lightness too.
 COLOURS = ("#0b3c5d", "#3a9d6a", "#e8a33d", "#c9ccd1", "#8b2f3a")
 PANEL_WIDTH, PANEL_HEIGHT = 300, 220
-LEFT, TOP, GAP, BELOW = 64, 66, 28, 96
+LEFT, TOP, GAP, BELOW = 64, 66, 28, 74
 FONT = 'font-family="system-ui, sans-serif"'
 
 
@@ -70,7 +70,7 @@ def _panel(panel: Panel, seconds: float, capacity: float, top: float, *, with_sc
     parts.append(f'<path d="M0 0V{PANEL_HEIGHT}H{PANEL_WIDTH}" fill="none" stroke="#555"/>')
     for value in _ticks(seconds):
         x = round(PANEL_WIDTH * value / seconds, 1)
-        words = f"{value:g} s" if value == 0 or with_scale else f"{value:g}"
+        words = f"{value:g} s" if value == 0 else f"{value:g}"
         parts.append(f'<text x="{x}" y="{PANEL_HEIGHT + 16}" text-anchor="middle" fill="#555">{words}</text>')
     return parts
 
