@@ -7,6 +7,7 @@ import msgspec
 from headrace.serve.unsupported import unsupported_class
 from headrace.spec.backpressure import BackpressureConfig
 from headrace.spec.config import HTTPOptions
+from headrace.spec.grpc import gRPCOptions
 from headrace.spec.options import NOT_YET, DeploymentOptions
 from headrace.spec.retries import RetryBudgetConfig
 
@@ -52,4 +53,5 @@ __all__ = [
     "ProxyLocation",
     "RequestRouterConfig",
     "RetryBudgetConfig",
+    "gRPCOptions",
 ]

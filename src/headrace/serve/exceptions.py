@@ -1,5 +1,6 @@
 """The errors that users meet, under the names that code written for Ray Serve imports them by."""
 
+from headrace.replica.grpc_context import gRPCStatusError
 from headrace.spec.errors import (
     ApplicationNotFound,
     BackPressureError,
@@ -31,11 +32,6 @@ from headrace.spec.errors import (
 
 RayServeException = HeadraceError
 ReplicaUnavailableError = ReplicaDiedError
-
-
-class gRPCStatusError(HeadraceError):
-    """Never raised here: what user code raises in a gRPC call arrives as it is. For code that names it in `except`."""
-
 
 __all__ = [
     "ApplicationNotFound",
