@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace.context import ReplicaContext, replica_variable
 from headrace.replica.invoke import Invoker, is_of_user_code
@@ -20,11 +20,15 @@ from headrace.replica.server import Server
 from headrace.replica.threads import ThreadPool, in_thread
 from headrace.spec.application import DeploymentSpec
 from headrace.spec.errors import HeadraceError, InstanceError, OptionError
+from headrace.spec.ingress import Ingress, ingress_of
 from headrace.spec.status import ReplicaState
 from headrace.wire.awake import Awake
 from headrace.wire.code import load_code, unpack_arguments
 from headrace.wire.control import HostReplica, ReplicaReport
 from headrace.wire.payload import traceback_text
+
+if TYPE_CHECKING:
+    from headrace.replica.asgi import WebApplication
 
 log = logging.getLogger("headrace.replica")
 
@@ -79,6 +83,7 @@ class HostedReplica:
         self._server: Server | None = None
         self._invoker: Invoker | None = None
         self._threads: ThreadPool | None = None
+        self._application: WebApplication | None = None  # of a class with an ingress
         self._interruptible = False  # the constructor runs as a coroutine, which can be cancelled
         self._changed = asyncio.Event()
         self._drain_by: float | None = None
@@ -144,6 +149,8 @@ class HostedReplica:
             starting.cancel()
             if self._server is not None:
                 self._server.close()
+            if self._application is not None:
+                self._application.release()
             if self._threads is not None:
                 self._threads.close()
 
@@ -183,6 +190,10 @@ class HostedReplica:
         if self._drain_by is None and spec.options.user_config is not None:
             await self._call_reconfigure(spec.options.user_config)
         if self._drain_by is None:
+            ingress = ingress_of(target)
+            if ingress is not None:
+                await self._open(ingress)
+        if self._drain_by is None:
             await self._serve()
             self._become(ReplicaState.RUNNING)
 
@@ -206,11 +217,23 @@ class HostedReplica:
             # In a thread: it may take long, and the process has to answer meanwhile.
             self.context.servable_object = await in_thread(partial(target, *args, **kwargs), "init")
 
+    async def _open(self, ingress: Ingress) -> None:
+        from headrace.replica.asgi import open_application  # loaded where it is used
+
+        self._interruptible = True
+        self._application = await open_application(ingress, self.context, self._thread_pool())
+        self._interruptible = False
+
+    def _thread_pool(self) -> ThreadPool:
+        if self._threads is None:
+            self._threads = ThreadPool(asyncio.get_running_loop(), self._spec.max_ongoing_requests)
+        return self._threads
+
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         limit = self._spec.max_ongoing_requests
-        self._threads = ThreadPool(loop, limit)
-        self._invoker = Invoker(loop, self.context.servable_object, self.context, self._threads)
+        servable, application = self.context.servable_object, self._application
+        self._invoker = Invoker(loop, servable, self.context, self._thread_pool(), application)
         self._server = Server(loop, self.order.replica_id, limit, self._invoker.start, self._awake)
         try:
             await self._server.listen(self.order.address)
@@ -240,6 +263,8 @@ class HostedReplica:
         if server is None or threads is None or server.gate.limit == limit:
             return
         threads.resize(limit)
+        if self._application is not None:
+            self._application.allow_threads(limit)
         server.gate.limit = limit
         while (caller := server.gate.offer(server.loop.time())) is not None:
             server.offer(caller)
@@ -280,6 +305,8 @@ class HostedReplica:
             log.warning("replica %s: %s at the end of its drain", self.order.replica_id, left)
             await self._cut_off()
         self._drain_timer = None
+        if self._application is not None:
+            await self._application.close(self._last_moment())
         await self._destroy()
         self._become(ReplicaState.STOPPED)
 
@@ -303,6 +330,10 @@ class HostedReplica:
         except TimeoutError:
             log.warning("replica %s: left %d calls behind", self.order.replica_id, self.ongoing)
 
+    def _last_moment(self) -> float:
+        """By when user code must have ended that runs after the calls."""
+        return max(self._drain_by or 0.0, asyncio.get_running_loop().time() + DESTROY_S)
+
     async def _destroy(self) -> None:
         """Call the instance's `__del__`, asynchronous or not, once and only here."""
         instance = self.context.servable_object
@@ -311,10 +342,8 @@ class HostedReplica:
         destructor = getattr(instance, "__del__", None)
         if destructor is None:
             return
-        loop = asyncio.get_running_loop()
-        by = max(self._drain_by or 0.0, loop.time() + DESTROY_S)
         try:
-            async with asyncio.timeout_at(by):
+            async with asyncio.timeout_at(self._last_moment()):
                 await _call(destructor, destructor, "del")
         except TimeoutError:
             log.warning("replica %s: its __del__ did not end in time", self.order.replica_id)

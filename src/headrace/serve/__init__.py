@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 # Not lazily: importing a submodule binds its name here, and after that `serve.deployment` must be the decorator.
 from headrace.serve.deployment import Application, Deployment, deployment
+from headrace.serve.ingress import ingress
 from headrace.serve.method import method
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
         status,
     )
     from headrace.serve.batching import batch
-    from headrace.serve.config import ControllerOptions, HTTPOptions
+    from headrace.serve.config import ControllerOptions, HTTPOptions, gRPCOptions
     from headrace.serve.context import (
         get_deployment_actor,
         get_deployment_actor_context,
@@ -44,6 +45,7 @@ __all__ = [
     "batch",
     "delete",
     "deployment",
+    "gRPCOptions",
     "get_app_handle",
     "get_deployment_actor",
     "get_deployment_actor_context",
@@ -52,6 +54,7 @@ __all__ = [
     "get_replica_context",
     "get_request_context",
     "get_trace_context",
+    "ingress",
     "method",
     "multiplexed",
     "run",
@@ -76,7 +79,7 @@ _HOMES = {
         "status",
     ),
     "batching": ("batch",),
-    "config": ("ControllerOptions", "HTTPOptions"),
+    "config": ("ControllerOptions", "HTTPOptions", "gRPCOptions"),
     "context": (
         "get_deployment_actor",
         "get_deployment_actor_context",
@@ -97,6 +100,7 @@ _SUBMODULES = frozenset(
         "exceptions",
         "gang",
         "gradio_integrations",
+        "grpc_util",
         "handle",
         "llm",
         "metrics",

@@ -1,6 +1,7 @@
 """Application builders: functions that take arguments as a dict or a pydantic model and return an application.
 
-In: the function and the arguments as given (`key=value` of the command line, a dict). Out: the bound application.
+In: the function and the arguments as given (`key=value` of the command line, a dict); or an application, also a web
+application. Out: the bound application.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from headrace.serve.deployment import Application, Deployment
+from headrace.serve.ingress import as_application
 from headrace.spec.errors import GraphError, OptionTypeError
 
 
-def call_builder(target: Any, arguments: Mapping[str, Any]) -> Application:
-    """The application that `target` returns for these arguments.
+def call_builder(target: Any, arguments: Mapping[str, Any], name: str = "") -> Application:
+    """The application that `target` returns for these arguments, or is; a web application is served as it is.
 
-    The function has no parameter, or one: a plain dict, or a pydantic model when it is annotated with one (whose
-    ValidationError is raised as it is). Raises OptionTypeError, GraphError.
+    `name` is that of the deployment of a web application. The function has no parameter, or one: a plain dict, or a
+    pydantic model when it is annotated with one (whose ValidationError is raised as it is). Raises OptionTypeError,
+    GraphError.
     """
+    target = as_application(target, name)
     if isinstance(target, Application):
         if arguments:
             names = ", ".join(arguments)
@@ -29,7 +33,7 @@ def call_builder(target: Any, arguments: Mapping[str, Any]) -> Application:
         return target
     if not inspect.isroutine(target):
         raise OptionTypeError(not_an_application(target))
-    built = _call(target, arguments)
+    built = as_application(_call(target, arguments), name)
     if not isinstance(built, Application):
         wrong = not_an_application(built)
         raise OptionTypeError(f"the builder {target.__name__}() must return what .bind() made: {wrong}")
@@ -70,4 +74,7 @@ def not_an_application(value: object) -> str:
         return (
             f"{value.__name__} is a plain class: decorate it with @serve.deployment and use {value.__name__}.bind(...)"
         )
-    return f"an application was expected, which .bind() of a deployment makes, not {value!r} ({type(value).__name__})"
+    return (
+        "an application was expected, which .bind() of a deployment makes, or an ASGI or WSGI application, not "
+        f"{value!r} ({type(value).__name__})"
+    )

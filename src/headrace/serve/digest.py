@@ -33,8 +33,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from headrace.serve.sources import Sources
+from headrace.spec.ingress import Ingress
 from headrace.spec.options import DeploymentOptions
 from headrace.wire.code import found_by_import
+from headrace.wire.webapps import comes_with_its_module, import_path_of, parts_of
 
 log = logging.getLogger("headrace.serve")
 
@@ -135,8 +137,18 @@ class _Walk:
             return self._class(value)
         if kind is types.ModuleType:
             return _mix("module", [value.__name__.encode(), self._sources.of(value.__name__)])
+        if kind is Ingress:
+            return self._ingress(value)
         array = _array_parts(value)
         return self._object(value) if array is None else _mix("array", array)
+
+    def _ingress(self, ingress: Ingress) -> bytes:
+        """A web application by the sources of its module where those make all of it, else by what its routes call."""
+        kind = f"ingress {ingress.interface.value}"
+        path = import_path_of(ingress.app) if comes_with_its_module(ingress.app) else None
+        if path is not None:
+            return _mix(kind, [*(part.encode() for part in path), self._sources.of(path[0])])
+        return _mix(kind, map(self.value, parts_of(ingress.app)))
 
     def _function(self, function: types.FunctionType) -> bytes:
         if found_by_import(function):

@@ -9,21 +9,23 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from headrace.serve.builder import not_an_application
 from headrace.serve.deployment import Application, Deployment
 from headrace.serve.digest import digest
-from headrace.spec.application import ApplicationSpec, DeploymentSpec, Environment, checked_request_timeout
+from headrace.spec.application import ApplicationSpec, Code, DeploymentSpec, Environment, checked_request_timeout
 from headrace.spec.errors import GraphError, OptionError, OptionTypeError, PayloadError
+from headrace.spec.ingress import Interface, ingress_of
 from headrace.spec.method import options_of
 from headrace.spec.names import checked_name, checked_route_prefix
 from headrace.spec.options import DeploymentOptions
 from headrace.wire.code import pack_arguments, pack_code
 
 DEFAULT_ASYNC_ONGOING = 100
+DEFAULT_WSGI_ONGOING = 8  # of a WSGI application, whose calls mostly wait for something or compute outside of Python
 
 
 def build(
@@ -31,6 +33,7 @@ def build(
     name: str = "default",
     route_prefix: str | None = "/",
     request_timeout_s: float | None = None,
+    packing: Packing | None = None,
 ) -> ApplicationSpec:
     """The specification of `app` under this name and route prefix; its requests from outside have `request_timeout_s`.
 
@@ -41,7 +44,7 @@ def build(
     checked_name(name)
     prefix = checked_route_prefix(route_prefix)
     timeout_s = checked_request_timeout(request_timeout_s)
-    graph = _Graph()
+    graph = _Graph(packing or ByValue())
     ingress = graph.add(app)
     return ApplicationSpec(
         name=name,
@@ -59,10 +62,44 @@ def environment() -> Environment:
     return Environment(sys_path=tuple(str(cwd / entry) for entry in sys.path), cwd=str(cwd))
 
 
+class Packing(Protocol):
+    """How code and arguments of an application get into its replicas.
+
+    `name_of` is asked of each object and gives the name of the deployment that the object stands for, else None.
+    """
+
+    def code(self, target: Callable[..., Any]) -> Code:
+        """What makes the class or function in a replica. Raises PayloadError."""
+
+    def arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], name_of: Callable[[Any], str | None]
+    ) -> tuple[bytes, tuple[str, ...]]:
+        """`(args, kwargs)` for `unpack_arguments`, and the names of the deployments in them. Raises PayloadError."""
+
+    def digest(
+        self,
+        target: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: DeploymentOptions,
+        name_of: Callable[[Any], str | None],
+    ) -> str:
+        """Equal for deployments that may share replicas."""
+
+
+class ByValue:
+    """To other processes: as import paths and pickles."""
+
+    code = staticmethod(pack_code)
+    arguments = staticmethod(pack_arguments)
+    digest = staticmethod(digest)
+
+
 class _Graph:
     """Walks the bound nodes, children before parents, and names each."""
 
-    def __init__(self) -> None:
+    def __init__(self, packing: Packing) -> None:
+        self._packing = packing
         self.deployments: list[DeploymentSpec] = []
         self._names: dict[int, str] = {}  # id of the node -> its name
         self._nodes: list[Application] = []  # alive as long as their ids are used
@@ -93,10 +130,10 @@ class _Graph:
         self.deployments.append(
             DeploymentSpec(
                 name=name,
-                code=pack_code(bound.func_or_class),
+                code=self._packing.code(bound.func_or_class),
                 arguments=arguments,
                 options=options,
-                digest=digest(bound.func_or_class, app._args, app._kwargs, options, self._name_of),
+                digest=self._packing.digest(bound.func_or_class, app._args, app._kwargs, options, self._name_of),
                 max_ongoing_requests=resolved_max_ongoing(bound.func_or_class, options),
                 uses=uses,
                 is_function=not inspect.isclass(bound.func_or_class),
@@ -107,7 +144,7 @@ class _Graph:
 
     def _pack(self, app: Application) -> tuple[bytes, tuple[str, ...]]:
         try:
-            return pack_arguments(app._args, app._kwargs, self._name_of)
+            return self._packing.arguments(app._args, app._kwargs, self._name_of)
         except PayloadError as error:
             # What went wrong in a node below is told as it is, not as a trouble of the pickle that found the node.
             if self._failure is not None:
@@ -148,12 +185,17 @@ def unrepeatable_methods(target: Callable[..., Any], name: str, options: Deploym
 
 
 def resolved_max_ongoing(target: Callable[..., Any], options: DeploymentOptions) -> int:
-    """`max_ongoing_requests` as given; else 100 where calls are coroutines, and a replica's CPUs where they are not."""
+    """`max_ongoing_requests` as given; else 100 where calls are coroutines, and a replica's CPUs where they are not.
+
+    A WSGI application has a few threads, and a CPU's worth at least; other web applications count as coroutines.
+    """
     if options.max_ongoing_requests is not None:
         return options.max_ongoing_requests
-    if _is_async(target):
-        return DEFAULT_ASYNC_ONGOING
-    return max(1, math.ceil(options.num_cpus or 1))
+    cpus = max(1, math.ceil(options.num_cpus or 1))
+    ingress = ingress_of(target)
+    if ingress is not None:
+        return max(DEFAULT_WSGI_ONGOING, cpus) if ingress.interface is Interface.WSGI else DEFAULT_ASYNC_ONGOING
+    return DEFAULT_ASYNC_ONGOING if _is_async(target) else cpus
 
 
 def _is_async(target: Callable[..., Any]) -> bool:

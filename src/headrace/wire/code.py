@@ -39,7 +39,7 @@ def found_by_import(target: Any) -> bool:
     """Whether a process with our `sys.path` finds this very class or function by importing its module."""
     module_name, qualname = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     module = sys.modules.get(module_name or "")
-    if module is None or module_name is None or not qualname or not _is_importable(module_name, module):
+    if module is None or module_name is None or not qualname or not is_importable(module_name, module):
         return False
     return _find(module, qualname) is target
 
@@ -125,7 +125,7 @@ class _ArgumentUnpickler(pickle.Unpickler):
         raise ProtocolError(f"constructor arguments refer to {pid!r}, which is no deployment")
 
 
-def _is_importable(name: str, module: ModuleType) -> bool:
+def is_importable(name: str, module: ModuleType) -> bool:
     """Whether a process with our `sys.path` finds this very module by its name."""
     if name == "__main__" or getattr(module, "__spec__", None) is None:
         return False
@@ -133,7 +133,7 @@ def _is_importable(name: str, module: ModuleType) -> bool:
     path = None
     if parent:
         outer = sys.modules.get(parent)
-        if outer is None or not _is_importable(parent, outer):
+        if outer is None or not is_importable(parent, outer):
             return False
         path = getattr(outer, "__path__", None)
     for finder in sys.meta_path:
@@ -166,7 +166,7 @@ def _bare(found: Any) -> Any:
 
 def _pickle_code(target: Callable[..., Any], module: ModuleType | None = None) -> bytes:
     """The cloudpickle of `target`; what it uses of `module`, which no replica can import, goes along."""
-    register = module is not None and module.__name__ != "__main__" and not _is_importable(module.__name__, module)
+    register = module is not None and module.__name__ != "__main__" and not is_importable(module.__name__, module)
     if register:
         cloudpickle.register_pickle_by_value(module)
     try:

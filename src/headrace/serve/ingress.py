@@ -1,0 +1,99 @@
+"""`@serve.ingress(app)`: a class whose HTTP requests a web application answers, and applications served as they are.
+
+In: FastAPI, Starlette, Flask, any ASGI or WSGI application, or a function that makes one. Out: the class, which knows
+it; for an application alone, a bound deployment of a class that was made for it.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from headrace.serve.deployment import Application, Deployment, deployment
+from headrace.spec.errors import OptionTypeError
+from headrace.spec.ingress import ATTRIBUTE, Ingress, Interface, ingress_of, interface_of, looks_like_application
+
+C = TypeVar("C", bound=type)
+
+
+def ingress(app: Any) -> Callable[[C], C]:
+    """Answer the HTTP requests of a deployment with a web application: put it between `@serve.deployment` and a class.
+
+    `app` is a FastAPI application or APIRouter, any ASGI application, a WSGI application (Flask's), or a function
+    without arguments that returns one of these and is called in each replica. Methods that are routes of the
+    application (`@app.get("/")` in the class) are called with the replica's instance as `self`; by handle, all methods
+    of the class are called as ever. Raises OptionTypeError for what is none of these.
+    """
+    if isinstance(app, Deployment | Application):
+        raise OptionTypeError(f"serve.ingress takes a web application, not {app!r}: decorate a class with it")
+    if inspect.isclass(app) and ingress_of(app) is None and app.__call__ is type.__call__:
+        raise OptionTypeError(
+            f"serve.ingress({app.__name__}) was given the class: write @serve.ingress(app), with the web application"
+        )
+    declared = Ingress(app, interface_of(app))
+
+    def decorate(decorated: C) -> C:
+        if isinstance(decorated, Deployment):
+            raise OptionTypeError(
+                f"@serve.ingress stands above @serve.deployment of {decorated.name!r}: write @serve.deployment first "
+                "(on top), then @serve.ingress(app), then the class"
+            )
+        if not inspect.isclass(decorated):
+            raise OptionTypeError(
+                f"@serve.ingress(app) decorates a class, not {decorated!r}: `class Web: pass` is enough, and "
+                "serve.run(app) serves an application that needs none"
+            )
+        if ATTRIBUTE in vars(decorated):
+            raise OptionTypeError(f"{decorated.__name__} has an ingress already: give another one to a subclass of it")
+        setattr(decorated, ATTRIBUTE, declared)
+        if declared.interface is Interface.ASGI:
+            from headrace.wire.webapps import make_portable
+
+            make_portable(app)
+        copyreg.pickle(Ingress, _reduce)
+        return decorated
+
+    return decorate
+
+
+def as_application(value: Any, name: str = "") -> Any:
+    """A bound deployment of the ASGI or WSGI application that `value` is; anything else as it is.
+
+    `name` is that of the deployment; by default the name of the module that has the application.
+    """
+    if isinstance(value, Application | Deployment) or not looks_like_application(value):
+        return value
+    name = name or _name_of(value)
+    made = type(name, (), {"__doc__": f"Serves {type(value).__name__} as it is."})
+    return deployment(name)(ingress(value)(made)).bind()
+
+
+def _name_of(app: Any) -> str:
+    from headrace.wire.webapps import import_path_of
+
+    path = import_path_of(app)
+    if path is not None:
+        return path[0].rpartition(".")[2]
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    stem = Path(file).stem if file else ""
+    return stem if stem.isidentifier() else type(app).__name__
+
+
+def imported(module: str, attribute: str, interface: str) -> Ingress:
+    """The Ingress of an application that its module has; what pickle calls in a replica."""
+    return Ingress(getattr(importlib.import_module(module), attribute), Interface(interface))
+
+
+def _reduce(value: Ingress) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """By the path of its module where that has all of it, for few applications can be pickled; else by value."""
+    from headrace.wire.webapps import comes_with_its_module, import_path_of
+
+    path = import_path_of(value.app) if comes_with_its_module(value.app) else None
+    if path is None:
+        return Ingress, (value.app, value.interface)
+    return imported, (*path, value.interface.value)
