@@ -262,3 +262,95 @@ def test_when_a_suspect_has_ended_at_a_full_replica_the_next_asks_there_for_a_sl
     b.suspect_ended(replica)
     assert b.drain(9.0) == [], "another router has taken the slot"
     assert b.announce() == [replica]
+
+
+def test_the_call_of_higher_priority_goes_first() -> None:
+    b = balancer(replicas=1, limit=1)
+    (replica,) = choose(b)
+    for call, priority in (("plain", 0), ("low", -3), ("high", 3), ("high too", 3)):
+        assert b.enqueue(call, now=1.0, priority=priority)
+    assert [b.offered(replica, load=1, now=1.0) for _ in range(4)] == ["high", "high too", "plain", "low"]
+
+
+def test_a_call_that_comes_back_keeps_its_priority() -> None:
+    b = balancer(replicas=1, limit=1)
+    (replica,) = choose(b)
+    b.enqueue("plain", now=1.0)
+    b.rejected(replica, load=1)
+    b.requeue("low", since=0.5, priority=-3)
+    assert [b.offered(replica, load=1, now=1.0) for _ in range(2)] == ["plain", "low"]
+
+
+def test_replicas_hear_of_a_more_urgent_call_and_when_it_is_gone() -> None:
+    b = balancer(replicas=2, limit=1)
+    one, two = choose(b, 2)
+    b.enqueue("plain", now=1.0)
+    b.enqueue("second", now=1.0)
+    assert len(b.announce()) == 2
+    b.enqueue("high", now=1.5, priority=2)
+    assert b.announce() == [b.replicas["d#0"], b.replicas["d#1"]]
+    assert b.urgency_s(1.5) == 2.0 + HEAD_START_S
+    b.enqueue("less so", now=1.6, priority=1)
+    assert b.announce() == [], "it is not the first"
+    assert b.offered(one, load=1, now=1.7) == "high"
+    assert len(b.announce()) == 2
+    assert b.offered(one, load=1, now=1.7) == "less so"
+    assert b.announce() == [], "the next is as urgent within a level"
+    assert b.offered(one, load=1, now=1.8) == "plain"
+    assert b.announce() == [], "between plain calls, time alone decides"
+    assert b.urgency_s(1.8, two) == pytest.approx(0.8 + HEAD_START_S)
+
+
+def test_one_of_the_lowest_priority_gives_way_when_the_queue_is_full() -> None:
+    b = balancer(replicas=0, max_queued=3)
+    for call, priority in (("plain", 0), ("low", -1), ("low too", -1)):
+        b.enqueue(call, now=1.0, priority=priority)
+    assert not b.enqueue("high", now=1.0, priority=1)
+    assert b.evict(below=-1) is None
+    assert b.evict(below=1) == "low too"
+    assert b.enqueue("high", now=1.0, priority=1)
+    assert [b.evict(), b.evict(), b.evict(), b.evict()] == ["low", "plain", "high", None]
+
+
+def test_a_call_that_expired_or_would_be_late_is_shed_when_its_turn_comes() -> None:
+    b = balancer(replicas=1, limit=1)
+    (replica,) = choose(b)
+    for _ in range(20):
+        b.lateness.times.observe(1.0, now=0.0)
+    for call, deadline in (("expired", 5.0), ("late", 6.5), ("in time", 8.0), ("next", 8.0)):
+        assert b.enqueue(call, now=0.0, deadline=deadline)
+    assert b.offered(replica, load=1, now=6.0) == "in time"
+    assert b.shed == ["expired", "late"]
+    assert (b.queued, replica.ours) == (1, 2)
+    assert b.discard("late"), "it was cancelled before it was answered"
+    assert b.shed == ["expired"]
+    assert b.offered(replica, load=1, now=7.5) is None
+    assert b.shed == ["expired", "next"]
+    assert (b.queued, replica.ours) == (0, 2)
+
+
+def test_calls_that_are_late_are_shed_when_room_appears_and_the_replicas_are_told() -> None:
+    b = balancer(replicas=1, limit=1)
+    choose(b)
+    b.enqueue("call", now=0.0, deadline=1.0)
+    assert len(b.announce()) == 1
+    replica = b.add("d#9")
+    assert b.drain(2.0) == []
+    assert b.shed == ["call"]
+    assert replica.ours == 0
+    assert b.announce() == [b.replicas["d#0"]], "none waits any more"
+
+
+def test_a_call_is_hopeless_by_those_that_wait_before_it_unless_less_urgent_ones_do() -> None:
+    b = balancer(replicas=1, limit=1)
+    (replica,) = choose(b)
+    b.enqueue("0", now=0.0, deadline=100.0)
+    for i in range(1, 20):
+        b.enqueue(f"{i}", now=0.0, deadline=100.0)
+        b.offered(replica, load=1, now=float(i))
+    for i in range(10):
+        b.enqueue(f"more {i}", now=19.0, deadline=100.0)
+    assert b.hopeless(now=19.0, deadline=24.0), "11 wait, one starts each second"
+    assert not b.hopeless(now=19.0, deadline=40.0)
+    assert b.hopeless(now=19.0, deadline=24.0, priority=-1)
+    assert not b.hopeless(now=19.0, deadline=24.0, priority=1)

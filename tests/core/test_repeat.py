@@ -58,3 +58,18 @@ def test_the_budget_does_not_grow_for_ever() -> None:
     budget = RetryBudget(capacity=7.0)
     budget.calls = 1_000_000
     assert budget.balance(1e6) == 7.0
+
+
+def test_a_budget_of_nothing_repeats_nothing_until_it_is_changed() -> None:
+    budget = RetryBudget(ratio=0.0, per_second=0.0)
+    budget.deposit()
+    assert not budget.withdraw(now=1.0)
+    assert not budget.withdraw(now=1000.0)
+    budget.tune(ratio=1.0, per_second=0.0)
+    for _ in range(2):
+        budget.deposit()
+    assert [budget.withdraw(now=1001.0) for _ in range(3)] == [True, True, False]
+    budget.tune(ratio=0.0, per_second=1.0)
+    assert budget.withdraw(now=1003.0)
+    budget.tune(ratio=0.0, per_second=0.0)
+    assert not budget.withdraw(now=1003.0)

@@ -71,6 +71,7 @@ class Balancer(Generic[CallT]):
         "_silent",
         "_suspects",
         "_told",
+        "_told_due",
         "_urgent",
         "lateness",
         "limit",
@@ -91,9 +92,10 @@ class Balancer(Generic[CallT]):
         self._random = rng.random
         self.lateness = Lateness()
         self.shed: list[CallT] = []
-        self._deadlines: dict[CallT, float] = {}  # of the calls that wait and have one
+        self._deadlines: dict[CallT, tuple[float, int]] = {}  # and priority, of the calls that wait and have one
         self._news = False  # `announce` may have something to say
-        self._urgent = False  # the call whose turn it is has come before others that replicas were told of
+        self._urgent = False  # a call has come before those that replicas were told of
+        self._told_due: float | None = None  # when that call is due; None: only plain calls wait
         self._told = 0  # replicas that know that calls wait
 
     def __repr__(self) -> str:
@@ -148,11 +150,10 @@ class Balancer(Generic[CallT]):
         if 0 <= self.max_queued <= self._queue.count + self._suspects.count:
             return False
         if deadline is not None:
-            self._note_deadline(call, deadline, now)
+            self._note_deadline(call, deadline, priority, now)
         if priority:
-            self._put_by_priority(call, now, priority)
-        else:
-            self._queue.put(call, now)
+            self._note_urgency(now - priority * AGING_S)
+        self._queue.put(call, now, priority)
         if self._queue.count == 1:
             self._news = True
         return True
@@ -169,13 +170,19 @@ class Balancer(Generic[CallT]):
         return call
 
     def hopeless(self, now: float, deadline: float, priority: int = 0) -> bool:
-        """Whether a call that cannot be sent now would wait in vain: by what waits before it, it would be late."""
-        return self.lateness.hopeless(deadline - now, self._queue.ahead(priority), now)
+        """Whether a call that cannot be sent now would wait in vain: by what waits before it, it would be late.
+
+        Never while less urgent ones wait: it is for them to give way.
+        """
+        ahead = self._queue.ahead(priority)
+        return self.lateness.hopeless(deadline - now, ahead if ahead == self._queue.count else 0, now)
 
     def requeue(self, call: CallT, since: float, priority: int = 0, deadline: float | None = None) -> None:
         """A call that was sent but not started waits again, before later ones. Then send what `drain` gives."""
         if deadline is not None:
-            self._note_deadline(call, deadline, since)
+            self._note_deadline(call, deadline, priority, since)
+        if priority:
+            self._note_urgency(since - priority * AGING_S)
         self._queue.put_back(call, since, priority)
         self._news = True
 
@@ -255,7 +262,7 @@ class Balancer(Generic[CallT]):
                 self._news = True
             elif self._queue.count:
                 call = self._take_in_time(now) if self._deadlines else self._queue.take()
-                if not self._queue.count:
+                if not self._queue.count or self._told_due is not None:
                     self._news = True
         if call is not None:
             replica.ours += 1
@@ -276,12 +283,13 @@ class Balancer(Generic[CallT]):
 
         Call it at the end of each tick in which anything happened. Where nothing changed it costs nothing; telling all
         is O(replicas), which is why it waits for the end of the tick: a queue that comes and goes within it is no news.
-        A call that is more urgent than those that all were told of is news to all.
+        A call more urgent than those that they were told of is news to all, and so is it when such a call has left:
+        else the replicas would take the next for it, and let it go before more urgent ones of other routers.
         """
         if not self._news:
             return []
         self._news = False
-        urgent, self._urgent = self._urgent, False
+        urgent = (self._urgent or self._told_due is not None) and self._urgency_changed()
         told: list[Replica] = []
         if not urgent and not self._suspects.count and self._told == (len(self.replicas) if self._queue.count else 0):
             return told
@@ -314,23 +322,34 @@ class Balancer(Generic[CallT]):
 
     # --- the queue -------------------------------------------------------------------------------------------------
 
-    def _put_by_priority(self, call: CallT, now: float, priority: int) -> None:
+    def _note_urgency(self, due: float) -> None:
+        """A call comes that is due then. Where that is before all that wait, replicas must know."""
         before = self._queue.due()
-        self._queue.put(call, now, priority)
-        if before is not None and now - priority * AGING_S < before:
+        if before is None or due < before:
             self._news = self._urgent = True
 
-    def _note_deadline(self, call: CallT, deadline: float, now: float) -> None:
+    def _urgency_changed(self) -> bool:
+        """Whether the most urgent call is another than replicas were told of, by one level of priority or more."""
+        due, before = self._queue.due(), self._told_due
+        changed = self._urgent or (due is not None and before is not None and due >= before + AGING_S)
+        self._urgent = False
+        if due is None or self._queue.plain:
+            self._told_due = None
+        elif changed:
+            self._told_due = due
+        return changed
+
+    def _note_deadline(self, call: CallT, deadline: float, priority: int, now: float) -> None:
         if not self._deadlines:
             self.lateness.rate.begin(now)
-        self._deadlines[call] = deadline
+        self._deadlines[call] = (deadline, priority)
 
     def _take_in_time(self, now: float) -> CallT | None:
         """The next call that waits and is not too late; those before it are shed. Calls with a deadline wait."""
         queue, deadlines, lateness = self._queue, self._deadlines, self.lateness
         while (call := queue.take()) is not None:
-            deadline = deadlines.pop(call, None)
-            if deadline is None or not lateness.too_late(deadline - now):
+            timed = deadlines.pop(call, None)
+            if timed is None or not lateness.too_late(timed[0] - now, timed[1]):
                 lateness.rate.starts += 1
                 break
             self.shed.append(call)

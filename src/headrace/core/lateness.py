@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from math import ceil, exp2, log
 
-QUANTILE = 0.9
+LIKELY, DOUBTFUL = 0.9, 0.5  # quantiles of service times: how likely a call is in time that has so much left
 LEAST_OBSERVATIONS = 10  # before that many have been seen, nothing is known
 HALF_LIFE_S = 30.0
 HALF_LIFE_OBSERVATIONS = 100.0
@@ -23,64 +23,54 @@ _GAMMA = 1.1  # from one bucket to the next
 _LOG_GAMMA = log(_GAMMA)
 _BUCKETS = ceil(log(_MOST_S / _LEAST_S) / _LOG_GAMMA) + 1
 _HEAVY = 1e12  # weights are scaled down when they have grown so far
+_MOST_HALVINGS = 60.0  # at once: what is older weighs nothing
 
 STARTS = 16  # in a row, by which their rate is told
 SLACK_STARTS = 4  # so many may be overdue before a rate counts as fallen
 
 
 class ServiceTimes:
-    """The QUANTILE of service times, those of late counting most. `estimate_s` is it, 0 while nothing is known.
+    """Quantiles of service times, those of late counting most. `likely_s` and `doubtful_s` are 0 while not known.
 
-    A histogram over buckets that grow by 10 %, so the estimate is at most that much too high (DDSketch: Masson, Rim and
+    A histogram over buckets that grow by 10 %, so a quantile is at most that much too high (DDSketch: Masson, Rim and
     Lee, VLDB 2019), under forward decay (Cormode, Shkapenyuk, Srivastava and Xu, ICDE 2009): the weight of an
-    observation halves in HALF_LIFE_S, and with every HALF_LIFE_OBSERVATIONS that follow. A place in the histogram moves
-    with the quantile, so an observation costs O(1), amortised.
+    observation halves in HALF_LIFE_S, and with every HALF_LIFE_OBSERVATIONS that follow. A mark in the histogram moves
+    with each quantile, so an observation costs O(1), amortised.
     """
 
-    __slots__ = ("_above", "_at", "_bucket", "_total", "_weight", "_weights", "count", "estimate_s")
+    __slots__ = ("_at", "_marks", "_total", "_weight", "_weights", "count", "doubtful_s", "likely_s")
 
     def __init__(self) -> None:
         self.count = 0
-        self.estimate_s = 0.0
+        self.likely_s = 0.0
+        self.doubtful_s = 0.0
         self._weights = [0.0] * _BUCKETS
+        self._marks = (_Mark(LIKELY), _Mark(DOUBTFUL))
         self._total = 0.0
-        self._bucket = 0  # where the quantile is, and the weight in all higher buckets
-        self._above = 0.0
         self._weight = 1.0  # of the next observation
         self._at: float | None = None
 
     def __repr__(self) -> str:
-        return f"<ServiceTimes {self.estimate_s:.6f} s from {self.count}>"
+        return f"<ServiceTimes {self.doubtful_s:.6f} s, {self.likely_s:.6f} s from {self.count}>"
 
     def observe(self, seconds: float, now: float) -> None:
         """A call has taken so long; or at least so long, when it was given up after its deadline."""
         elapsed = 0.0 if self._at is None else max(0.0, now - self._at)
         self._at = now if self._at is None else max(now, self._at)
-        if elapsed > 20 * HALF_LIFE_S:
-            self._forget()
-        self._weight *= exp2(elapsed / HALF_LIFE_S + 1 / HALF_LIFE_OBSERVATIONS)
+        self._weight *= exp2(min(elapsed / HALF_LIFE_S, _MOST_HALVINGS) + 1 / HALF_LIFE_OBSERVATIONS)
         if self._weight > _HEAVY:
             self._scale_down()
-        bucket = ceil(log(max(seconds, _LEAST_S) / _LEAST_S) / _LOG_GAMMA)
-        self._note(min(bucket, _BUCKETS - 1))
+        place = ceil(log(max(seconds, _LEAST_S) / _LEAST_S) / _LOG_GAMMA)
+        bucket = min(place, _BUCKETS - 1)
+        self._weights[bucket] += self._weight
+        self._total += self._weight
+        for mark in self._marks:
+            if bucket > mark.bucket:
+                mark.above += self._weight
+            mark.settle(self._weights, self._total)
         self.count += 1
         if self.count >= LEAST_OBSERVATIONS:
-            self.estimate_s = _LEAST_S * _GAMMA**self._bucket
-
-    def _note(self, bucket: int) -> None:
-        weights, here = self._weights, self._bucket
-        weights[bucket] += self._weight
-        self._total += self._weight
-        if bucket > here:
-            self._above += self._weight
-        most = (1 - QUANTILE) * self._total
-        while here + 1 < _BUCKETS and self._above > most:
-            here += 1
-            self._above -= weights[here]
-        while here > 0 and self._above + weights[here] <= most:
-            self._above += weights[here]
-            here -= 1
-        self._bucket = here
+            self.likely_s, self.doubtful_s = (_LEAST_S * _GAMMA**mark.bucket for mark in self._marks)
 
     def _scale_down(self) -> None:
         scale = 1 / self._weight
@@ -88,12 +78,30 @@ class ServiceTimes:
         self._weight = 1.0
         # Sums anew: what rounding had added up to is gone.
         self._total = sum(self._weights)
-        self._above = sum(self._weights[self._bucket + 1 :])
+        for mark in self._marks:
+            mark.above = sum(self._weights[mark.bucket + 1 :])
 
-    def _forget(self) -> None:
-        self._weights = [0.0] * _BUCKETS
-        self._total = self._above = 0.0
-        self._weight = 1.0
+
+class _Mark:
+    """Where a quantile is in the histogram: in `bucket`, with `above` the weight of all higher ones."""
+
+    __slots__ = ("above", "bucket", "share_above")
+
+    def __init__(self, quantile: float) -> None:
+        self.share_above = 1 - quantile
+        self.bucket = 0
+        self.above = 0.0
+
+    def settle(self, weights: list[float], total: float) -> None:
+        """The weights have changed: move to where the quantile is now."""
+        most, bucket = self.share_above * total, self.bucket
+        while self.above > most and bucket + 1 < len(weights):
+            bucket += 1
+            self.above -= weights[bucket]
+        while bucket and self.above + weights[bucket] <= most:
+            self.above += weights[bucket]
+            bucket -= 1
+        self.bucket = bucket
 
 
 class StartRate:
@@ -161,11 +169,14 @@ class Lateness:
     def __repr__(self) -> str:
         return f"<Lateness {self.times} {self.rate}>"
 
-    def too_late(self, remaining_s: float) -> bool:
-        """Whether a call that could start now, and has so much time left, is not worth it."""
+    def too_late(self, remaining_s: float, priority: int = 0) -> bool:
+        """Whether a call that could start now, and has so much time left, is not worth it.
+
+        It is when it is likely to be in time; for one of a higher priority it is enough that it may be.
+        """
         if remaining_s <= 0:
             return True
-        if remaining_s < self.times.estimate_s:
+        if remaining_s < (self.times.likely_s if priority <= 0 else self.times.doubtful_s):
             self._in_a_row += 1
             if self._in_a_row < PROBE_EVERY:
                 return True
@@ -179,4 +190,4 @@ class Lateness:
         if not ahead:
             return False
         per_s = self.rate.per_s(now)
-        return per_s is not None and ahead / per_s + self.times.estimate_s > remaining_s
+        return per_s is not None and ahead / per_s + self.times.likely_s > remaining_s

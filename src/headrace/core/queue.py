@@ -92,6 +92,11 @@ class CallQueue(Generic[CallT]):
         self._fresh = self._plain.fresh
         self._returned = self._plain.returned
 
+    @property
+    def plain(self) -> bool:
+        """Whether all calls that wait are of priority 0."""
+        return not self._others
+
     def put(self, call: CallT, since: float, priority: int = 0) -> None:
         """`call`, which does not wait yet, waits since `since`, not before any other fresh call of its priority."""
         if priority:
