@@ -13,7 +13,6 @@ import contextvars
 import inspect
 import logging
 import traceback
-from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,17 +25,10 @@ import headrace
 from headrace.context import ReplicaContext, RequestContext, request_variable
 from headrace.handle import cancel_calls
 from headrace.replica.methods import Method, find_method
+from headrace.replica.outlet import BodyOutlet
 from headrace.replica.request import HttpRequest
 from headrace.replica.response import AsgiReply, is_whole, json_body, render, send_whole
-from headrace.replica.streaming import (
-    BodyOutlet,
-    ItemOutlet,
-    Outlet,
-    ThreadedItems,
-    is_stream,
-    put_all,
-    send_all,
-)
+from headrace.replica.streaming import Streams, is_stream
 from headrace.replica.threads import Done, ThreadPool
 from headrace.spec.errors import (
     GeneratorError,
@@ -84,6 +76,7 @@ class Invoker:
         self.replica = replica
         self.threads = threads
         self._asgi = asgi  # takes the HTTP requests, if there is one
+        self._streams = Streams(self)
         self._grpc: GrpcCalls | None = None
         self._methods: dict[str, Method] = {}
         self._responding: set[asyncio.Task[Any]] = set()  # they run a response, and maybe go on after its end
@@ -98,7 +91,7 @@ class Invoker:
         deadline: float | None = None
         if remaining >= 0:
             if not remaining:
-                incoming.fail(self._tell(incoming, self._late(incoming)))
+                incoming.fail(self.tell(incoming, self._late(incoming)))
                 return
             deadline = self.loop.time() + remaining
             incoming.expire_at(deadline)
@@ -111,7 +104,7 @@ class Invoker:
         if method is None:
             return
         if method.streams:
-            self._start_stream(incoming, method, deadline)
+            self._streams.start(incoming, method, deadline)
         elif method.on_loop:
             run = self._run_http if flags & HTTP else self._run_call
             asyncio.Task(run(incoming, method, deadline), loop=self.loop, name="call")
@@ -126,7 +119,7 @@ class Invoker:
             try:
                 method = self._methods[name] = find_method(self.servable, name)
             except Exception as error:  # MethodNotFound, and what properties and signatures of users raise
-                incoming.fail(self._tell(incoming, error))
+                incoming.fail(self.tell(incoming, error))
         return method
 
     def _start_special(self, incoming: Incoming, deadline: float | None) -> None:
@@ -143,25 +136,7 @@ class Invoker:
         else:
             method = self.find(incoming, incoming.meta.method)
             if method is not None:
-                self._start_stream(incoming, method, deadline)
-
-    def _start_stream(self, incoming: Incoming, method: Method, deadline: float | None) -> None:
-        outlet: Outlet
-        if incoming.flags & HTTP:
-            outlet = BodyOutlet(incoming)
-        elif incoming.flags & STREAM:
-            outlet = ItemOutlet(incoming)
-        else:
-            error = GeneratorError(
-                f"{method.label} is a generator: call it by handle.options(stream=True), and iterate over what "
-                ".remote(...) returns"
-            )
-            incoming.fail(self._tell(incoming, error))
-            return
-        if method.on_loop:
-            asyncio.Task(self._run_stream(incoming, method, outlet, deadline), loop=self.loop, name="call")
-        else:
-            self.threads.submit(partial(self._in_thread_stream, incoming, method, outlet, deadline))
+                self._streams.start(incoming, method, deadline)
 
     async def rested(self) -> None:
         """Until no background task of a response that was sent is left."""
@@ -219,33 +194,11 @@ class Invoker:
                 await serve_websocket(incoming, request, self._asgi)
             else:
                 assert self._asgi is not None
+                # A route may wait in a thread for what it called, and the task for that thread.
+                incoming.on_cancel = partial(_cancel_with_calls, incoming.on_cancel, request_variable.get())
                 await self._run_response(incoming, request, self._asgi)
         except BaseException as error:  # as in _run_http
             self.fail(incoming, error)
-
-    async def _run_stream(self, incoming: Incoming, method: Method, outlet: Outlet, deadline: float | None) -> None:
-        try:
-            self.enter(incoming, deadline)
-            if incoming.flags & HTTP:
-                result = method.serve(HttpRequest(incoming))
-            else:
-                args, kwargs = _decode(incoming.body, incoming.buffers)
-                result = method.function(*args, **kwargs)
-                if inspect.isawaitable(result):
-                    result = await result
-            await self._stream(incoming, outlet, result, method.label)
-        except BaseException as error:  # as in _run_http
-            self.fail(incoming, error)
-
-    async def _stream(self, incoming: Incoming, outlet: Outlet, result: Any, label: str) -> None:
-        """Send what a generator yields; a plain one runs in a thread."""
-        if inspect.isasyncgen(result):
-            await send_all(outlet, result)
-        elif inspect.isgenerator(result):
-            context = contextvars.copy_context()
-            self.threads.submit(partial(context.run, self._iterate, incoming, outlet, result))
-        else:
-            raise _no_generator(label, result)
 
     async def _run_rest(self, incoming: Incoming, method: Method, request: HttpRequest | None, result: Any) -> None:
         """What is left to do on the loop of a call whose method ran in a thread."""
@@ -271,7 +224,7 @@ class Invoker:
             else:
                 await self._run_response(incoming, request, result)
         elif is_stream(result):
-            await self._stream(incoming, BodyOutlet(incoming), result, incoming.meta.method)
+            await self._streams.send(incoming, BodyOutlet(incoming), result, incoming.meta.method)
         else:
             body, head = render(result)
             incoming.reply(body, head, HTTP)
@@ -288,7 +241,7 @@ class Invoker:
         except BaseException as error:  # of a background task it comes too late for the client: only the log has it
             if not reply.finished:
                 raise
-            self._tell(incoming, error)
+            self.tell(incoming, error)
         finally:
             self._responding.discard(task)
             self._rested.set()
@@ -342,64 +295,6 @@ class Invoker:
     ) -> None:
         self.loop.create_task(self._run_rest(incoming, method, request, result), context=context)
 
-    def _in_thread_stream(self, incoming: Incoming, method: Method, outlet: Outlet, deadline: float | None) -> Done:
-        context = contextvars.Context()
-        return context.run(self._work_stream, incoming, method, outlet, deadline, context)
-
-    def _work_stream(
-        self,
-        incoming: Incoming,
-        method: Method,
-        outlet: Outlet,
-        deadline: float | None,
-        context: contextvars.Context,
-    ) -> Done:
-        try:
-            self.enter_thread(incoming, deadline)
-            if incoming.flags & HTTP:
-                result = method.serve(HttpRequest(incoming))
-            else:
-                args, kwargs = _decode(incoming.body, incoming.buffers)
-                result = method.function(*args, **kwargs)
-        except BaseException as error:  # the top of the thread's work, as in _run_http
-            return partial(incoming.fail, self.error_of(incoming, error))
-        if inspect.isgenerator(result):
-            return self._iterate(incoming, outlet, result)
-        return lambda: self._go_on_stream(incoming, method, outlet, result, context)
-
-    def _go_on_stream(
-        self, incoming: Incoming, method: Method, outlet: Outlet, result: Any, context: contextvars.Context
-    ) -> None:
-        """A plain method that returned something else than a generator of its own kind: the loop finds out."""
-
-        async def run() -> None:
-            try:
-                incoming.on_cancel = _current_task(self.loop).cancel  # type: ignore[assignment, union-attr]
-                await self._stream(incoming, outlet, await result if inspect.isawaitable(result) else result, label)
-            except BaseException as error:  # as in _run_http
-                self.fail(incoming, error)
-
-        label = method.label
-        self.loop.create_task(run(), context=context)
-
-    def _iterate(self, incoming: Incoming, outlet: Outlet, items: Generator[Any, Any, Any]) -> Done:
-        """In a thread: send what the generator yields."""
-        way = ThreadedItems(self.loop, outlet)
-        request = request_variable.get()
-
-        def stop() -> None:
-            way.cancel()
-            cancel_calls(request)
-
-        incoming.on_cancel = stop
-        if incoming.cancelled or incoming.expired:
-            way.cancel()  # it came before that
-        try:
-            put_all(way, items)
-        except BaseException as error:  # the top of the thread's work, as in _run_http
-            return partial(way.finish, partial(incoming.fail, self.error_of(incoming, error)))
-        return partial(way.finish, outlet.end)
-
     # ---- errors
 
     def _late(self, incoming: Incoming) -> RequestTimeoutError:
@@ -419,10 +314,10 @@ class Invoker:
         if incoming.cancelled and isinstance(error, _LEAVING):
             return _GONE
         if incoming.expired and isinstance(error, _LEAVING):
-            return self._tell(incoming, self._late(incoming))
-        return self._tell(incoming, error)
+            return self.tell(incoming, self._late(incoming))
+        return self.tell(incoming, error)
 
-    def _tell(self, incoming: Incoming, error: BaseException) -> ErrorInfo:
+    def tell(self, incoming: Incoming, error: BaseException) -> ErrorInfo:
         """Log the error for people, and make what the caller gets. Errors that say all in a line get a line."""
         meta = incoming.meta
         info = payload.encode_error(error)
@@ -439,6 +334,11 @@ class Invoker:
         return info
 
 
+def _cancel_with_calls(cancel: Callable[[], object], request: RequestContext | None) -> None:
+    cancel()
+    cancel_calls(request)
+
+
 def is_of_user_code(error: BaseException) -> bool:
     """Whether user code raised the error, or passed it on: code that is not Headrace's is in the traceback."""
     return any(not frame.f_code.co_filename.startswith(_PACKAGE) for frame, _ in traceback.walk_tb(error.__traceback__))
@@ -451,13 +351,6 @@ def _encode_result(result: Any, method: Method) -> payload.Payload:
             ".remote(...) returns"
         )
     return _encode(result)
-
-
-def _no_generator(label: str, result: object) -> GeneratorError:
-    return GeneratorError(
-        f"{label} was called with stream=True, and returned no generator but {type(result).__name__}: call it without, "
-        "or have it yield"
-    )
 
 
 def _response_of(error: HTTPException) -> Response:

@@ -7,107 +7,35 @@ that says when there is room for more; so a generator is held back where its ite
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from headrace.replica.response import BYTES_HEAD, TEXT_HEAD, json_body
-from headrace.spec.errors import NotServableError, RequestCancelledError
+from headrace.context import request_variable
+from headrace.handle import cancel_calls
+from headrace.replica.methods import Method
+from headrace.replica.outlet import BodyOutlet, ItemOutlet, Outlet
+from headrace.replica.request import HttpRequest
+from headrace.replica.threads import Done
+from headrace.spec.errors import GeneratorError, RequestCancelledError
 from headrace.wire import payload
-from headrace.wire.frames import HTTP, WINDOW_BYTES, ResponseHead
+from headrace.wire.frames import HTTP, STREAM, WINDOW_BYTES
 from headrace.wire.items import cost
 from headrace.wire.payload import Payload
 
 if TYPE_CHECKING:
     from headrace.replica.incoming import Incoming
+    from headrace.replica.invoke import Invoker
+
+_current_task = asyncio.current_task
+_decode = payload.decode
 
 # What a thread may be ahead of the loop; beyond the reader's own window.
 AHEAD_BYTES = WINDOW_BYTES // 4
-LINES_HEAD = msgspec.msgpack.encode(ResponseHead(200, [(b"content-type", b"application/x-ndjson")]))
-
-
-class Outlet(Protocol):
-    """Where the items of one call go. `encode` may be called in any thread; all else is the loop's."""
-
-    def encode(self, item: Any) -> Payload | bytes:
-        """The item as it is sent. Raises PayloadError or NotServableError for what cannot be."""
-
-    def put(self, encoded: Payload | bytes) -> bool:
-        """Send it. False: wait for `room` before the next."""
-
-    async def room(self) -> None:
-        """Until there is room. Raises RequestCancelledError or RequestTimeoutError when nobody waits any more."""
-
-    def end(self) -> None:
-        """There is no more: the call is done."""
-
-
-class ItemOutlet:
-    """Items to a caller that asked for items."""
-
-    __slots__ = ("_incoming", "room")
-
-    def __init__(self, incoming: Incoming) -> None:
-        self._incoming = incoming
-        self.room = incoming.room
-        incoming.open_items()
-
-    def encode(self, item: Any) -> Payload:
-        return payload.encode(item)
-
-    def put(self, encoded: Payload | bytes) -> bool:
-        return self._incoming.put_item(encoded)
-
-    def end(self) -> None:
-        self._incoming.end_items()
-
-
-class BodyOutlet:
-    """Items to an HTTP client: text and bytes as they are, all else as lines of JSON. The first one decides which."""
-
-    __slots__ = ("_begun", "_head", "_incoming", "room")
-
-    def __init__(self, incoming: Incoming) -> None:
-        self._incoming = incoming
-        self._head = b""
-        self._begun = False
-        self.room = incoming.drained
-
-    def encode(self, item: Any) -> bytes:
-        head, data = _as_part(item)
-        if not self._head:
-            self._head = head
-        elif head != self._head:
-            raise NotServableError(
-                f"a generator over HTTP yields text, bytes or JSON, and not now one and now the other: {item!r:.100}"
-            )
-        return data
-
-    def put(self, encoded: Payload | bytes) -> bool:
-        assert isinstance(encoded, bytes)
-        if self._begun:
-            return self._incoming.write(encoded)
-        self._begun = True
-        self._incoming.start_reply(encoded, self._head, HTTP)
-        return True
-
-    def end(self) -> None:
-        if self._begun:
-            self._incoming.end()
-        else:
-            self._incoming.reply(b"", TEXT_HEAD, HTTP)
-
-
-def _as_part(item: Any) -> tuple[bytes, bytes]:
-    if isinstance(item, str):
-        return TEXT_HEAD, item.encode()
-    if isinstance(item, bytes | bytearray | memoryview):
-        return BYTES_HEAD, bytes(item)
-    return LINES_HEAD, json_body(item) + b"\n"
 
 
 def is_stream(result: object) -> bool:
@@ -226,3 +154,117 @@ def put_all(way: ThreadedItems, items: Iterator[Any]) -> None:
         close = getattr(items, "close", None)
         if close is not None:
             close()
+
+
+class Streams:
+    """Runs the calls of one replica whose methods are generators, or return one."""
+
+    def __init__(self, invoker: Invoker) -> None:
+        self._invoker = invoker
+
+    def start(self, incoming: Incoming, method: Method, deadline: float | None) -> None:
+        outlet: Outlet
+        if incoming.flags & HTTP:
+            outlet = BodyOutlet(incoming)
+        elif incoming.flags & STREAM:
+            outlet = ItemOutlet(incoming)
+        else:
+            error = GeneratorError(
+                f"{method.label} is a generator: call it by handle.options(stream=True), and iterate over what "
+                ".remote(...) returns"
+            )
+            incoming.fail(self._invoker.tell(incoming, error))
+            return
+        if method.on_loop:
+            asyncio.Task(self._run(incoming, method, outlet, deadline), loop=self._invoker.loop, name="call")
+        else:
+            self._invoker.threads.submit(partial(self._in_thread, incoming, method, outlet, deadline))
+
+    async def _run(self, incoming: Incoming, method: Method, outlet: Outlet, deadline: float | None) -> None:
+        try:
+            self._invoker.enter(incoming, deadline)
+            if incoming.flags & HTTP:
+                result = method.serve(HttpRequest(incoming))
+            else:
+                args, kwargs = _decode(incoming.body, incoming.buffers)
+                result = method.function(*args, **kwargs)
+                if inspect.isawaitable(result):
+                    result = await result
+            await self.send(incoming, outlet, result, method.label)
+        except BaseException as error:  # as in _run_http
+            self._invoker.fail(incoming, error)
+
+    async def send(self, incoming: Incoming, outlet: Outlet, result: Any, label: str) -> None:
+        """Send what a generator yields; a plain one runs in a thread."""
+        if inspect.isasyncgen(result):
+            await send_all(outlet, result)
+        elif inspect.isgenerator(result):
+            context = contextvars.copy_context()
+            self._invoker.threads.submit(partial(context.run, self._iterate, incoming, outlet, result))
+        else:
+            raise _no_generator(label, result)
+
+    def _in_thread(self, incoming: Incoming, method: Method, outlet: Outlet, deadline: float | None) -> Done:
+        context = contextvars.Context()
+        return context.run(self._work, incoming, method, outlet, deadline, context)
+
+    def _work(
+        self,
+        incoming: Incoming,
+        method: Method,
+        outlet: Outlet,
+        deadline: float | None,
+        context: contextvars.Context,
+    ) -> Done:
+        try:
+            self._invoker.enter_thread(incoming, deadline)
+            if incoming.flags & HTTP:
+                result = method.serve(HttpRequest(incoming))
+            else:
+                args, kwargs = _decode(incoming.body, incoming.buffers)
+                result = method.function(*args, **kwargs)
+        except BaseException as error:  # the top of the thread's work, as in _run_http
+            return partial(incoming.fail, self._invoker.error_of(incoming, error))
+        if inspect.isgenerator(result):
+            return self._iterate(incoming, outlet, result)
+        return lambda: self._go_on(incoming, method, outlet, result, context)
+
+    def _go_on(
+        self, incoming: Incoming, method: Method, outlet: Outlet, result: Any, context: contextvars.Context
+    ) -> None:
+        """A plain method that returned something else than a generator of its own kind: the loop finds out."""
+
+        async def run() -> None:
+            try:
+                incoming.on_cancel = _current_task(self._invoker.loop).cancel  # type: ignore[assignment, union-attr]
+                await self.send(incoming, outlet, await result if inspect.isawaitable(result) else result, label)
+            except BaseException as error:  # as in _run_http
+                self._invoker.fail(incoming, error)
+
+        label = method.label
+        self._invoker.loop.create_task(run(), context=context)
+
+    def _iterate(self, incoming: Incoming, outlet: Outlet, items: Generator[Any, Any, Any]) -> Done:
+        """In a thread: send what the generator yields."""
+        way = ThreadedItems(self._invoker.loop, outlet)
+        request = request_variable.get()
+
+        def stop() -> None:
+            way.cancel()
+            cancel_calls(request)
+
+        incoming.on_cancel = stop
+        if incoming.cancelled or incoming.expired:
+            way.cancel()  # it came before that
+        try:
+            put_all(way, items)
+        except BaseException as error:  # the top of the thread's work, as in _run_http
+            return partial(way.finish, partial(incoming.fail, self._invoker.error_of(incoming, error)))
+        return partial(way.finish, outlet.end)
+
+
+def _no_generator(label: str, result: object) -> GeneratorError:
+    return GeneratorError(
+        f"{label} was called with stream=True, and returned no generator but {type(result).__name__}: call it without, "
+        "or have it yield"
+    )
