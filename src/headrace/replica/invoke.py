@@ -195,7 +195,7 @@ class Invoker:
             else:
                 assert self._asgi is not None
                 # A route may wait in a thread for what it called, and the task for that thread.
-                incoming.on_cancel = partial(_cancel_with_calls, incoming.on_cancel, request_variable.get())
+                incoming.on_cancel = partial(_leave, _current_task(self.loop), request_variable.get())
                 await self._run_response(incoming, request, self._asgi)
         except BaseException as error:  # as in _run_http
             self.fail(incoming, error)
@@ -334,8 +334,9 @@ class Invoker:
         return info
 
 
-def _cancel_with_calls(cancel: Callable[[], object], request: RequestContext | None) -> None:
-    cancel()
+def _leave(task: asyncio.Task[Any] | None, request: RequestContext | None) -> None:
+    assert task is not None
+    task.cancel()
     cancel_calls(request)
 
 

@@ -229,6 +229,8 @@ class _Exchange:
         size = 0
         whole = type(parts) in (list, tuple)
         for part in parts:
+            if type(part) is not bytes:
+                raise NotServableError(f"a WSGI application must yield bytes, not {type(part).__name__}")
             if self._way is not None:
                 self._write(part)
                 continue
