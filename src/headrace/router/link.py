@@ -187,7 +187,9 @@ class Link(Connection):
         self.send(call.stream, CALL, flags | (MORE if more else 0), next_age_ms, meta, bytes(first))
         if more:
             call.outflow = self.open_outflow(call.stream, 0, call.on_writable)
-            call.outflow.starved = call.paused
+            call.outflow.starved = call.paused and bool(rest)
+            if call.paused and not rest:
+                self.loop.call_soon(call.on_writable)  # nothing of it has to leave before there is room
             if call.more:
                 call.streamed = True
                 call.kept, call.kept_bytes = [], len(call.body)
