@@ -71,7 +71,7 @@ class Exchange(Call):
 
     def __repr__(self) -> str:
         state = "over" if self.over else "begun" if self.begun else "in work" if self.submitted else "waiting"
-        return f"<Exchange {self.request_id} {state}>"
+        return f"<{type(self).__name__} {self.request_id} {state}>"
 
     # --- from the router -------------------------------------------------------------------------------------------
 

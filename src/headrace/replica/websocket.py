@@ -7,7 +7,7 @@ ordinary HTTP response when the application refuses, or 101 and then bytes, raw,
 What holds here:
 - The handshake is answered when the application accepts, and not before.
 - What is held for a client that sends faster than the application receives is bounded: by UNREAD_BYTES and a message.
-- The call keeps its slot until the WebSocket has ended *and* the application has returned. It has GRACE_S for that.
+- The call keeps its slot until the WebSocket has ended *and* the application has returned, for which it has a grace.
 """
 
 from __future__ import annotations
@@ -42,13 +42,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.replica")
 
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 UNREAD_BYTES = WINDOW_BYTES  # of messages that the application has not received; then the client has to wait
 MESSAGE_COST = 128  # what a message takes beside its bytes
 SLICE = 16 * 1024  # parsed at a time: what is compressed can become a thousand times as much
-PING_INTERVAL_S = 20.0
-CLOSE_TIMEOUT_S = 10.0  # for the client to answer our Close
-GRACE_S = 5.0  # for the application to return once its WebSocket has ended; then it is cancelled
 REASON_BYTES = 123  # what a Close frame can hold
 
 NORMAL, PROTOCOL_ERROR, NO_STATUS, ABNORMAL, INVALID_DATA = 1000, 1002, 1005, 1006, 1007
@@ -72,6 +68,22 @@ _protocol_log = logging.getLogger("headrace.replica.websocket")
 _protocol_log.setLevel(logging.WARNING)  # the library tells of every connection
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """Of one WebSocket; times in seconds.
+
+    A client that has said nothing from one ping to the next is given up. `close_timeout_s` is for the client to answer
+    our Close, `grace_s` for the application to return once its WebSocket has ended: then it is cancelled.
+    """
+
+    max_message_bytes: int = 16 * 1024 * 1024
+    ping_interval_s: float = 20.0
+    close_timeout_s: float = 10.0
+    grace_s: float = 5.0
+
+
+LIMITS = Limits()
+
+
 class Phase(Enum):
     """How far a WebSocket is. REFUSING: the application answers with an HTTP response of its own instead."""
 
@@ -81,7 +93,9 @@ class Phase(Enum):
     ANSWERED = "answered"  # with an HTTP response, which is whole
 
 
-async def serve_websocket(incoming: Incoming, request: HttpRequest, asgi: ASGIApp | None) -> None:
+async def serve_websocket(
+    incoming: Incoming, request: HttpRequest, asgi: ASGIApp | None, limits: Limits = LIMITS
+) -> None:
     """Serve the WebSocket that the call asks for by an ASGI application, until both have ended; then the slot is free.
 
     Raises what the application raises before it has answered the handshake; later errors are logged, and close the
@@ -91,11 +105,11 @@ async def serve_websocket(incoming: Incoming, request: HttpRequest, asgi: ASGIAp
         text = b"this application serves no WebSockets: use @serve.ingress with an ASGI application that does\n"
         answer(incoming, 501, _TEXT, text)
         return
-    protocol, response = negotiate(request.scope["headers"])
+    protocol, response = negotiate(request.scope["headers"], limits.max_message_bytes)
     if response.status_code != 101:
         answer(incoming, response.status_code, _TEXT, bytes(response.body or b""))
         return
-    session = WebSocketSession(incoming, protocol, response)
+    session = WebSocketSession(incoming, protocol, response, limits)
     incoming.on_cancel = session.lost
     incoming.when_draining(session.drain)
     try:
@@ -121,16 +135,26 @@ def scope_of(http: Scope) -> Scope:
     return scope
 
 
-def negotiate(headers: list[tuple[bytes, bytes]]) -> tuple[ServerProtocol, Response]:
+class Protocol(ServerProtocol):
+    """The library's, except that a client may close in the midst of a message's fragments (RFC 6455 section 5.4)."""
+
+    def recv_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CLOSE:
+            # Under its older name too: `websockets` calls it so since 16.
+            self.current_size = self.cur_size = None
+        super().recv_frame(frame)
+
+
+def negotiate(headers: list[tuple[bytes, bytes]], max_message_bytes: int) -> tuple[ServerProtocol, Response]:
     """A protocol for a request with these headers, and the answer to its handshake: 101, or why it is none."""
-    protocol = ServerProtocol(
+    protocol = Protocol(
         extensions=[
             # Less memory than the most that is allowed (32 KiB and not 256 each way), for nearly the same compression.
             ServerPerMessageDeflateFactory(
                 server_max_window_bits=12, client_max_window_bits=12, compress_settings={"memLevel": 5}
             )
         ],
-        max_size=MAX_MESSAGE_BYTES,
+        max_size=max_message_bytes,
         logger=_protocol_log,
     )
     lines = [b"%b: %b\r\n" % header for header in headers if header[0] in _HANDSHAKE]
@@ -149,8 +173,9 @@ def answer(incoming: Incoming, status: int, headers: list[tuple[bytes, bytes]], 
 class WebSocketSession:
     """The ASGI channels of one WebSocket, and the task that reads what its client sends once it is open."""
 
-    def __init__(self, incoming: Incoming, protocol: ServerProtocol, response: Response) -> None:
+    def __init__(self, incoming: Incoming, protocol: ServerProtocol, response: Response, limits: Limits) -> None:
         self._incoming = incoming
+        self._limits = limits
         self._protocol = protocol
         self._response = response
         self._loop = asyncio.get_running_loop()
@@ -254,7 +279,7 @@ class WebSocketSession:
         self._phase = Phase.OPEN
         self._incoming.start_reply(b"", _encode_head(ResponseHead(101, ours + headers)), HTTP)
         self._pump = self._loop.create_task(self._read(), name="websocket")
-        self._ping = self._loop.call_later(PING_INTERVAL_S, self._keep_alive)
+        self._ping = self._loop.call_later(self._limits.ping_interval_s, self._keep_alive)
         if self._draining:
             self.drain()
 
@@ -362,9 +387,9 @@ class WebSocketSession:
     # --- bytes to the client ---------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        for data in self._protocol.data_to_send():
-            if data and not self._incoming.write(data):
-                self._full = True
+        parts = self._protocol.data_to_send()
+        if not self._incoming.write(parts[0] if len(parts) == 1 else b"".join(parts)):
+            self._full = True
 
     async def _writable(self) -> None:
         """Until enough has been sent. Raises RequestCancelledError when nobody reads any more."""
@@ -384,7 +409,7 @@ class WebSocketSession:
             self._pinged = now
             self._protocol.send_ping(b"%x" % int(now))
             self._flush()
-        self._ping = self._loop.call_later(PING_INTERVAL_S, self._keep_alive)
+        self._ping = self._loop.call_later(self._limits.ping_interval_s, self._keep_alive)
 
     # --- ends ------------------------------------------------------------------------------------------------------
 
@@ -420,7 +445,7 @@ class WebSocketSession:
         if self._ping is not None:
             self._ping.cancel()
         if self._task is not None:
-            self._grace = self._loop.call_later(GRACE_S, self._task.cancel)
+            self._grace = self._loop.call_later(self._limits.grace_s, self._task.cancel)
 
     def lost(self) -> None:
         """The caller is no longer interested: the client has left before the handshake was answered, or its ingress."""
@@ -467,7 +492,7 @@ class WebSocketSession:
         if self._phase is not Phase.OPEN:
             return
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            async with asyncio.timeout(self._limits.close_timeout_s):
                 await self._over.wait()
         except TimeoutError:
             pass  # a client that does not answer: it loses the connection
