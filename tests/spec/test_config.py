@@ -43,7 +43,6 @@ def test_defaults_are_valid_and_survive_json_and_msgpack():
         ("max_connections", 0),
         ("location", "Everywhere"),
         ("ssl_keyfile", "key.pem"),
-        ("ssl_certfile", "cert.pem"),
         ("middlewares", [object()]),
     ],
 )

@@ -15,7 +15,8 @@ from headrace.spec.errors import OptionError, OptionTypeError
 LEAST_HEADER_BYTES = 1024
 MOST_HEADER_BYTES = 40 * 1024  # the head of a request travels in the metadata of one frame
 LOCATIONS = ("EveryNode", "HeadOnly", "NoServer", "Disabled")
-NOT_YET = ("middlewares", "ssl_keyfile", "ssl_certfile", "ssl_keyfile_password", "ssl_ca_certs")
+NOT_YET = ("middlewares",)
+TLS = ("ssl_keyfile", "ssl_certfile", "ssl_keyfile_password", "ssl_ca_certs")
 
 
 class HTTPOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,13 +68,26 @@ class HTTPOptions(msgspec.Struct, frozen=True, kw_only=True):
         _check_integer("max_connections", self.max_connections, 1, None)
         for name in NOT_YET:
             if getattr(self, name):
-                raise OptionError(f"{name} is not supported yet: leave it out (for TLS, put a proxy in front)")
+                raise OptionError(f"{name} is not supported yet: leave it out")
+        self._check_tls()
         if self.location is None or self.location in ("NoServer", "Disabled"):
             msgspec.structs.force_setattr(self, "ingress_workers", 0)
         elif self.location not in LOCATIONS:
             raise OptionError(f"location={self.location!r} must be one of {', '.join(LOCATIONS)}")
         if self.num_cpus:
             warnings.warn("num_cpus of HTTPOptions has no effect here: see ingress_workers", stacklevel=3)
+
+    def _check_tls(self) -> None:
+        for name in TLS:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise OptionTypeError(f"{name}={value!r} must be a string")
+            if value == "":
+                msgspec.structs.force_setattr(self, name, None)
+        if self.ssl_certfile is None:
+            for name in TLS:
+                if getattr(self, name) is not None:
+                    raise OptionError(f"{name} has no effect without ssl_certfile: give the server's certificate too")
 
 
 def http_options(values: Mapping[str, Any]) -> HTTPOptions:
