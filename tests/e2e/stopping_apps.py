@@ -1,4 +1,4 @@
-"""Three deployments, one calling the next, and work of every kind at the bottom that goes on until somebody stops it."""
+"""Three deployments, one calling the next, and work of each kind at the bottom that goes on until it is stopped."""
 
 from __future__ import annotations
 
