@@ -251,12 +251,8 @@ class TestApplications:
             serve.run(target)
 
     def test_options_that_do_not_work_yet(self, port):
-        with pytest.raises(OptionError, match="_local_testing_mode"):
-            serve.run(Adder.bind(), _local_testing_mode=True)
         with pytest.raises(OptionError, match="external_scaler_enabled"):
             serve.run(Adder.bind(), external_scaler_enabled=True)
-        with pytest.raises(OptionError, match="grpc_options"):
-            serve.start(grpc_options={"port": 9000})
 
     def test_options_that_change_nothing_warn(self, port):
         with pytest.warns(UserWarning, match="logging_config has no effect"):
@@ -329,10 +325,17 @@ class TestStart:
             serve.start(http_options=serve.HTTPOptions(port=1))
         assert get(port, "/-/healthz") == b"success"
 
+    def test_grpc_that_the_instance_does_not_serve_warns_and_changes_nothing(self, port):
+        function = "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server"
+        with pytest.warns(UserWarning, match="serves no gRPC, and stays so"):
+            serve.start(grpc_options={"port": 0, "grpc_servicer_functions": [function]})
+        assert next(iter(serve.status().proxies.values())).grpc_port == 0
+
     @pytest.mark.parametrize("wrong", [{"prot": 1}, {"port": -1}])
-    def test_wrong_options(self, port, wrong):
-        with pytest.raises(OptionError, match="port"):
-            serve.start(http_options=wrong)
+    @pytest.mark.parametrize("option", ["http_options", "grpc_options"])
+    def test_wrong_options(self, port, option, wrong):
+        with pytest.raises((OptionError, OptionTypeError), match="port"):
+            serve.start(**{option: wrong})
 
     def test_options_of_a_wrong_type(self, port):
         with pytest.raises(OptionTypeError, match="http_options=8000"):
