@@ -17,19 +17,20 @@ from headrace.spec.errors import HeadraceError, OptionError
 RAY_SERVE = {
     "": "Application ControllerOptions Deployment HTTPOptions RunTarget TracingConfig batch delete deployment "
     "get_app_handle get_deployment_actor get_deployment_actor_context get_deployment_handle get_multiplexed_model_id "
-    "get_replica_context get_trace_context multiplexed run run_many shutdown shutdown_async start status",
+    "get_replica_context get_trace_context ingress multiplexed run run_many shutdown shutdown_async start status",
     "autoscaling_policy": "PrometheusQueryMixin PrometheusSample PrometheusScalar PrometheusVector "
     "default_autoscaling_policy replica_queue_length_autoscaling_policy",
     "batching": "batch",
     "config": "AggregationFunction AutoscalingConfig AutoscalingContext AutoscalingPolicy BackpressureConfig "
     "ControllerOptions DeploymentActorConfig GangPlacementStrategy GangRuntimeFailurePolicy GangSchedulingConfig "
-    "HTTPOptions ProxyLocation RequestRouterConfig",
+    "HTTPOptions ProxyLocation RequestRouterConfig gRPCOptions",
     "context": "DeploymentActorContext ReplicaContext",
     "deployment": "Application Deployment",
     "exceptions": "BackPressureError DeploymentUnavailableError RayServeException ReplicaUnavailableError "
     "RequestCancelledError gRPCStatusError",
     "gang": "GangContext",
     "gradio_integrations": "GradioIngress GradioServer",
+    "grpc_util": "RayServegRPCContext gRPCInputStream",
     "handle": "DeploymentBroadcastResponse DeploymentHandle DeploymentResponse DeploymentResponseGenerator",
     "llm": "CloudMirrorConfig LLMConfig LLMServer LLMServingArgs LoraConfig ModelLoadingConfig build_dp_deployment "
     "build_dp_openai_app build_llm_deployment build_openai_app build_pd_openai_app",
@@ -142,8 +143,8 @@ def test_outside_of_a_request_there_is_no_model_id():
     assert serve.get_multiplexed_model_id() == ""
 
 
-@pytest.mark.parametrize("first", ["method", "deployment", "batching", "context"])
+@pytest.mark.parametrize("first", ["method", "deployment", "ingress", "batching", "context"])
 def test_the_decorators_stay_what_they_are_whatever_is_imported_first(first):
-    decorators = "serve.method, serve.deployment, serve.batch"
+    decorators = "serve.method, serve.deployment, serve.ingress, serve.batch"
     code = f"import headrace.serve.{first}; from headrace import serve; print(*map(callable, ({decorators})))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "True True True\n"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "True True True True\n"
