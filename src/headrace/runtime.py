@@ -55,10 +55,10 @@ class Runtime:
     """A router, the loop that it lives on, and the way onto that loop's thread.
 
     `thread_id` is that of the thread that runs the loop. `close` ends what runs the loop; without it, the loop is
-    somebody else's.
+    somebody else's. `tie` is what `serve.*` asks for operations on an instance inside of this process, else None.
     """
 
-    __slots__ = ("_close", "_inbox", "_woken", "alive", "loop", "router", "thread_id", "waiting")
+    __slots__ = ("_close", "_inbox", "_woken", "alive", "loop", "router", "thread_id", "tie", "waiting")
 
     def __init__(
         self,
@@ -71,6 +71,7 @@ class Runtime:
         self.loop = loop
         self.thread_id = thread_id
         self.alive = True
+        self.tie: Any = None  # of a layer above
         self.waiting: set[Call] = set()  # calls that other threads wait for
         self._close = close
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()

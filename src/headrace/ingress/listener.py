@@ -1,6 +1,7 @@
 """The sockets that clients connect to: several processes bind the same port and the kernel deals connections out.
 
-In: host and port, which the keeper has proved free of anybody else. Out: connections, to the protocol factory.
+In: host and port, which the keeper has proved free of anybody else, or `unix:PATH` in the place of a host. Out:
+connections, to the protocol factory.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from headrace.spec.errors import OptionError, PortBusyError
 
 BACKLOG = 2048
+UNIX = "unix:"
 
 
 class Listener:
@@ -29,10 +32,19 @@ class Listener:
 
     async def open(self, host: str, port: int) -> None:
         """Listen on every address that `host` has here. Raises OptionError (no such host), PortBusyError."""
+        if host.startswith(UNIX):
+            await self._open_path(host.removeprefix(UNIX))
+            return
         self._sockets = bind(host, port)
         self.port = self._sockets[0].getsockname()[1]
         for sock in self._sockets:
             self._servers.append(await self._loop.create_server(self._protocol, sock=sock, backlog=BACKLOG))
+
+    async def _open_path(self, path: str) -> None:
+        sock = bind_path(path)
+        self._sockets = [sock]
+        server = await self._loop.create_unix_server(self._protocol, sock=sock, backlog=BACKLOG)
+        self._servers.append(server)
 
     async def leave(self) -> None:
         """Take no more connections, and lose none: those that wait to be accepted are taken first."""
@@ -75,6 +87,19 @@ def bind(host: str, port: int) -> list[socket.socket]:
         reason = refused.strerror if refused is not None else "the host has no address"
         raise PortBusyError(f"cannot listen on {host}:{port}: {reason}") from refused
     return sockets
+
+
+def bind_path(path: str) -> socket.socket:
+    """A Unix socket bound to the path, in the place of one that an ended process left. Raises PortBusyError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        Path(path).unlink(missing_ok=True)
+        sock.bind(path)
+    except OSError as error:
+        sock.close()
+        raise PortBusyError(f"cannot listen on {UNIX}{path}: {error.strerror or error}") from error
+    return sock
 
 
 def accept_waiting(sock: socket.socket) -> list[socket.socket]:

@@ -19,7 +19,7 @@ from headrace.context import current_replica
 from headrace.handle import DeploymentHandle
 from headrace.serve.builder import call_builder
 from headrace.serve.deployment import Application
-from headrace.serve.driver import Driver, driver
+from headrace.serve.driver import Driver, Tie, current_tie, driver, inner_tie, local_tie, mean_driver
 from headrace.serve.graph import build
 from headrace.serve.grpc_options import grpc_service
 from headrace.spec.config import HTTPOptions
@@ -88,7 +88,7 @@ def start(
         raise OptionError(
             "grpc_options need an ingress process: let ingress_workers be 1 or more, and HTTP not disabled"
         )
-    tie = driver()
+    tie = mean_driver()
     started = tie.start(detached)
     try:
         _start_http(tie, options, grpc)
@@ -115,15 +115,14 @@ def run(
     Starts the instance and HTTP if need be. An application of this name is replaced. `route_prefix` None: no HTTP.
     `request_timeout_s` is the time in seconds that requests from outside have, unless they say less; None: no limit.
     With `blocking`, does not return before Ctrl-C, which then ends the instance, or before the instance is gone.
+    With `_local_testing_mode` all of it runs in a thread of this process, without other processes and without a port.
 
     Raises DeployFailedError with the replica's own traceback, OptionError, GraphError, PayloadError, or InstanceError.
     """
-    if _local_testing_mode:
-        raise OptionError("_local_testing_mode=True is not supported yet: leave it out and run on a local instance")
-    if external_scaler_enabled:
-        raise OptionError("external_scaler_enabled=True is not supported yet: leave it out")
-    one = RunTarget(target, name, route_prefix, logging_config, request_timeout_s=request_timeout_s)
-    (handle,) = run_many([one], blocking, controller_options=controller_options)
+    one = RunTarget(target, name, route_prefix, logging_config, external_scaler_enabled, request_timeout_s)
+    (handle,) = run_many(
+        [one], blocking, controller_options=controller_options, _local_testing_mode=_local_testing_mode
+    )
     return handle
 
 
@@ -133,6 +132,7 @@ def run_many(
     wait_for_ingress_deployment_creation: bool = True,
     wait_for_applications_running: bool = True,
     controller_options: Any = None,
+    _local_testing_mode: bool = False,
 ) -> list[DeploymentHandle]:
     """Run several applications, each as `run` does, and return their handles in the same order.
 
@@ -145,8 +145,10 @@ def run_many(
         _warn_ignored("logging_config", target.logging_config)
         if target.external_scaler_enabled:
             raise OptionError("external_scaler_enabled=True is not supported yet: leave it out")
+    if _local_testing_mode or inner_tie() is not None:
+        return _run_inside(targets, blocking)
     specs = [build(resolve_target(t.target), t.name, t.route_prefix, t.request_timeout_s) for t in targets]
-    tie = driver()
+    tie = mean_driver()
     owned = tie.start()
     http = _HttpStart(tie)
     try:
@@ -168,22 +170,45 @@ def run_many(
     return [DeploymentHandle(spec.ingress, spec.name) for spec in specs]
 
 
+def _run_inside(targets: Sequence[RunTarget], blocking: bool) -> list[DeploymentHandle]:
+    """Run on the instance that runs the calling code, or else in local testing mode."""
+    if blocking:
+        raise OptionError("blocking=True has no sense with _local_testing_mode=True, which ends with this process")
+    applications = [resolve_target(target.target) for target in targets]
+    inner = inner_tie()
+    if inner is None:
+        # Here: it brings along the controller and replicas, which other ways of running have in other processes.
+        from headrace.serve.local_testing import local_instance
+
+        inner = local_instance()
+    return [
+        inner.run(application, target.name, target.route_prefix, target.request_timeout_s)
+        for application, target in zip(applications, targets, strict=True)
+    ]
+
+
 def status() -> ServeStatus:
     """The state of the instance, its ingress processes and applications; empty when no instance runs."""
-    tie = driver()
-    if not tie.runs():
-        return ServeStatus(instance=tie.directory().name)
-    return _status(tie)
+    meant = current_tie()
+    if not meant.runs():
+        return ServeStatus(instance=meant.name)
+    return _status(meant)
 
 
 def delete(name: str, _blocking: bool = True) -> None:
     """Delete the application; returns when its last replica is gone. Raises ApplicationNotFound, InstanceError."""
-    driver().ask(Delete(name))
+    current_tie().ask(Delete(name))
 
 
 def shutdown() -> None:
-    """End the instance with all its applications, and wait until it is gone. No error when none runs."""
-    driver().shutdown()
+    """End the instance with all its applications, and wait until it is gone. No error when none runs.
+
+    One in local testing mode is ended too; it alone, when that is what was run last.
+    """
+    meant, local = current_tie(), local_tie()
+    if local is not None and local is not meant:
+        local.shutdown()
+    meant.shutdown()
 
 
 async def shutdown_async() -> None:
@@ -193,7 +218,8 @@ async def shutdown_async() -> None:
 
 def get_app_handle(name: str) -> DeploymentHandle:
     """A handle to the ingress deployment of the application. Raises ApplicationNotFound, InstanceError."""
-    return DeploymentHandle(_application(name).ingress, name)
+    meant = current_tie()
+    return DeploymentHandle(_application(name, meant).ingress, name, None, meant.runtime())
 
 
 def get_deployment_handle(
@@ -204,6 +230,7 @@ def get_deployment_handle(
     Raises DeploymentNotFound, ApplicationNotFound, InstanceError, or OptionError when no application is named outside.
     """
     replica = current_replica()
+    meant = current_tie()
     if app_name is None:
         if replica is None:
             raise OptionError(
@@ -212,12 +239,12 @@ def get_deployment_handle(
         app_name = replica.app_name
     # While an application starts, no snapshot names its deployments yet: its own replicas are believed.
     if _check_exists and (replica is None or replica.app_name != app_name):
-        entry = _application(app_name)
+        entry = _application(app_name, meant)
         known = {name for revision in entry.revisions for name in revision.deployments}
         if deployment_name not in known:
             there = ", ".join(sorted(known)) or "none"
             raise DeploymentNotFound(f"application {app_name!r} has no deployment {deployment_name!r}; it has: {there}")
-    return DeploymentHandle(deployment_name, app_name)
+    return DeploymentHandle(deployment_name, app_name, None, meant.runtime() if meant is not driver() else None)
 
 
 def resolve_target(target: Any, arguments: Mapping[str, Any] | None = None) -> Application:
@@ -228,22 +255,22 @@ def resolve_target(target: Any, arguments: Mapping[str, Any] | None = None) -> A
     return built
 
 
-def _status(tie: Driver) -> ServeStatus:
+def _status(tie: Tie) -> ServeStatus:
     answer = tie.ask(GetStatus())
     if not isinstance(answer, Status):
         raise HeadraceError(f"the controller answered GetStatus with {type(answer).__name__}")
     return answer.status
 
 
-def _application(name: str) -> ApplicationEntry:
+def _application(name: str, meant: Tie) -> ApplicationEntry:
     """The application as the process's router knows it, or else as the controller does."""
-    runtime = runtimes.current()
+    runtime = meant.runtime()
     entry = runtime.router.snapshot.applications.get(name)
     if entry is not None:
         return entry
     snapshot = runtime.router.snapshot
     if not runtime.owns_this_thread():
-        snapshot = driver().snapshot()
+        snapshot = meant.snapshot()
         runtime.adopt(snapshot)
     entry = snapshot.applications.get(name)
     if entry is None:

@@ -1,7 +1,8 @@
 """The process's tie to its instance: finds it, starts one where none runs, asks its controller, ends it.
 
 In: operations of `serve.*`. Out: requests to the controller; a keeper process, started and ended. One per process, as
-an instance is; a fork begins with none.
+an instance is; a fork begins with none. Beside it there may be an instance inside of this process, in local testing
+mode: `current_tie()` tells which of the two is meant.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from headrace import runtime as runtimes
 from headrace.engine.directory import InstanceDirectory
+from headrace.handle import DeploymentHandle
+from headrace.runtime import Runtime
+from headrace.serve.deployment import Application
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import HeadraceError, InstanceError
 from headrace.spec.grpc import GrpcService
@@ -39,6 +44,46 @@ STOP_TIMEOUT_S = 60.0
 POLL_S = 0.01
 
 
+class Tie(Protocol):
+    """What the functions of `serve.*` go to: the instance of processes, or one inside of this process."""
+
+    @property
+    def name(self) -> str:
+        """The instance's name."""
+
+    def runtime(self) -> Runtime:
+        """What its handles call by. Raises InstanceError when it does not run."""
+
+    def runs(self) -> bool:
+        """Whether there is such an instance now."""
+
+    def ask(
+        self, operation: Operation, timeout_s: float | None = None, on_progress: Callable[[str], None] | None = None
+    ) -> Answer:
+        """The controller's answer. Raises InstanceError when it does not run, else what the controller answers with."""
+
+    def snapshot(self) -> Snapshot:
+        """The controller's snapshot."""
+
+    def shutdown(self) -> None:
+        """End the instance and wait until it is gone. No error when none runs."""
+
+
+class InnerTie(Tie, Protocol):
+    """An instance inside of this process."""
+
+    def run(
+        self, target: Application, name: str, route_prefix: str | None, request_timeout_s: float | None
+    ) -> DeploymentHandle:
+        """Run the application on it, and return a handle once it is ready. Raises what `serve.run` does."""
+
+    def start_http(self) -> str:
+        """The path of the Unix socket that HTTP is served on."""
+
+    def leave(self) -> None:
+        """The process was forked: the event loop is the parent's."""
+
+
 class Driver:
     """Requests to the instance of this process, and the keeper, where this process started it."""
 
@@ -56,6 +101,15 @@ class Driver:
     def directory(self) -> InstanceDirectory:
         """Where the instance of this process lives, whether it runs or not."""
         return runtimes.own_directory()
+
+    @property
+    def name(self) -> str:
+        """The instance's name."""
+        return self.directory().name
+
+    def runtime(self) -> Runtime:
+        """The process's own. Raises InstanceError when the instance does not run."""
+        return runtimes.current()
 
     def runs(self) -> bool:
         """Whether the instance has a keeper."""
@@ -215,6 +269,9 @@ class Driver:
 
 class _Process:
     driver = Driver()
+    local: InnerTie | None = None
+    local_is_meant = False  # what was run last, was run in it
+    left_behind: list[InnerTie] = []
 
 
 def driver() -> Driver:
@@ -222,8 +279,49 @@ def driver() -> Driver:
     return _Process.driver
 
 
+def local_tie() -> InnerTie | None:
+    """The instance in local testing mode, where there is one."""
+    local = _Process.local
+    return local if local is not None and local.runs() else None
+
+
+def inner_tie() -> InnerTie | None:
+    """The instance inside of this process that runs the calling code; None for code that none runs."""
+    runtime = runtimes.runtime_variable.get()
+    found: InnerTie | None = runtime.tie if runtime is not None and runtime.alive else None
+    return found
+
+
+def current_tie() -> Tie:
+    """What the calling code means: the instance that runs it, where that is one inside of this process; else the one
+    that this process ran something on last.
+    """
+    inner = inner_tie()
+    if inner is not None:
+        return inner
+    local = local_tie()
+    return local if local is not None and _Process.local_is_meant else _Process.driver
+
+
+def mean_driver() -> Driver:
+    """The driver, which `current_tie()` gives from now on."""
+    _Process.local_is_meant = False
+    return _Process.driver
+
+
+def mean_local(local: InnerTie) -> None:
+    """Have `current_tie()` give this instance from now on, as long as it runs."""
+    _Process.local = local
+    _Process.local_is_meant = True
+
+
 def _after_fork_in_child() -> None:
     _Process.driver = _Process.driver.forked()
+    if _Process.local is not None:
+        # Never finalized: its event loop shares its descriptors with the parent's.
+        _Process.left_behind.append(_Process.local)
+        _Process.local.leave()
+        _Process.local = None
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,48 +1,32 @@
-"""A whole instance in the event loop of a test, on the fake engine: controller, replicas, handles, failures on demand.
+"""Applications in tests: an instance in the event loop of a test, failures on demand, HTTP clients without a port.
 
-In: applications, and what is to fail. Out: handles whose calls go over the same wire as ever. User code runs in this
-process: a breakpoint in it stops the test there. There is no HTTP: a test of that wants `serve.run`.
+In: applications, and what is to fail. Out: handles and HTTP clients, whose calls and requests take the way that they
+take in service. User code runs in this process: a breakpoint in it stops the test there.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import shutil
-import tempfile
-import threading
-from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from headrace import runtime as runtimes
-from headrace.controller.main import Controller
-from headrace.core.restart import RestartPolicy
-from headrace.engine.base import ProcessRequest
-from headrace.engine.directory import InstanceDirectory
-from headrace.engine.fake import FakeEngine
 from headrace.handle import DeploymentHandle
-from headrace.replica.worker import Worker
-from headrace.router import Router
-from headrace.serve.deployment import Application
-from headrace.serve.graph import build
-from headrace.spec.errors import InstanceError
+from headrace.serve.builder import call_builder
+from headrace.serve.driver import local_tie
+from headrace.serve.in_process import InProcess
+from headrace.serve.inner_tie import InProcessTie
+from headrace.spec.errors import HeadraceError, InstanceError
 from headrace.spec.status import ServeStatus
-from headrace.wire.client import ControlClient
-from headrace.wire.control import (
-    Answer,
-    Delete,
-    Deploy,
-    Deployed,
-    GetStatus,
-    Hello,
-    Operation,
-    Status,
-)
-from headrace.wire.link import ControlLink
+from headrace.wire.control import Delete, GetStatus, Status
+
+if TYPE_CHECKING:
+    import httpx
+
+    from headrace.serve.deployment import Application
 
 
 class TestInstance:
-    """`async with TestInstance() as instance`: an instance that ends with the block. One at a time in a process.
+    """`async with TestInstance() as instance`: an instance that ends with the block.
 
     `engine` makes processes fail (`instance.engine.crash(...)`). `cpus` and `gpus` are what the machine is to have.
     Replicas that failed are started again after milliseconds instead of seconds.
@@ -51,98 +35,97 @@ class TestInstance:
     __test__ = False  # for pytest, which takes classes of this name for tests
 
     def __init__(self, *, cpus: float = 8.0, gpus: int = 0) -> None:
-        self.engine = FakeEngine({"worker": self._host}, cpus=cpus, gpus=gpus)
-        self._folder: Path | None = None
-        self._directory: InstanceDirectory | None = None
-        self._link: ControlLink | None = None
-        self._runtime: runtimes.Runtime | None = None
+        self._instance = InProcess("test", cpus=cpus, gpus=gpus)
+        self._tie = InProcessTie(self._instance, shared=True)
+        self.engine = self._instance.engine
         self._replaced: runtimes.Runtime | None = None
-        self._tasks: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
         return f"<TestInstance {self.engine!r}>"
 
     async def __aenter__(self) -> TestInstance:
-        # Short, for the paths of sockets have a limit.
-        self._folder = await asyncio.to_thread(lambda: Path(tempfile.mkdtemp(prefix="hr-", dir="/tmp")))
-        self._directory = InstanceDirectory(self._folder / "test")
-        self._directory.create()
-        try:
-            await self._begin(self._directory)
-        except BaseException:
-            await self._end()
-            raise
+        await self._instance.begin()
+        self._instance.runtime.tie = self._tie
+        self._replaced = runtimes.installed()
+        runtimes.install(self._instance.runtime)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._end()
+        if runtimes.installed() is self._instance.runtime:
+            runtimes.install(self._replaced)
+        await self._instance.end()
+        self._tie.release()
 
-    async def run(self, target: Application, name: str = "default") -> DeploymentHandle:
-        """As `serve.run`: returns a handle to the application once it is ready. Raises DeployFailedError."""
-        answer = await self._ask(Deploy(build(target, name, None)))
-        assert isinstance(answer, Deployed)
-        assert self._link is not None
-        while self._link.snapshot.version < answer.version:  # noqa: ASYNC110 - it comes on this loop, in a moment
-            await asyncio.sleep(0.001)
-        return DeploymentHandle(self._link.snapshot.applications[name].ingress, name)
+    async def run(
+        self,
+        target: Application,
+        name: str = "default",
+        route_prefix: str | None = "/",
+        request_timeout_s: float | None = None,
+    ) -> DeploymentHandle:
+        """As `serve.run`: returns a handle to the application once it is ready. Raises DeployFailedError.
+
+        Code and arguments are used as they are, without a copy: a mock among them is the test's own.
+        """
+        spec, references = self._tie.pack(call_builder(target, {}), name, route_prefix, request_timeout_s)
+        return await self._tie.deploy(spec, references)
 
     async def delete(self, name: str) -> None:
         """As `serve.delete`: returns when the application's last replica is gone."""
-        await self._ask(Delete(name))
+        await self._tie.delete(Delete(name))
 
     async def status(self) -> ServeStatus:
         """As `serve.status`."""
-        answer = await self._ask(GetStatus())
-        assert isinstance(answer, Status)
+        answer = await self._instance.ask(GetStatus())
+        if not isinstance(answer, Status):
+            raise HeadraceError(f"the controller answered GetStatus with {type(answer).__name__}")
         return answer.status
 
     async def processes(self) -> list[str]:
         """The ids of the living processes, as `engine.crash` and `engine.stall` take them."""
         return sorted(info.id for info in await self.engine.list())
 
-    async def _host(self, request: ProcessRequest) -> Worker:
-        assert self._directory is not None
-        return Worker(request.id, str(self._directory.control_socket))
+    def http_client(self, **options: Any) -> httpx.AsyncClient:
+        """A client whose requests this instance answers, whatever host and port their URLs name.
 
-    async def _begin(self, directory: InstanceDirectory) -> None:
-        loop = asyncio.get_running_loop()
-        controller = Controller(self.engine, directory, "test", RestartPolicy(first_wait_s=0.001, longest_wait_s=0.1))
-        up = asyncio.Event()
-        life = loop.create_task(controller.run(up.set), name="controller")
-        self._tasks.append(life)
-        waiting = loop.create_task(up.wait())
-        await asyncio.wait([waiting, life], return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if life.done():
-            life.result()
-        self._replaced = runtimes.installed()
-        self._runtime = runtimes.Runtime(Router(loop, "test"), loop, threading.get_ident())
-        runtimes.install(self._runtime)
-        self._link = ControlLink(
-            str(directory.control_socket), Hello(role="driver", id="test", pid=0), on_snapshot=self._runtime.adopt
-        )
-        self._tasks.append(loop.create_task(self._link.run(), name="link"))
+        `options` are those of `httpx.AsyncClient`. The first request starts the ingress. Needs httpx.
+        """
+        from headrace.serve.http_client import async_client  # httpx is loaded by those who use it
 
-    async def _end(self) -> None:
-        # Callers first: the router goes before the replicas, so that nobody tries to repeat what is being ended.
-        if self._runtime is not None:
-            await self._runtime.router.close()
-            runtimes.install(self._replaced)
-        for task in reversed(self._tasks):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        await self.engine.end()
-        if self._folder is not None:
-            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        return async_client(self._instance.start_http, options)
 
-    async def _ask(self, operation: Operation) -> Answer:
-        if self._directory is None:
-            raise InstanceError("the instance has not begun: use it in `async with TestInstance() as instance`")
-        client = ControlClient(str(self._directory.control_socket))
-        try:
-            return await asyncio.to_thread(client.request, operation, None)
-        finally:
-            client.close()
+
+def http_client(**options: Any) -> httpx.Client:
+    """A client whose requests the applications of local testing mode answer, whatever host and port their URLs name.
+
+    `options` are those of `httpx.Client`. Needs httpx. Raises InstanceError when nothing was run in that mode.
+    """
+    from headrace.serve.http_client import client
+
+    return client(_local_http(), options)
+
+
+def async_http_client(**options: Any) -> httpx.AsyncClient:
+    """As `http_client`, for any event loop: an `httpx.AsyncClient`."""
+    from headrace.serve.http_client import async_client
+
+    path = _local_http()
+
+    async def known() -> str:
+        return path
+
+    return async_client(known, options)
+
+
+def http_socket() -> str:
+    """The path of the Unix socket behind `http_client`, for clients of other kinds (WebSockets, curl)."""
+    return _local_http()
+
+
+def _local_http() -> str:
+    tie = local_tie()
+    if tie is None:
+        raise InstanceError("nothing runs in local testing mode: serve.run(app, _local_testing_mode=True) first")
+    return tie.start_http()
