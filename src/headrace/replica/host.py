@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("headrace.replica")
 
 UNWIND_S = 0.5  # what cancelled calls have to come to an end
+NO_LOOP = ("no running event loop", "There is no current event loop")  # how asyncio's errors begin
 DESTROY_S = 1.0  # what a destructor has when the drain took all of its time
 
 _S = ReplicaState
@@ -214,8 +215,24 @@ class HostedReplica:
             await target.__init__(instance, *args, **kwargs)
             self._interruptible = False
         else:
-            # In a thread: it may take long, and the process has to answer meanwhile.
-            self.context.servable_object = await in_thread(partial(target, *args, **kwargs), "init")
+            self.context.servable_object = await self._make(partial(target, *args, **kwargs))
+
+    async def _make(self, construct: Callable[[], object]) -> object:
+        """What a plain constructor makes: in a thread, for it may take long, and the process has to answer meanwhile.
+
+        One that asks for the running loop, to leave a task on it, is called again on the loop: Ray Serve has it there.
+        """
+        try:
+            return await in_thread(construct, "init")
+        except RuntimeError as error:
+            if not str(error).startswith(NO_LOOP):
+                raise
+        log.warning(
+            "replica %s: its constructor asks for the running event loop, and is called again on the loop: make it "
+            "`async def __init__`, and it is called once",
+            self.order.replica_id,
+        )
+        return construct()
 
     async def _open(self, ingress: Ingress) -> None:
         from headrace.replica.asgi import open_application  # loaded where it is used
