@@ -4,6 +4,7 @@ import functools
 import pickle
 
 import cloudpickle
+import fastapi
 import pytest
 import served_applications
 
@@ -76,6 +77,38 @@ def test_of_a_function():
 
     assert unrepeatable(pay) == ("__call__",)
     assert unrepeatable(served_applications.hello.func_or_class) == ()
+
+
+def test_with_an_ingress_no_request_may_run_twice_where_one_method_may_not():
+    async def asgi(scope, receive, send):
+        pass
+
+    def web(mark):
+        @serve.ingress(asgi)
+        class Web:
+            def pay(self):
+                return "paid"
+
+        Web.pay = mark(Web.pay)
+        return Web
+
+    assert unrepeatable(web(serve.method(repeatable=False))) == ("__call__", "pay")
+    assert unrepeatable(web(serve.method(repeatable=True))) == ()
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_route_may_be_marked(order):
+    app = fastapi.FastAPI()
+    decorators = [app.post("/pay"), serve.method(repeatable=False)]
+
+    @serve.ingress(app)
+    class Web:
+        @decorators[order]
+        @decorators[1 - order]
+        def pay(self):
+            return "paid"
+
+    assert unrepeatable(Web) == ("__call__", "pay")
 
 
 def test_a_decorator_around_it_keeps_the_mark():

@@ -172,6 +172,8 @@ class _Graph:
 def unrepeatable_methods(target: Callable[..., Any], name: str, options: DeploymentOptions) -> tuple[str, ...]:
     """The methods of the deployment `name` that say themselves that they must not run twice, by name.
 
+    With `serve.ingress` an HTTP request is a call of `__call__`, whichever route it takes: one such method, and no
+    request may run twice.
     Raises OptionError where a method says the contrary of its deployment.
     """
     marked = options_of(target)
@@ -181,7 +183,10 @@ def unrepeatable_methods(target: Callable[..., Any], name: str, options: Deploym
             f"{name}.{contrary[0]} is marked repeatable=True, but no call of a deployment with repeatable=False is "
             f"repeated: leave {name} repeatable, and mark the methods that must not run twice with repeatable=False"
         )
-    return tuple(sorted(method for method, said in marked.items() if said.repeatable is False))
+    unrepeatable = {method for method, said in marked.items() if said.repeatable is False}
+    if unrepeatable and ingress_of(target) is not None:
+        unrepeatable.add("__call__")
+    return tuple(sorted(unrepeatable))
 
 
 def resolved_max_ongoing(target: Callable[..., Any], options: DeploymentOptions) -> int:
