@@ -12,11 +12,13 @@ import pytest
 
 from headrace.serve.api import RunTarget, run
 from headrace.spec.config import HTTPOptions
+from headrace.spec.grpc import gRPCOptions
 from headrace.spec.method import MethodOptions
 from headrace.spec.options import ACTOR_NO_EFFECT, GONE, NO_EFFECT, NOT_YET, DeploymentOptions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "options.md").read_text()
 OF_DEPLOYMENT, OF_HTTP = PAGE.split("\n## Of HTTP\n")
+OF_HTTP, OF_GRPC = OF_HTTP.split("\n## Of gRPC\n")
 OF_DEPLOYMENT, OF_APPLICATION = OF_DEPLOYMENT.split("\n## Of an application\n")
 OF_DEPLOYMENT, OF_METHOD = re.split("\n### Of a method\n", OF_DEPLOYMENT)
 OF_METHOD, REST = OF_METHOD.split("\n### ", 1)
@@ -66,6 +68,11 @@ def test_every_option_of_an_application_is_described_with_its_default() -> None:
         assert name in inspect.signature(run).parameters
 
 
+@pytest.mark.parametrize("name", gRPCOptions.__struct_fields__)
+def test_every_option_of_grpc_is_described(name: str) -> None:
+    assert name in rows(OF_GRPC)
+
+
 def test_nothing_is_described_that_is_no_option() -> None:
     keys = {"name", "ray_actor_options", "resources", "runtime_env", "env_vars", *ACTOR_NO_EFFECT}
     known = keys | {*DeploymentOptions.__struct_fields__, *NO_EFFECT, *NOT_YET, *GONE}
@@ -73,11 +80,13 @@ def test_nothing_is_described_that_is_no_option() -> None:
     assert set(rows(OF_DEPLOYMENT)) <= known
     assert set(rows(OF_METHOD)) <= set(MethodOptions.__struct_fields__)
     assert set(rows(OF_HTTP)) <= set(HTTPOptions.__struct_fields__)
+    assert set(rows(OF_GRPC)) <= set(gRPCOptions.__struct_fields__)
 
 
-@pytest.mark.parametrize("kind", [DeploymentOptions, MethodOptions, HTTPOptions])
+@pytest.mark.parametrize("kind", [DeploymentOptions, MethodOptions, HTTPOptions, gRPCOptions])
 def test_the_defaults_in_the_docs_are_the_real_ones(kind: type[msgspec.Struct]) -> None:
-    described = rows({DeploymentOptions: OF_DEPLOYMENT, MethodOptions: OF_METHOD, HTTPOptions: OF_HTTP}[kind])
+    pages = {DeploymentOptions: OF_DEPLOYMENT, MethodOptions: OF_METHOD, HTTPOptions: OF_HTTP, gRPCOptions: OF_GRPC}
+    described = rows(pages[kind])
     in_words = {"chosen": "None", "none": "None"}
     options = kind()
     for name in kind.__struct_fields__:

@@ -29,14 +29,18 @@ def title(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Reader:
-    """Somebody who follows a page in an empty folder, with a port of their own in the place of 8000."""
+    """Somebody who follows a page in an empty folder, with ports of their own in the places of 8000 and 9000."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port, self.grpc_port = free_port(), free_port()
         self.server: subprocess.Popen[str] | None = None
         bin_folder = Path(sys.executable).parent
         home = folder / ".h"
@@ -49,7 +53,7 @@ class Reader:
 
     def follow(self, block: Block) -> None:
         if block.directive == "file":
-            (self.folder / block.argument).write_text(block.text)
+            (self.folder / block.argument).write_text(block.text.replace(":9000", f":{self.grpc_port}"))
         elif block.language == "python":
             self.run_script(block.text)
         else:
@@ -73,7 +77,8 @@ class Reader:
         line = command.line.replace(":8000", f":{self.port}")
         assert ALLOWED.match(line), f"a page may not run {line!r}"
         if line.startswith("headrace run"):
-            self.serve(f"{line} --port {self.port}")
+            grpc = f" --grpc-port {self.grpc_port}" if "--grpc" in line else ""
+            self.serve(f"{line} --port {self.port}{grpc}")
             return
         if line.startswith("curl"):
             line = line.replace("curl", "curl -sS", 1)
