@@ -201,6 +201,8 @@ class _Walk:
             return self._imported(cls)
         parts = [cls.__qualname__.encode(), self.value(type(cls)), *map(self.value, cls.__bases__)]
         for name, member in sorted(vars(cls).items()):
+            if name.startswith("__pydantic_") and name != "__pydantic_fields__":
+                continue  # made from the fields and the methods, with addresses in it
             if name not in _NOT_OF_THE_CLASS and not isinstance(member, _DESCRIPTORS_OF_SLOTS):
                 parts += [name.encode(), self.value(member)]
         return _mix("class", parts)

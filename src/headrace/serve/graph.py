@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from headrace.serve.builder import not_an_application
 from headrace.serve.deployment import Application, Deployment
 from headrace.serve.digest import digest
+from headrace.serve.ingress import complete
 from headrace.spec.application import ApplicationSpec, Code, DeploymentSpec, Environment, checked_request_timeout
 from headrace.spec.errors import GraphError, OptionError, OptionTypeError, PayloadError
 from headrace.spec.ingress import Interface, ingress_of
@@ -122,6 +123,7 @@ class _Graph:
                     f"argument {label!r} of {bound.name!r} is the unbound deployment {value.name!r}: "
                     f"pass {value.name}.bind(...) instead"
                 )
+        complete(bound.func_or_class)
         arguments, uses = self._pack(app)
         name = self._unique(bound.name)
         self._names[key] = name

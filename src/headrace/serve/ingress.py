@@ -31,7 +31,7 @@ def ingress(app: Any) -> Callable[[C], C]:
     """
     if isinstance(app, Deployment | Application):
         raise OptionTypeError(f"serve.ingress takes a web application, not {app!r}: decorate a class with it")
-    if inspect.isclass(app) and ingress_of(app) is None and app.__call__ is type.__call__:
+    if inspect.isclass(app) and not any("__call__" in vars(base) for base in app.__mro__):
         raise OptionTypeError(
             f"serve.ingress({app.__name__}) was given the class: write @serve.ingress(app), with the web application"
         )
@@ -51,14 +51,19 @@ def ingress(app: Any) -> Callable[[C], C]:
         if ATTRIBUTE in vars(decorated):
             raise OptionTypeError(f"{decorated.__name__} has an ingress already: give another one to a subclass of it")
         setattr(decorated, ATTRIBUTE, declared)
-        if declared.interface is Interface.ASGI:
-            from headrace.wire.webapps import make_portable
-
-            make_portable(app)
         copyreg.pickle(Ingress, _reduce)
         return decorated
 
     return decorate
+
+
+def complete(target: object) -> None:
+    """Ready the web application of a class for its way into replicas, now that it has all its routes."""
+    declared = ingress_of(target)
+    if declared is not None and declared.interface is Interface.ASGI:
+        from headrace.wire.webapps import make_portable
+
+        make_portable(declared.app)
 
 
 def as_application(value: Any, name: str = "") -> Any:
@@ -81,7 +86,7 @@ def _name_of(app: Any) -> str:
         return path[0].rpartition(".")[2]
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     stem = Path(file).stem if file else ""
-    return stem if stem.isidentifier() else type(app).__name__
+    return stem if stem.isidentifier() and stem != "__main__" else type(app).__name__
 
 
 def imported(module: str, attribute: str, interface: str) -> Ingress:

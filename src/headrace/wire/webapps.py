@@ -95,13 +95,22 @@ def parts_of(app: object) -> list[Any]:
     if not routers:
         return [app]
     parts: list[Any] = [type(app).__qualname__]
+    parts += [str(getattr(app, name, "")) for name in ("title", "version", "description", "root_path")]
     for router in routers:
         parts += [*_hooks_of(router), len(router.routes)]
         for route in router.routes:
             methods = sorted(getattr(route, "methods", None) or ())
             parts += [type(route).__qualname__, str(getattr(route, "path", "")), str(methods)]
-            parts += [getattr(route, "endpoint", None), getattr(route, "response_model", None)]
-            parts += [dependant.call for dependant in dependants_of(route)][1:]
+            parts.append(getattr(route, "response_model", None))
+            included = getattr(route, "include_context", None)
+            if included is not None:
+                parts += [included.prefix, [depends.dependency for depends in included.dependencies]]
+            mounted = getattr(route, "app", None)
+            if isinstance(mounted, FunctionType) and not hasattr(route, "endpoint"):
+                parts.append(mounted)
+            for call in [getattr(route, "endpoint", None), *(dependant.call for dependant in dependants_of(route))]:
+                own = getattr(call, "__module__", "") == "fastapi.applications"  # of its pages about itself
+                parts += [call.__qualname__] if own else [call, getattr(call, "__annotations__", None)]
     for middleware in getattr(app, "user_middleware", ()):
         parts += [middleware.cls, list(getattr(middleware, "args", ())), dict(middleware.kwargs)]
     for key, handler in getattr(app, "exception_handlers", {}).items():
@@ -110,11 +119,20 @@ def parts_of(app: object) -> list[Any]:
 
 
 def _hooks_of(router: Any) -> Iterable[Any]:
-    lifespan = getattr(router, "lifespan_context", None)
-    if isinstance(lifespan, FunctionType):
-        yield lifespan
+    yield from _lifespans_in(getattr(router, "lifespan_context", None))
     yield list(getattr(router, "on_startup", ()))
     yield list(getattr(router, "on_shutdown", ()))
+
+
+def _lifespans_in(lifespan: object) -> Iterator[FunctionType]:
+    """The user's own: FastAPI merges those of routers that include each other in functions of its own."""
+    if not isinstance(lifespan, FunctionType):
+        return
+    if lifespan.__module__ != "fastapi.routing":
+        yield lifespan
+        return
+    for cell in lifespan.__closure__ or ():
+        yield from _lifespans_in(cell.cell_contents)
 
 
 # ---- by value
