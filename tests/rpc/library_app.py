@@ -143,6 +143,13 @@ class Shelves:
             await asyncio.sleep(0.005)
         return book
 
+    def Block(self, book: Book) -> Book:
+        note(f"{book.title} began")
+        while not DIARY.with_name(book.title).exists():
+            time.sleep(0.005)
+        note(f"{book.title} ended")
+        return book
+
     async def Wrong(self, book: Book) -> Any:
         return {"title": "no message"}
 

@@ -309,7 +309,7 @@ def _start_http(tie: Driver, options: HTTPOptions | None, grpc: GrpcService | No
             return
         first = next(iter(proxies))
         if grpc is not None and (not first.grpc_port or grpc.options.port not in (0, first.grpc_port)):
-            _warn_grpc(first.grpc_port, grpc)
+            _warn_grpc(f"serves gRPC on port {first.grpc_port}" if first.grpc_port else "serves no gRPC", grpc)
         tie.http = HTTPOptions(host=first.host, port=first.port, ingress_workers=len(proxies))
         if options is not None and (options.host, options.port) != (first.host, first.port):
             _warn_differs(tie.http, options)
@@ -317,7 +317,7 @@ def _start_http(tie: Driver, options: HTTPOptions | None, grpc: GrpcService | No
     if options is not None and options != tie.http:
         _warn_differs(tie.http, options)
     if grpc is not None and (tie.grpc is None or grpc.options != tie.grpc.options):
-        _warn_grpc(0 if tie.grpc is None else tie.grpc.options.port, grpc)
+        _warn_grpc("serves no gRPC" if tie.grpc is None else "serves gRPC with other options", grpc)
 
 
 class _HttpStart:
@@ -355,8 +355,7 @@ def _warn_differs(running: HTTPOptions, asked: HTTPOptions) -> None:
     )
 
 
-def _warn_grpc(port: int, asked: GrpcService) -> None:
-    present = f"serves gRPC on port {port}" if port else "serves no gRPC"
+def _warn_grpc(present: str, asked: GrpcService) -> None:
     warnings.warn(
         f"the instance runs already, {present}, and stays so; serve.shutdown() first to have it as {asked.options} say",
         stacklevel=4,
