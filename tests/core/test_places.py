@@ -233,6 +233,29 @@ def test_calls_wait_for_places_that_are_coming_back_but_not_for_long() -> None:
     assert two.allowance.held == 2, "it is given to it all the same, for the next"
 
 
+def test_a_grant_that_has_crossed_a_newer_question_does_not_count() -> None:
+    shared = Shared(routers=2, total=1)
+    one, two = shared.routers
+    one.arrive(shared.now)
+    shared.deliver()
+    shared.now += 1.0
+    two.arrive(shared.now)
+    shared.deliver()
+    one.waiting = 0
+    one.tick(shared.now)
+    shared.keeper.receive(shared.now)
+    assert [grant.places for grant in two.inbox] == [1], "what it asked for is on its way"
+    for _ in range(3):
+        shared.now += PATIENCE_S
+        two.tick(shared.now)
+    two.arrive(shared.now)
+    assert [question.holds for _, question in shared.keeper.inbox] == [0], "and it asks again"
+    two.receive(shared.now)
+    assert two.allowance.held == 0
+    shared.deliver()
+    assert two.allowance.held == shared.keeper.ledger.granted == 1
+
+
 @pytest.mark.parametrize("total", [1, 2, 5])
 @pytest.mark.parametrize("routers", [2, 4, 9])
 def test_nobody_is_shut_out_where_there_are_fewer_places_than_routers(total: int, routers: int) -> None:
@@ -346,6 +369,7 @@ class PlacesMachine(RuleBasedStateMachine):
     def start(self, routers: int, total: int) -> None:
         self.shared = Shared(routers, total)
         self.bound = total  # the most that may be held now
+        self.lost = False  # a ledger was lost
 
     def router(self, n: int) -> Router:
         return self.shared.routers[n % len(self.shared.routers)]
@@ -379,6 +403,7 @@ class PlacesMachine(RuleBasedStateMachine):
     @rule(n=st.integers(0, 9))
     def disconnect(self, n: int) -> None:
         self.shared.break_connection(self.router(n))
+        self.lost = True
         self.bound = self.shared.held + self.shared.total
 
     @rule(n=st.integers(0, 9))
@@ -390,6 +415,7 @@ class PlacesMachine(RuleBasedStateMachine):
     @rule()
     def change_keeper(self) -> None:
         self.shared.change_keeper()
+        self.lost = True
         self.bound = self.shared.held + self.shared.total
 
     @rule(total=st.sampled_from([1, 3, 30]))
@@ -413,6 +439,7 @@ class PlacesMachine(RuleBasedStateMachine):
         assert shared.held == shared.keeper.ledger.granted == 0
         assert all(router.allowance.idle for router in shared.routers)
         self.bound = shared.total
+        self.lost = False
         for router in shared.routers:
             router.arrive(shared.now)
             shared.deliver()
@@ -427,6 +454,7 @@ class PlacesMachine(RuleBasedStateMachine):
         for router in shared.routers:
             allowance = router.allowance
             assert allowance.held >= 0
+            assert self.lost or allowance.held <= shared.keeper.ledger.granted_to(router)
             assert 0 <= allowance.limit <= max(shared.total, 1)
 
 

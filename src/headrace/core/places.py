@@ -85,6 +85,11 @@ class PlaceLedger(Generic[CallerT]):
     def __repr__(self) -> str:
         return f"<PlaceLedger {self.granted} of {self.total} with {len(self._records)}>"
 
+    def granted_to(self, caller: CallerT) -> int:
+        """What the caller holds, or may come to hold by what it was told."""
+        record = self._records.get(caller)
+        return 0 if record is None else record.granted
+
     def ask(self, caller: CallerT, question: Question, now: float) -> list[Grant[CallerT]]:
         """The caller has said this. What to tell to whom; the caller gets an answer, unless it has left with all."""
         record = self._records.get(caller)
