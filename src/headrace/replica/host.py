@@ -252,6 +252,7 @@ class HostedReplica:
         servable, application = self.context.servable_object, self._application
         self._invoker = Invoker(loop, servable, self.context, self._thread_pool(), application)
         self._server = Server(loop, self.order.replica_id, limit, self._invoker.start, self._awake)
+        self._server.limit_queues(self._spec.options.max_queued_requests)
         try:
             await self._server.listen(self.order.address)
         except OSError as error:
@@ -277,6 +278,8 @@ class HostedReplica:
     def _resize(self, limit: int) -> None:
         self.context.max_ongoing_requests = limit
         server, threads = self._server, self._threads
+        if server is not None:
+            server.limit_queues(self._spec.options.max_queued_requests)
         if server is None or threads is None or server.gate.limit == limit:
             return
         threads.resize(limit)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.core.gate import Gate
+from headrace.core.places import Grant, PlaceLedger, Question
 from headrace.core.turns import Turns
 from headrace.engine.linux import peer_uid
 from headrace.replica.incoming import Incoming
@@ -36,12 +37,16 @@ from headrace.wire.frames import (
     DECLINE,
     FREED,
     GOAWAY,
+    GRANT,
+    GRANT_COUNTS,
     HEADER,
     HELLO,
     LEASED,
     MORE,
     OFFER,
     OFFERED,
+    PLACES,
+    PLACES_COUNTS,
     PROTOCOL_VERSION,
     REJECT,
     RELEASE,
@@ -177,6 +182,7 @@ class CalleeLink(Connection):
         handlers[WAITING] = self._on_waiting
         handlers[WITHDRAW] = self._on_withdraw
         handlers[DECLINE] = self._on_decline
+        handlers[PLACES] = self._on_places
         if self.server.draining:
             self.send(0, GOAWAY)
 
@@ -265,6 +271,12 @@ class CalleeLink(Connection):
     def _on_decline(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         self.server.offer_all(self.gate.decline(self, self.loop.time()))
 
+    def _on_places(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        if len(payload) != PLACES_COUNTS.size:
+            raise ProtocolError(f"a PLACES frame of {len(payload)} bytes")
+        question = Question(*PLACES_COUNTS.unpack(payload))
+        self.server.grant(self.server.places.ask(self, question, self.loop.time()))
+
     def on_lost(self, error: BaseException | None) -> None:
         self.server.links.discard(self)
         self.settle_lost()
@@ -277,6 +289,7 @@ class CalleeLink(Connection):
         """Nobody waits for these calls any more: cancel them; their slots stay taken until their work has ended."""
         self.buffers.close()
         self.server.offer_all(self.gate.disconnect(self, self.loop.time()))
+        self.server.grant(self.server.places.disconnect(self, self.loop.time()))
         for incoming in list(self.calls.values()):
             self._cancel(incoming)
 
@@ -301,6 +314,7 @@ class Server:
         self.start = start
         self.gate: Gate[CalleeLink] = Gate(limit)
         self.suspects: Turns[Incoming] = Turns()
+        self.places: PlaceLedger[CalleeLink] = PlaceLedger()
         self.links: set[CalleeLink] = set()
         self.awake = awake  # None: the loop sleeps whenever there is nothing to do
         self.draining = False
@@ -368,6 +382,15 @@ class Server:
         if chosen is not None:
             chosen.send(0, OFFER, load=chosen.load)
             self.watch_leases()
+
+    def limit_queues(self, total: int) -> None:
+        """So many calls may wait for the deployment, over all routers that ask this replica for places."""
+        self.grant(self.places.resize(total, self.loop.time()))
+
+    def grant(self, grants: Sequence[Grant[CalleeLink]]) -> None:
+        """Tell routers how many of their calls may wait."""
+        for link, number, places, more in grants:
+            link.send(0, GRANT, MORE if more else 0, payload=GRANT_COUNTS.pack(number, places))
 
     def offer_all(self, chosen: Sequence[CalleeLink]) -> None:
         for link in chosen:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.core.balance import Replica
+from headrace.core.places import Question
 from headrace.router.call import KEPT_BYTES, Call, Item
 from headrace.spec.errors import HeadraceError, ProtocolError
 from headrace.wire.buffers import Buffers
@@ -31,6 +32,8 @@ from headrace.wire.frames import (
     ERROR,
     FREED,
     GOAWAY,
+    GRANT,
+    GRANT_COUNTS,
     HEADER,
     HELD,
     HELLO,
@@ -39,6 +42,8 @@ from headrace.wire.frames import (
     MORE,
     OFFER,
     OFFERED,
+    PLACES,
+    PLACES_COUNTS,
     PROTOCOL_VERSION,
     REJECT,
     RELEASE,
@@ -121,6 +126,7 @@ class Link(Connection):
         handlers[REJECT] = self._on_reject
         handlers[OFFER] = self._on_offer
         handlers[GOAWAY] = self._on_goaway
+        handlers[GRANT] = self._on_grant
         handlers[CANCEL] = self._on_cancel
         handlers[ARENA] = self._buffers.on_arena
         handlers[RELEASE] = self._buffers.on_release
@@ -217,6 +223,9 @@ class Link(Connection):
 
     def tell_waiting(self, count: int, urgency_s: float) -> None:
         self.send(0, WAITING, payload=WAITING_COUNTS.pack(min(count, 0xFFFFFFFF), int(urgency_s * 1000)))
+
+    def tell_places(self, question: Question) -> None:
+        self.send(0, PLACES, payload=PLACES_COUNTS.pack(*question))
 
     def tell_withdrawn(self) -> None:
         self.send(0, WITHDRAW)
@@ -400,6 +409,12 @@ class Link(Connection):
         self.pool.rejected(self.replica, load, None if abandoned else call, call.suspect)
         if self.leaving and not self.calls:
             self.close()
+
+    def _on_grant(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        if len(payload) != GRANT_COUNTS.size:
+            raise ProtocolError(f"a GRANT frame of {len(payload)} bytes")
+        number, places = GRANT_COUNTS.unpack(payload)
+        self.pool.places.granted(self.replica.id, number, places, bool(flags & MORE))
 
     def _on_offer(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         self.pool.offered(self.replica, load)

@@ -14,6 +14,7 @@ from headrace.core.balance import Balancer, Replica
 from headrace.core.repeat import Repeats, RetryBudget, Verdict
 from headrace.router.call import Call
 from headrace.router.link import NONE_WAITS, Link, connect
+from headrace.router.places import Places
 from headrace.spec.errors import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -42,12 +43,13 @@ class Pool:
         self.loop = router.loop
         self.key = entry.key
         self.entry = entry
-        self.balancer: Balancer[Call] = Balancer(entry.max_ongoing_requests, entry.max_queued_requests, router.rng)
+        self.balancer: Balancer[Call] = Balancer(entry.max_ongoing_requests, 0, router.rng)
         # One crash can hit as many calls as a replica takes at once.
         limit = entry.max_ongoing_requests
         self.repeats = Repeats(
             RetryBudget(entry.retry_ratio, max(100, limit), entry.retry_per_second, max(1000, 2 * limit))
         )
+        self.places = Places(self)
         self._addresses: dict[str, str] = {}
         self._announcing = False
 
@@ -60,7 +62,6 @@ class Pool:
         """Adopt the entry: new replicas take calls, those that are gone from it finish what they have."""
         self.entry = entry
         balancer = self.balancer
-        balancer.max_queued = entry.max_queued_requests
         self.repeats.budget.tune(entry.retry_ratio, entry.retry_per_second)
         if balancer.limit != entry.max_ongoing_requests:
             balancer.resize(entry.max_ongoing_requests)
@@ -71,12 +72,14 @@ class Pool:
             if replica_id not in self._addresses:
                 self._addresses[replica_id] = address
                 balancer.add(replica_id)
+        self.places.update(entry)
         if entry.failed:
             self.fail_queued(self._unavailable())
         self._pump()
 
     def close(self) -> list[Call]:
         """The entry is gone. The calls that had not started are the caller's to place elsewhere."""
+        self.places.close()
         for replica_id in list(self._addresses):
             self._forget(replica_id)
         return self._take_queue()
@@ -125,7 +128,7 @@ class Pool:
             self._announce_soon()
 
     def _send(self, replica: Replica, call: Call, flags: int = 0, next_age_ms: int = NONE_WAITS) -> None:
-        link: Link | None = replica.link or self._open(replica)
+        link = self.link_to(replica)
         if link is None:  # it has died, and the snapshot does not say so yet
             self._put_back(call)
             self._pump_soon()
@@ -137,6 +140,11 @@ class Pool:
             flags |= SUSPECT
             call.started = False
         link.call(call, self.router.snapshot.version, flags, next_age_ms)
+
+    def link_to(self, replica: Replica) -> Link | None:
+        """The connection to the replica, opened when there is none yet. None when nobody is there."""
+        link: Link | None = replica.link
+        return self._open(replica) if link is None else link
 
     def _open(self, replica: Replica) -> Link | None:
         """Connect to the replica. None when nobody is there: it is out of the pool then."""
@@ -173,16 +181,24 @@ class Pool:
             return
         evicted = None
         if not balancer.enqueue(call, now, priority, deadline):
-            evicted = balancer.evict(below=priority)
-            if evicted is None:
-                self._refuse_full(call)
-                return
+            if not self.places.make_room():
+                evicted = balancer.evict(below=priority)
+                if evicted is None:
+                    self._refuse_full(call)
+                    return
             balancer.enqueue(call, now, priority, deadline)
         call.queued_since = now
         self._park(call)
         self._announce_soon()
         if evicted is not None:
             self._refuse_full(evicted)
+
+    def refuse_lowest(self, count: int) -> None:
+        """So many calls have no place in the queue: the youngest of the lowest priority."""
+        evicted = [call for _ in range(count) if (call := self.balancer.evict()) is not None]
+        self._announce_soon()
+        for call in evicted:
+            self._refuse_full(call)
 
     def _refuse_full(self, call: Call) -> None:
         if call.expiry is not None:
@@ -220,6 +236,8 @@ class Pool:
             self.balancer.quarantine(call, call.queued_since, call.priority)
         else:
             self.balancer.requeue(call, call.queued_since, call.priority, call.deadline)
+        if 0 <= self.balancer.max_queued < self.balancer.queued:
+            self.places.watch()
 
     def _park(self, call: Call) -> None:
         if call.buffers:
@@ -328,12 +346,14 @@ class Pool:
         """The replica drains: no new calls go there."""
         self._addresses.pop(replica.id, None)
         self.balancer.remove(replica.id)
+        self.places.lost(replica.id)
         self._pump()
 
     def lost(self, replica: Replica, calls: list[Call]) -> None:
         """The connection broke, the replica most likely died, with these calls in work there or on their way."""
         replica.link = None
         self._out_of_reach(replica)
+        self.places.lost(replica.id)
         now = self.loop.time()
         for call in calls:
             self._judge(call, replica, now)

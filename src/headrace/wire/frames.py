@@ -20,12 +20,14 @@ MAX_PAYLOAD_BYTES = MAX_FRAME_BYTES - HEADER_BYTES
 MAX_META_BYTES = 48 * 1024
 WINDOW_BYTES = 256 * 1024  # what a stream may send before it needs credit
 U32 = struct.Struct("<I")
-WAITING_COUNTS = struct.Struct("<II")
+WAITING_COUNTS = struct.Struct("<II")  # calls that wait, the age in ms of the most urgent plus its head start
+PLACES_COUNTS = struct.Struct("<III")  # number of the question, places needed in all, places held (core.places)
+GRANT_COUNTS = struct.Struct("<II")  # number of the last question, places that may be held in all
 
 HELLO, CALL, DATA, REPLY, ERROR, CANCEL, CREDIT, REJECT = 1, 2, 3, 4, 5, 6, 7, 8
 WAITING, WITHDRAW, OFFER, DECLINE, ITEM, ARENA, RELEASE, GOAWAY, FREED = 9, 10, 11, 12, 13, 14, 15, 16, 17
 STARTED = 18  # the call, a SUSPECT, has started
-PLACES, GRANT = 19, 20  # places for calls that wait: how many the caller wants to hold, how many it may
+PLACES, GRANT = 19, 20  # places for calls that wait: how many the caller needs, how many it may hold (MORE may come)
 LAST_KIND = GRANT
 
 # What msgspec raises of bytes that are not the message they should be.
