@@ -20,7 +20,8 @@ _head_decoder = msgspec.msgpack.Decoder(HttpHead | None)
 
 class ReplicaContext(msgspec.Struct, kw_only=True, eq=False):
     """The replica that the code runs in. `replica_id` is `deployment#n`; `servable_object` the user's instance or
-    function, None while it is being constructed.
+    function, None while it is being constructed. `runtime` is what its handles call by, where that is not the process's
+    own: in an instance inside of a process.
     """
 
     app_name: str
@@ -29,6 +30,7 @@ class ReplicaContext(msgspec.Struct, kw_only=True, eq=False):
     revision: int = 0
     max_ongoing_requests: int = 0
     servable_object: object = None
+    runtime: Any = None  # of a layer above
 
     @property
     def replica_tag(self) -> str:

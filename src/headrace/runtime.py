@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import contextvars
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from headrace.context import current_replica
 from headrace.engine import linux
 from headrace.engine.directory import InstanceDirectory, instance_directory, read_snapshot, runtime_directory
 from headrace.router import Call, Router
@@ -236,17 +236,21 @@ class _Slot:
 
 _slot = _Slot()
 
-# Of code that belongs to an instance inside of this process, whatever else the process is connected to.
-runtime_variable: contextvars.ContextVar[Runtime | None] = contextvars.ContextVar("headrace_runtime", default=None)
+
+def of_replica() -> Runtime | None:
+    """The runtime of an instance inside of this process, in the code of a replica of it; elsewhere None."""
+    replica = current_replica()
+    runtime: Runtime | None = replica.runtime if replica is not None else None
+    return runtime if runtime is not None and runtime.alive else None
 
 
 def current() -> Runtime:
-    """The runtime of the instance in this process that the calling code belongs to, else the process's own.
+    """The runtime of the instance inside of this process that runs the calling code, else the process's own.
 
     A driver that has none yet connects to its instance. Raises InstanceError when that does not run.
     """
-    runtime = runtime_variable.get()
-    if runtime is not None and runtime.alive:
+    runtime = of_replica()
+    if runtime is not None:
         return runtime
     runtime = _slot.runtime
     if runtime is not None and runtime.alive:
@@ -280,7 +284,7 @@ def close_own() -> None:
 
 def check_not_on_loop(what: str) -> None:
     """Raise LoopBlockedError on the thread of a replica's event loop: waiting there would stop what is waited for."""
-    runtime = runtime_variable.get() or _slot.runtime
+    runtime = of_replica() or _slot.runtime
     if runtime is not None and not runtime.owned and runtime.thread_id == threading.get_ident():
         raise LoopBlockedError(
             f"{what} waits for the controller, and would block the event loop of this replica meanwhile: call it in a "

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from headrace.handle import DeploymentHandle
 from headrace.replica.host import HostedReplica
+from headrace.runtime import Runtime
 from headrace.spec.snapshot import Snapshot
 from headrace.wire.awake import Awake
 from headrace.wire.control import (
@@ -35,7 +36,8 @@ class Worker:
     """Hosts one replica. `run` is its life; `stop` ends it. All on one loop.
 
     `prepare(order)` readies the process for the replica's code before that is loaded; what it raises fails the replica.
-    `on_state(replica)` is told of changes of state, `on_drain(deadline_s)` of a drain that begins, `adopt` of snapshots
+    `on_state(replica)` is told of changes of state, `on_drain(deadline_s)` of a drain that begins, `adopt` of snapshots.
+    `runtime` is what the replica's handles call by, where that is not the process's own.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Worker:
         on_state: Callable[[HostedReplica], None] | None = None,
         on_drain: Callable[[float], None] | None = None,
         awake: Awake | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
         self.replica: HostedReplica | None = None
         self._process_id = process_id
@@ -56,6 +59,7 @@ class Worker:
         self._on_state = on_state
         self._on_drain = on_drain
         self._awake = awake
+        self._runtime = runtime
         self._ended = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
         self._link = ControlLink(
@@ -124,6 +128,7 @@ class Worker:
         self.replica = HostedReplica(
             order, self._tell, lambda name: DeploymentHandle(name, order.app), self._prepare, self._awake
         )
+        self.replica.context.runtime = self._runtime
         self._life = asyncio.get_running_loop().create_task(self._live(self.replica), name="replica")
 
     async def _live(self, replica: HostedReplica) -> None:

@@ -77,6 +77,12 @@ class InnerTie(Tie, Protocol):
     ) -> DeploymentHandle:
         """Run the application on it, and return a handle once it is ready. Raises what `serve.run` does."""
 
+    def processes(self) -> list[str]:
+        """The ids of its living processes."""
+
+    def crash(self, process_id: str) -> None:
+        """Have the process die now. Raises KeyError when it does not live."""
+
     def start_http(self) -> str:
         """The path of the Unix socket that HTTP is served on."""
 
@@ -287,8 +293,8 @@ def local_tie() -> InnerTie | None:
 
 def inner_tie() -> InnerTie | None:
     """The instance inside of this process that runs the calling code; None for code that none runs."""
-    runtime = runtimes.runtime_variable.get()
-    found: InnerTie | None = runtime.tie if runtime is not None and runtime.alive else None
+    runtime = runtimes.of_replica()
+    found: InnerTie | None = runtime.tie if runtime is not None else None
     return found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import shutil
 import tempfile
 import threading
@@ -28,7 +27,7 @@ from headrace.engine.fake import FakeEngine
 from headrace.handle import DeploymentHandle
 from headrace.replica.worker import Worker
 from headrace.router import Router
-from headrace.runtime import Runtime, runtime_variable
+from headrace.runtime import Runtime
 from headrace.spec.application import ApplicationSpec
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import HeadraceError, InstanceError
@@ -132,10 +131,7 @@ class InProcess:
         self._spawn(link.run(), "link")
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run the coroutine where code, of the user's too, finds this instance to be the one that it belongs to."""
-        context = contextvars.copy_context()
-        context.run(runtime_variable.set, self.runtime)
-        task = asyncio.get_running_loop().create_task(work, name=name, context=context)
+        task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.append(task)
         return task
 
@@ -165,7 +161,7 @@ class InProcess:
     # ---- what runs in it
 
     async def _worker(self, request: ProcessRequest) -> Worker:
-        return Worker(request.id, str(self._begun.directory.control_socket))
+        return Worker(request.id, str(self._begun.directory.control_socket), runtime=self.runtime)
 
     async def _ingress(self, request: ProcessRequest) -> _HostedIngress:
         options = msgspec.json.decode(request.env["HEADRACE_HTTP_OPTIONS"], type=HTTPOptions)
@@ -224,6 +220,14 @@ class InProcess:
     def handle(self, deployment: str, app: str) -> DeploymentHandle:
         """A handle that calls by this instance from anywhere in the process."""
         return DeploymentHandle(deployment, app, None, self.runtime)
+
+    async def processes(self) -> list[str]:
+        """The ids of the living processes."""
+        return sorted(info.id for info in await self.engine.list())
+
+    async def crash(self, process_id: str) -> None:
+        """Have the process die now, as by `kill -9`. Raises KeyError when it does not live."""
+        self.engine.crash(process_id)
 
     async def start_http(self) -> str:
         """The path of the socket that HTTP is served on from now on, if it was not yet."""

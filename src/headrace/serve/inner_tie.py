@@ -74,6 +74,14 @@ class InProcessTie:
         """The path of the Unix socket that HTTP is served on."""
         return self._wait_for(self.instance.start_http, "an HTTP client")
 
+    def processes(self) -> list[str]:
+        """The ids of the living processes, such as `Model#1@default`."""
+        return self._wait_for(self.instance.processes, "processes()")
+
+    def crash(self, process_id: str) -> None:
+        """Have the process die now, as by `kill -9`. Raises KeyError when it does not live."""
+        self._wait_for(partial(self.instance.crash, process_id), "crash()")
+
     def ask(
         self, operation: Operation, timeout_s: float | None = None, on_progress: Callable[[str], None] | None = None
     ) -> Answer:

@@ -22,7 +22,7 @@ log = logging.getLogger("headrace.serve")
 # A test needs not have the GPUs that its application asks for.
 CPUS = 100_000.0
 GPUS = 1_000
-DRAIN_S = 1.0  # of what is in work at the end
+DRAIN_S = 0.5  # of what is in work at the end
 END_TIMEOUT_S = 5.0
 
 _starting = threading.Lock()
@@ -85,7 +85,7 @@ class LocalInstance(InProcessTie):
         return self._ready.is_set() and self._thread.is_alive() and super().runs()
 
     def shutdown(self) -> None:
-        """End it, with what is in work after a second at most, and wait until it is gone.
+        """End it, with what is in work for half a second at most, and wait until it is gone.
 
         Raises LoopBlockedError on its own event loop. Code of a replica that blocks the loop is left behind.
         """

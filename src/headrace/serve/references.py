@@ -15,6 +15,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from headrace.handle import DeploymentHandle
 from headrace.serve.digest import HEX_DIGITS, digest
 from headrace.spec.application import PickledCode
 from headrace.spec.errors import PayloadError
@@ -38,6 +39,7 @@ _LEAVES = (
     types.FunctionType,
     types.BuiltinFunctionType,
     types.ModuleType,
+    DeploymentHandle,
 )
 
 

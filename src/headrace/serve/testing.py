@@ -6,18 +6,21 @@ take in service. User code runs in this process: a breakpoint in it stops the te
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from headrace import runtime as runtimes
 from headrace.handle import DeploymentHandle
+from headrace.serve import api
 from headrace.serve.builder import call_builder
-from headrace.serve.driver import local_tie
+from headrace.serve.driver import InnerTie, local_tie
 from headrace.serve.in_process import InProcess
 from headrace.serve.inner_tie import InProcessTie
-from headrace.spec.errors import HeadraceError, InstanceError
+from headrace.spec.errors import ApplicationNotFound, HeadraceError, InstanceError
 from headrace.spec.status import ServeStatus
-from headrace.wire.control import Delete, GetStatus, Status
+from headrace.wire.control import Answer, Delete, GetStatus, Status
 
 if TYPE_CHECKING:
     import httpx
@@ -78,14 +81,11 @@ class TestInstance:
 
     async def status(self) -> ServeStatus:
         """As `serve.status`."""
-        answer = await self._instance.ask(GetStatus())
-        if not isinstance(answer, Status):
-            raise HeadraceError(f"the controller answered GetStatus with {type(answer).__name__}")
-        return answer.status
+        return _status_of(await self._instance.ask(GetStatus()))
 
     async def processes(self) -> list[str]:
         """The ids of the living processes, as `engine.crash` and `engine.stall` take them."""
-        return sorted(info.id for info in await self.engine.list())
+        return await self._instance.processes()
 
     def http_client(self, **options: Any) -> httpx.AsyncClient:
         """A client whose requests this instance answers, whatever host and port their URLs name.
@@ -95,6 +95,75 @@ class TestInstance:
         from headrace.serve.http_client import async_client  # httpx is loaded by those who use it
 
         return async_client(self._instance.start_http, options)
+
+
+class LocalTesting:
+    """Local testing mode for one test: what the fixture `headrace_local` is. `close` ends what was run with it."""
+
+    def __init__(self) -> None:
+        self._client: httpx.Client | None = None
+        self._found = local_tie()  # somebody else's, who goes on with it
+        self._names: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"<LocalTesting {local_tie() or 'nothing runs'}>"
+
+    def run(
+        self,
+        target: Application | Callable[..., Application],
+        name: str = "default",
+        route_prefix: str | None = "/",
+        request_timeout_s: float | None = None,
+    ) -> DeploymentHandle:
+        """As `serve.run(..., _local_testing_mode=True)`: returns a handle to the application once it is ready."""
+        self._names.append(name)
+        return api.run(
+            target, name=name, route_prefix=route_prefix, request_timeout_s=request_timeout_s, _local_testing_mode=True
+        )
+
+    @property
+    def http(self) -> httpx.Client:
+        """A client of all that was run, closed after the test. Needs httpx."""
+        if self._client is None:
+            self._client = http_client()
+        return self._client
+
+    def http_client(self, **options: Any) -> httpx.Client:
+        """A client with options of `httpx.Client`, for `with`."""
+        return http_client(**options)
+
+    def async_http_client(self, **options: Any) -> httpx.AsyncClient:
+        """A client with options of `httpx.AsyncClient`, for `async with`."""
+        return async_http_client(**options)
+
+    def delete(self, name: str) -> None:
+        """As `serve.delete`."""
+        _local().ask(Delete(name))
+
+    def status(self) -> ServeStatus:
+        """As `serve.status`."""
+        return _status_of(_local().ask(GetStatus()))
+
+    def processes(self) -> list[str]:
+        """The ids of the living processes, such as `Model#1@default`."""
+        return _local().processes()
+
+    def crash(self, process_id: str) -> None:
+        """Have the process die now, as by `kill -9`. Raises KeyError when it does not live."""
+        _local().crash(process_id)
+
+    def close(self) -> None:
+        """End what was run with this; all of local testing mode, unless somebody had begun it before."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        local = local_tie()
+        if local is not None and local is not self._found:
+            local.shutdown()
+        elif local is not None:
+            for name in dict.fromkeys(self._names):
+                with contextlib.suppress(ApplicationNotFound):  # the test deleted it, or it never ran
+                    local.ask(Delete(name))
 
 
 def http_client(**options: Any) -> httpx.Client:
@@ -124,8 +193,18 @@ def http_socket() -> str:
     return _local_http()
 
 
-def _local_http() -> str:
+def _local() -> InnerTie:
     tie = local_tie()
     if tie is None:
         raise InstanceError("nothing runs in local testing mode: serve.run(app, _local_testing_mode=True) first")
-    return tie.start_http()
+    return tie
+
+
+def _local_http() -> str:
+    return _local().start_http()
+
+
+def _status_of(answer: Answer) -> ServeStatus:
+    if not isinstance(answer, Status):
+        raise HeadraceError(f"the controller answered GetStatus with {type(answer).__name__}")
+    return answer.status
