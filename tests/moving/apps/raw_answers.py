@@ -1,11 +1,20 @@
 """What a handler may return: text, bytes, JSON-like values, arrays, nothing, and Starlette's responses."""
 
+import datetime
+import decimal
+import enum
+import uuid
+
 import numpy as np
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from headrace import serve
+
+
+class Colour(enum.Enum):
+    RED = "red"
 
 
 @serve.deployment
@@ -21,6 +30,15 @@ class Answers:
                 return b"\x00\x01"
             case "none":
                 return None
+            case "odd":
+                return {
+                    "day": datetime.date(2030, 1, 2),
+                    "id": uuid.UUID(int=7),
+                    "colour": Colour.RED,
+                    "price": decimal.Decimal("1.5"),
+                    "wait": datetime.timedelta(seconds=5),
+                    "raw": b"ab",
+                }
             case "number":
                 return 4.5
             case "list":
