@@ -244,11 +244,14 @@ def of_replica() -> Runtime | None:
     return runtime if runtime is not None and runtime.alive else None
 
 
-def current() -> Runtime:
+def current(former: Runtime | None = None) -> Runtime:
     """The runtime of the instance inside of this process that runs the calling code, else the process's own.
 
-    A driver that has none yet connects to its instance. Raises InstanceError when that does not run.
+    A driver that has none yet connects to its instance. Raises InstanceError when that does not run, and where
+    `former`, which was closed, was that of an instance inside of this process: no other has to do with that one.
     """
+    if former is not None and former.tie is not None:
+        raise InstanceError("the instance that this handle belongs to, inside of this or a parent process, has ended")
     runtime = of_replica()
     if runtime is not None:
         return runtime

@@ -383,8 +383,11 @@ class TestApplications:
         assert isinstance(failures[0], InstanceError)
         with pytest.raises(InstanceError):
             testing.http_client()
-        local(Adder.bind())
+        adder = local(Adder.bind())
         assert serve.get_app_handle("default").remote(1).result(PATIENCE_S) == 2
+        assert adder.remote(1).result(PATIENCE_S) == 2
+        with pytest.raises(InstanceError, match="has ended"):
+            slow.remote()
 
     def test_destructors_are_called_at_the_end(self) -> None:
         events: list[str] = []
@@ -563,7 +566,7 @@ if child == 0:
         assert serve.status().instance == "default"
         handle.double.remote(1)
     except InstanceError as error:
-        assert "no instance" in str(error), error
+        assert "parent process, has ended" in str(error), error
         os._exit(0)
     os._exit(1)
 assert os.waitpid(child, 0)[1] == 0

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+from starlette.requests import Request
 
 from headrace import serve
 from headrace.serve.testing import TestInstance
@@ -54,6 +57,24 @@ class AsyncEager:
 
     def __call__(self) -> int:
         return self.learned
+
+
+@serve.deployment
+class Page:
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    async def __call__(self, request: Request) -> list[str]:
+        return [self.title, request.url.path.removeprefix(request.scope["root_path"]).rstrip("/")]
+
+
+@serve.deployment
+class Looking:
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __call__(self) -> Any:
+        return self.source.lookup()
 
 
 @serve.deployment
@@ -143,6 +164,103 @@ def test_several_instances_one_after_another_leave_nothing() -> None:
 
     for _ in range(3):
         run(test)
+
+
+def test_http_under_prefixes_and_from_several_clients() -> None:
+    async def test(instance: TestInstance) -> None:
+        await instance.run(Page.bind("one"), route_prefix="/one")
+        await instance.run(Page.bind("two"), name="two", route_prefix="/two")
+        async with instance.http_client() as client, instance.http_client(base_url="http://localhost/two") as other:
+            got = await asyncio.gather(client.get("/one/a"), client.get("/two"), other.get("/b"), client.get("/three"))
+        assert [each.status_code for each in got] == [200, 200, 200, 404]
+        assert [each.json() for each in got[:3]] == [["one", "/a"], ["two", ""], ["two", "/b"]]
+        assert await instance.processes() == ["Page#1@default", "Page#1@two", "ingress#0"]
+        # Of two with one route, the later has it.
+        await instance.run(Page.bind("three"), name="three", route_prefix="/one")
+        async with instance.http_client() as client:
+            assert (await client.get("/one")).json() == ["three", ""]
+
+    run(test)
+
+
+def test_a_crash_under_http_fails_no_request() -> None:
+    async def test(instance: TestInstance) -> None:
+        await instance.run(Page.options(num_replicas=2).bind("up"))
+        async with instance.http_client(timeout=30) as client:
+            assert (await client.get("/")).status_code == 200
+            requests = [asyncio.create_task(client.get(f"/{n}")) for n in range(60)]
+            for id in ("Page#1@default", "Page#2@default"):
+                await requests[0]
+                instance.engine.crash(id)
+            got = [await request for request in requests]
+        assert [each.json() for each in got] == [["up", f"/{n}"] for n in range(60)]
+
+    run(test)
+
+
+def test_an_ingress_that_dies_is_started_again() -> None:
+    async def test(instance: TestInstance) -> None:
+        await instance.run(Page.bind("up"))
+        async with instance.http_client() as client:
+            assert (await client.get("/")).status_code == 200
+            instance.engine.crash("ingress#0")
+        while (await instance.status()).proxies["ingress#0"].restarts == 0:
+            await asyncio.sleep(0.001)
+        async with instance.http_client() as client:
+            assert (await client.get("/")).status_code == 200
+
+    run(test)
+
+
+def test_an_ingress_that_cannot_be_started_is_told() -> None:
+    async def test(instance: TestInstance) -> None:
+        await instance.run(Page.bind("up"))
+        for _ in range(3):
+            instance.engine.fail_next_start(InstanceError("no more processes"))
+        async with instance.http_client() as client:
+            with pytest.raises(InstanceError, match="no more processes"):
+                await client.get("/")
+
+    run(test)
+
+
+def test_mocks_are_the_tests_own_and_two_of_them_are_not_one() -> None:
+    async def test(instance: TestInstance) -> None:
+        for word in ("one", "two"):
+            mock = MagicMock()
+            mock.lookup.return_value = word
+            handle = await instance.run(Looking.bind(mock))
+            assert await handle.remote() == word
+            mock.lookup.assert_called_once_with()
+
+    run(test)
+
+
+def test_what_did_not_change_serves_on_in_the_next_run() -> None:
+    async def test(instance: TestInstance) -> None:
+        await instance.run(Front.bind(Doubler.bind()))
+        first = set(await instance.processes())
+        handle = await instance.run(Front.options(num_replicas=2).bind(Doubler.bind()))
+        assert first < set(await instance.processes())
+        instance.engine.crash("Front#2@default")  # made in the first run, made again of what that was given
+        while "Front#2@default" in (living := await instance.processes()) or len(living) < 3:
+            await asyncio.sleep(0.001)
+        assert await asyncio.gather(*[handle.remote(1) for _ in range(8)]) == [3] * 8
+
+    run(test)
+
+
+def test_two_instances_at_once_are_two() -> None:
+    async def test(instance: TestInstance) -> None:
+        one = await instance.run(Doubler.bind(3))
+        async with TestInstance() as other:
+            two = await other.run(Front.bind(Doubler.bind(5)))
+            assert (await one.remote(1), await two.remote(1)) == (3, 6)
+        assert await one.remote(2) == 6
+        with pytest.raises(InstanceError, match=r"this handle belongs to.*has ended"):
+            two.remote(1)
+
+    run(test)
 
 
 def test_before_its_block_there_is_nothing_to_ask() -> None:

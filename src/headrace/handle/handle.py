@@ -137,7 +137,7 @@ class DeploymentHandle:
         options = self._options
         runtime = self._runtime
         if runtime is None or not runtime.alive:
-            runtime = self._runtime = runtimes.current()
+            runtime = self._runtime = runtimes.current(runtime)
         response: HandleCall
         if options.stream:
             response = ItemCall(runtime, self.app_name, self.deployment_name, options.method_name)
