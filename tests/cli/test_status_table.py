@@ -21,7 +21,9 @@ def status(**deployments):
     failed = DeploymentStatus.DEPLOY_FAILED in states
     return ServeStatus(
         instance="default",
-        proxies={"ingress#0": ProxyDetails(status=ProxyStatus.HEALTHY, pid=1, host="127.0.0.1", port=8000)},
+        proxies={
+            "ingress#0": ProxyDetails(status=ProxyStatus.HEALTHY, pid=1, host="127.0.0.1", port=8000, grpc_port=9000)
+        },
         applications={
             "app": ApplicationStatusOverview(
                 status=ApplicationStatus.DEPLOY_FAILED if failed else ApplicationStatus.RUNNING,
@@ -46,7 +48,7 @@ WELL = DeploymentStatusOverview(
 
 def test_what_runs():
     assert table(status(Digits=WELL, Other=DeploymentStatusOverview(status=DeploymentStatus.UPDATING)), PLAIN) == [
-        "instance default · http://127.0.0.1:8000 (1 ingress process)",
+        "instance default · http://127.0.0.1:8000, grpc://127.0.0.1:9000 (1 ingress process)",
         "",
         "APPLICATION  ROUTE  STATUS   REVISION",
         "app          /      RUNNING  2",

@@ -170,6 +170,12 @@ def _with_context(book: Book, context: RayServegRPCContext) -> Book:
             context.set_code(grpc.StatusCode.ALREADY_EXISTS)
             context.set_details("there it is")
             raise ValueError("a secret of the server")
+        case "gzip":
+            context.set_compression(grpc.Compression.Gzip)
+        case "surrogate":
+            context.abort(grpc.StatusCode.ABORTED, "an emoji in halves: \ud83d")
+        case "metadata":
+            context.set_trailing_metadata([("Key", "value")])
         case "code":
             context.set_code(grpc.StatusCode.PERMISSION_DENIED)
             context.set_details("closed")

@@ -163,7 +163,8 @@ def test_starting_again_with_other_options_warns(served: Served) -> None:
 
 
 def test_an_instance_that_ends_finishes_what_is_in_work_and_refuses_the_rest(served: Served, library: Any) -> None:
-    working = library.Finish.future(Book(title="last"), timeout=PATIENCE_S)
+    named = (("application", "default"),)  # this ingress may not have heard yet that it is the only one again
+    working = library.Finish.future(Book(title="last"), timeout=PATIENCE_S, metadata=named)
     served.wait_for_line("last began")
     with served.channel(served.client) as channel:
         health = health_pb2_grpc.HealthStub(channel)

@@ -63,6 +63,8 @@ def other(library: Library) -> Iterator[None]:
     serve.run(library_app.other.options(num_replicas=2).bind(), name="second", route_prefix=None)
     yield
     serve.delete("second")
+    names = library.channel.unary_unary("/headrace.APIService/ListApplications")
+    wait_for(lambda: b"second" not in names(b"", timeout=PATIENCE_S), "the ingress has heard of it")
 
 
 def Book(*args: Any, **kwargs: Any) -> Any:
@@ -218,6 +220,16 @@ class TestContext:
         assert (error.code(), error.details()) == (code, details)
         assert "request_id" in dict(error.trailing_metadata())
         assert (("why", "because") in error.trailing_metadata()) == (how == "abort")
+
+    def test_a_compressed_answer(self, library: Library) -> None:
+        assert library.library.Context(Book(title="gzip"), timeout=PATIENCE_S).title.startswith("/library")
+
+    def test_details_that_are_no_text(self, library: Library) -> None:
+        error = failure(library.library.Context, Book(title="surrogate"))
+        assert (error.code(), error.details()) == (Code.ABORTED, "an emoji in halves: ?")
+
+    def test_metadata_that_cannot_be_sent_is_an_error_of_the_handler(self, library: Library) -> None:
+        assert failure(library.library.Context, Book(title="metadata")).code() is Code.INTERNAL
 
     def test_of_a_stream(self, library: Library) -> None:
         call = library.library.ContextStream(Book(), timeout=PATIENCE_S)

@@ -83,6 +83,15 @@ def test_the_service_says_where_its_modules_are(generated: Path) -> None:
     assert str(generated) in service.environment.sys_path
 
 
+def test_processes_without_grpc_do_not_load_it() -> None:
+    code = (
+        "import sys, headrace.ingress.main, headrace.replica.main, headrace.serve.api, headrace.serve.grpc_util\n"
+        "print([name for name in sys.modules if name.partition('.')[0] in ('grpc', 'google')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_without_the_packages_the_extra_is_named() -> None:
     code = (
         "import sys\n"

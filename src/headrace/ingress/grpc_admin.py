@@ -26,10 +26,10 @@ class Health:
     def __init__(self, services: Sequence[str]) -> None:
         self._services = ("", *services)
         self._servicer = health.aio.HealthServicer()
-        self._told: bool | None = None
+        self.told: bool | None = None  # whether we serve, as it was last said
 
     def __repr__(self) -> str:
-        return f"<Health {'SERVING' if self._told else 'NOT_SERVING'}>"
+        return f"<Health {'SERVING' if self.told else 'NOT_SERVING'}>"
 
     def register(self, server: Any) -> None:
         """Serve it."""
@@ -37,14 +37,14 @@ class Health:
 
     async def tell(self, serving: bool) -> None:
         """Say so to whoever asks, and to those who watch."""
-        if serving != self._told:
-            self._told = serving
+        if serving != self.told:
+            self.told = serving
             for service in self._services:
                 await self._servicer.set(service, _SERVING if serving else _NOT_SERVING)
 
     async def drain(self) -> None:
         """Not serving, whatever is told from now on."""
-        self._told = False
+        self.told = False
         await self._servicer.enter_graceful_shutdown()
 
 

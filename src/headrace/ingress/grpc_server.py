@@ -67,6 +67,11 @@ class GrpcServer:
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
+                # A client that has vanished without a word is noticed; one that asks often whether we live may.
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
             )
         )
         # Generic, not registered: grpcio would wait for each registered method by a task of its own.
@@ -83,11 +88,14 @@ class GrpcServer:
     def update(self, snapshot: Snapshot) -> None:
         """Route by this snapshot from the next RPC on."""
         self._rpcs.update(snapshot)
-        if self._health is not None and not self._draining:
+        if self._health is not None and not self._draining and self._health.told != self._rpcs.ready:
             self._telling = self._loop.create_task(self._health.tell(self._rpcs.ready), name="health")
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no new RPCs (clients get UNAVAILABLE), and finish those in work; after the timeout, cancel them."""
+        """Take no new RPCs (clients get UNAVAILABLE), and finish those in work; after the timeout, cancel them.
+
+        Harmless when it is done already.
+        """
         self._draining = True
         if self._server is None or self._health is None:
             return

@@ -81,17 +81,18 @@ class Ingress:
             self.door.draining = True
             self._report()
             await self.listener.leave()
-            await asyncio.gather(self.door.drain(self._drain_s), self._drain_grpc())
+            await asyncio.gather(self.door.drain(self._drain_s), self._drain_grpc(self._drain_s))
         finally:
+            await self._drain_grpc(0.0)
             await self.listener.leave()  # nothing is left to leave, unless this was cancelled
             self.door.stop()
             link.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await link
 
-    async def _drain_grpc(self) -> None:
+    async def _drain_grpc(self, timeout_s: float) -> None:
         if self.grpc is not None:
-            await self.grpc.drain(self._drain_s)
+            await self.grpc.drain(timeout_s)
 
     def _client(self) -> asyncio.Protocol:
         """What reads a connection that a client has opened."""

@@ -8,6 +8,7 @@ that the handler sets. The names of methods are those of grpcio's ServicerContex
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections import deque
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 Metadata = list[tuple[str, str | bytes]]
 UNKNOWN = 2
+_is_key = re.compile(r"[a-z0-9_.-]+").fullmatch
+_is_value = re.compile(r"[\x20-\x7e]*").fullmatch
 
 
 class gRPCStatusError(HeadraceError):
@@ -53,7 +56,7 @@ class gRPCStatusError(HeadraceError):
 
     def as_status(self) -> GrpcStatus:
         """The status as it is sent."""
-        return GrpcStatus(self.number or UNKNOWN, str(self) if self.grpc_details is None else self.grpc_details)
+        return GrpcStatus(self.number or UNKNOWN, _text(str(self) if self.grpc_details is None else self.grpc_details))
 
 
 class Aborted(BaseException):
@@ -130,7 +133,7 @@ class GrpcContext:
 
     def set_details(self, details: str) -> None:
         """Tell the client this beside the status code."""
-        self._status.details = str(details)
+        self._status.details = _text(details)
 
     def set_trailing_metadata(self, trailing_metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """Send these pairs with the end of the RPC, beside the request's id. Raises OptionTypeError."""
@@ -141,7 +144,9 @@ class GrpcContext:
         self._status.initial = _checked(initial_metadata)
 
     def set_compression(self, compression: grpc.Compression | int) -> None:
-        """Compress what is sent, by one of `grpc.Compression`."""
+        """Compress what is sent, by one of `grpc.Compression`. Raises OptionTypeError."""
+        if compression not in (0, 1, 2):
+            raise OptionTypeError(f"compression={compression!r} must be one of grpc.Compression, such as Gzip")
         self._status.compression = int(compression)
 
     def abort(
@@ -249,15 +254,23 @@ def code_of(number: int) -> grpc.StatusCode:
     return next(code for code in grpc.StatusCode if code.value[0] == number)
 
 
+def _text(details: object) -> str:
+    """As text that has a form in UTF-8."""
+    return str(details).encode("utf-8", "replace").decode()
+
+
 def _checked(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
     """The pairs, if the client could be sent them: grpcio would refuse others when it is too late to say so."""
     pairs: Metadata = []
-    for pair in metadata:
-        key, value = pair
-        if not isinstance(key, str) or not key or key != key.lower() or not key.isascii() or key.startswith("grpc-"):
-            raise OptionTypeError(f"metadata key {key!r} must be lower-case text that does not begin with 'grpc-'")
-        wanted = bytes if key.endswith("-bin") else str
-        if not isinstance(value, wanted):
-            raise OptionTypeError(f"metadata {key!r}: {value!r} must be {wanted.__name__}, not {type(value).__name__}")
+    for key, value in metadata:
+        if not isinstance(key, str) or not _is_key(key) or key.startswith("grpc-"):
+            raise OptionTypeError(f"metadata key {key!r} must be of a-z, 0-9 and -_. and not begin with 'grpc-'")
+        if key.endswith("-bin"):
+            if not isinstance(value, bytes):
+                raise OptionTypeError(f"metadata {key!r}: {value!r} must be bytes, for its key ends in '-bin'")
+        elif not isinstance(value, str) or not _is_value(value):
+            raise OptionTypeError(
+                f"metadata {key!r}: {value!r} must be printable ASCII; a key that ends in '-bin' takes bytes"
+            )
         pairs.append((key, value))
     return pairs

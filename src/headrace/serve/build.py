@@ -21,6 +21,7 @@ from headrace.serve.target import UserCodeRaised, import_from, load_application
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import HeadraceError
 from headrace.spec.grpc import GrpcService
+from headrace.spec.status import ProxyDetails, ProxyStatus
 from headrace.wire.control import Deploy, Deployed, GetStatus, StartHTTP, Status
 from headrace.wire.report import Event, Failure, Line, Ready, written
 
@@ -53,6 +54,8 @@ class Builder:
         http.join()
         if self._http_failure is not None:
             raise self._http_failure
+        if grpc is not None:
+            self._report(Line(f"gRPC at {_host(grpc.options.host or options.host)}:{self._proxy().grpc_port}"))
         revision = answer.revision if isinstance(answer, Deployed) else 0
         self._report(Ready(spec.name, revision, spec.route_prefix, self._address(options)))
 
@@ -73,13 +76,17 @@ class Builder:
         """Where HTTP answers, "" without it; the port is the one that was found when any would do."""
         if not options.ingress_workers:
             return ""
-        port = options.port
-        if not port:
-            answer = driver().ask(GetStatus())
-            ports = [proxy.port for proxy in answer.status.proxies.values()] if isinstance(answer, Status) else []
-            port = next(iter(ports), 0)
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        return f"http://{host}:{port}"
+        return f"http://{_host(options.host)}:{options.port or self._proxy().port}"
+
+    def _proxy(self) -> ProxyDetails:
+        """What the controller tells of an ingress process: the ports that were found when any would do."""
+        answer = driver().ask(GetStatus())
+        proxies = answer.status.proxies.values() if isinstance(answer, Status) else ()
+        return next(iter(proxies), ProxyDetails(status=ProxyStatus.UNHEALTHY))
+
+
+def _host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def arguments_of(values: Sequence[str] | None = None) -> argparse.Namespace:
