@@ -125,7 +125,10 @@ class RequestContext(msgspec.Struct, gc=False, eq=False):
     @property
     def route(self) -> str:
         """The route prefix of an HTTP request; "" for a call that is none."""
-        head = _head_decoder.decode(self.meta.http)
+        try:
+            head = _head_decoder.decode(self.meta.http)
+        except msgspec.ValidationError:  # the head of an RPC
+            return ""
         return "" if head is None else head.root_path or "/"
 
 

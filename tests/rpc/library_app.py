@@ -156,7 +156,7 @@ class Shelves:
     async def Ask(self, book: Book) -> Book:
         request = serve.get_request_context()
         known = (request.request_id, request.model_id, request.sticky, request.priority, request.trace)
-        return Book(title=" ".join(map(str, known)), number=os.getpid())
+        return Book(title=" ".join(map(str, known)), number=os.getpid(), data=f"route {request.route!r}".encode())
 
     async def __call__(self, book: Book) -> Book:
         return Book(title=f"called with {book.title}")

@@ -168,6 +168,7 @@ class TestMetadata:
         told = dict(call.trailing_metadata())["request_id"]
         assert len(told) == 36
         assert answer.title.split()[0] == told
+        assert answer.data == b"route ''"
 
     def test_what_the_metadata_says_reaches_the_request_context(self, library: Library) -> None:
         metadata = {
