@@ -406,6 +406,18 @@ class TestFastAPI:
         serve.run(factory_ingress.app, name="doubling", route_prefix="/twice")
         assert is_json(http.get("/twice/double/21"), {"double": 42})
 
+    def test_without_a_class_and_from_a_method(self, http: httpx.Client) -> None:
+        import late_ingress
+
+        serve.run(late_ingress.plain)
+        assert is_json(http.get("/hi"), "hi")
+        serve.run(late_ingress.built)
+        assert is_json(http.get("/triple/4"), 12)
+        serve.run(late_ingress.late)
+        assert is_json(http.get("/word"), "made late")
+        with pytest.raises((ValueError, TypeError), match="__serve_build_asgi_app__"):
+            serve.ingress()(type("Nothing", (), {}))
+
     def test_any_asgi_application(self, http: httpx.Client) -> None:
         import starlette_ingress
 

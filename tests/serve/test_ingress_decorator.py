@@ -184,9 +184,16 @@ def of_an_application() -> None:
     serve.ingress(serve.deployment(type("Web", (), {})).bind())
 
 
+def without_either() -> None:
+    @serve.ingress()
+    class Web:
+        pass
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
+        (without_either, r"Web has no __serve_build_asgi_app__"),
         (other_order, r"above @serve\.deployment of 'Web': write @serve\.deployment first"),
         (without_application, r"serve\.ingress\(Web\) was given the class: write @serve\.ingress\(app\)"),
         (on_a_function, r"decorates a class, not <function on_a_function.*serve\.run\(app\)"),

@@ -21,7 +21,7 @@ from headrace.replica.lifespan import Lifespan
 from headrace.replica.threads import ThreadPool, in_thread
 from headrace.replica.wsgi import WsgiAdapter
 from headrace.spec.errors import OptionTypeError
-from headrace.spec.ingress import Ingress, Interface, interface_of, is_coroutine_callable
+from headrace.spec.ingress import BUILD_METHOD, Ingress, Interface, interface_of, is_coroutine_callable
 from headrace.wire.webapps import copied
 
 if TYPE_CHECKING:
@@ -117,9 +117,11 @@ async def open_application(ingress: Ingress, replica: ReplicaContext, threads: T
     """
     loop = asyncio.get_running_loop()
     app, interface = ingress.app, ingress.interface
+    if interface is Interface.METHOD:
+        app, interface = getattr(replica.servable_object, BUILD_METHOD), Interface.BUILDER
     if interface is Interface.BUILDER:
-        app = await _built(app)
-        interface = _interface_of_built(ingress.app, app)
+        builder, app = app, await _built(app)
+        interface = _interface_of_built(builder, app)
     route_threads = RouteThreads(loop)
     if interface is Interface.WSGI:
         return WebApplication(WsgiAdapter(app, threads), Lifespan(_without_lifespan), route_threads)

@@ -12,22 +12,44 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
 from headrace.serve.deployment import Application, Deployment, deployment
 from headrace.spec.errors import OptionTypeError
-from headrace.spec.ingress import ATTRIBUTE, Ingress, Interface, ingress_of, interface_of, looks_like_application
+from headrace.spec.ingress import (
+    ATTRIBUTE,
+    BUILD_METHOD,
+    Ingress,
+    Interface,
+    ingress_of,
+    interface_of,
+    looks_like_application,
+)
 
 C = TypeVar("C", bound=type)
 
+FROM_THE_CLASS: Any = object()  # not None, which is what a function returns that forgot to return the application
 
-def ingress(app: Any) -> Callable[[C], C]:
+
+class Decorator(Protocol):
+    """What `serve.ingress(app)` is: it decorates a class, or makes one."""
+
+    @overload
+    def __call__(self) -> type: ...
+    @overload
+    def __call__(self, decorated: C, /) -> C: ...
+
+
+def ingress(app: Any = FROM_THE_CLASS) -> Decorator:
     """Answer the HTTP requests of a deployment with a web application: put it between `@serve.deployment` and a class.
 
     `app` is a FastAPI application or APIRouter, any ASGI application, a WSGI application (Flask's), or a function
     without arguments that returns one of these and is called in each replica. Methods that are routes of the
     application (`@app.get("/")` in the class) are called with the replica's instance as `self`; by handle, all methods
     of the class are called as ever. Raises OptionTypeError for what is none of these.
+
+    Without `app`, the class's method `__serve_build_asgi_app__`, called after the constructor, returns it. Without a
+    class, `serve.ingress(app)()` returns one that has no routes of its own, and can be bound with anything.
     """
     if isinstance(app, Deployment | Application):
         raise OptionTypeError(f"serve.ingress takes a web application, not {app!r}: decorate a class with it")
@@ -35,9 +57,12 @@ def ingress(app: Any) -> Callable[[C], C]:
         raise OptionTypeError(
             f"serve.ingress({app.__name__}) was given the class: write @serve.ingress(app), with the web application"
         )
-    declared = Ingress(app, interface_of(app))
+    late = app is FROM_THE_CLASS
+    declared = Ingress(None, Interface.METHOD) if late else Ingress(app, interface_of(app))
 
-    def decorate(decorated: C) -> C:
+    def decorate(decorated: Any = None, /) -> Any:
+        if decorated is None:
+            decorated = type("ASGIIngressDeployment", (), {"__init__": _take_anything})
         if isinstance(decorated, Deployment):
             raise OptionTypeError(
                 f"@serve.ingress stands above @serve.deployment of {decorated.name!r}: write @serve.deployment first "
@@ -50,11 +75,20 @@ def ingress(app: Any) -> Callable[[C], C]:
             )
         if ATTRIBUTE in vars(decorated):
             raise OptionTypeError(f"{decorated.__name__} has an ingress already: give another one to a subclass of it")
+        if late and not hasattr(decorated, BUILD_METHOD):
+            raise OptionTypeError(
+                f"serve.ingress() without an application takes it from a method of the class, and "
+                f"{decorated.__name__} has no {BUILD_METHOD}: give one of the two"
+            )
         setattr(decorated, ATTRIBUTE, declared)
         copyreg.pickle(Ingress, _reduce)
         return decorated
 
     return decorate
+
+
+def _take_anything(self: object, *args: Any, **kwargs: Any) -> None:
+    """The constructor of a class that was made for an application: what it is bound with belongs to its graph."""
 
 
 def complete(target: object) -> None:

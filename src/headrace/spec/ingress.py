@@ -14,6 +14,7 @@ from typing import Any
 from headrace.spec.errors import OptionTypeError
 
 ATTRIBUTE = "__headrace_ingress__"
+BUILD_METHOD = "__serve_build_asgi_app__"
 EXPECTED = (
     "a FastAPI application or APIRouter, any ASGI application (called with scope, receive, send), a WSGI application "
     "such as Flask's (called with environ, start_response), or a function without arguments that returns one of these"
@@ -26,6 +27,7 @@ class Interface(enum.Enum):
     ASGI = "asgi"
     WSGI = "wsgi"
     BUILDER = "builder"  # a function that makes the application, in each replica its own
+    METHOD = "method"  # a method of the instance that makes it: BUILD_METHOD
 
 
 class Ingress:

@@ -25,6 +25,8 @@ from headrace.wire.code import is_importable
 
 def import_path_of(value: object) -> tuple[str, str] | None:
     """The module, which a process with our `sys.path` can import, and the attribute of it that is this very object."""
+    if value is None:
+        return None  # which many modules have
     for name, module in list(sys.modules.items()):
         if name == "__main__" or not isinstance(module, ModuleType):
             continue
