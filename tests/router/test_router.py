@@ -110,6 +110,7 @@ class World:
         self.router = Router(asyncio.get_running_loop(), "test#0")
         self.version = 0
         self.started = 0
+        self.options: dict[str, Any] = {}  # what else the entry says
 
     async def add(self, count: int = 1) -> list[Replica]:
         added = []
@@ -133,6 +134,7 @@ class World:
             repeatable=self.repeatable,
             failed=failed,
             replicas=tuple(replica.entry for replica in self.replicas.values()),
+            **self.options,
         )
         app = ApplicationEntry(
             name="app",
