@@ -27,6 +27,7 @@ from fastapi import (
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader
 from pydantic import BaseModel
 from starlette.applications import Starlette
@@ -339,6 +340,31 @@ def test_instances_in_one_process_do_not_see_each_other() -> None:
             assert value_of(await third.get("/async/1"))["n"] == 9.0
 
     run(check())
+
+
+def test_the_application_is_as_written_when_its_replicas_are_gone() -> None:
+    async def check(first_leaves_first: bool) -> None:
+        own = FastAPI()
+
+        @own.get("/")
+        def get(n: int) -> int:
+            return n
+
+        served = serve.ingress(own)(type("Web", (), {}))
+        before = [route.endpoint for route in own.routes if isinstance(route, APIRoute)]
+        first, second = contextlib.AsyncExitStack(), contextlib.AsyncExitStack()
+        web = await first.enter_async_context(replica_of(served))
+        other = await second.enter_async_context(replica_of(served))
+        assert value_of(await web.get("/?n=1")) == value_of(await other.get("/?n=1")) == 1
+        for stack in (first, second) if first_leaves_first else (second, first):
+            await stack.aclose()
+        assert [route.endpoint for route in own.routes if isinstance(route, APIRoute)] == before == [get]
+
+    run(check(True))
+    run(check(False))
+    for name in ("plain", "coroutine", "create"):
+        (route,) = [route for route in app.routes if getattr(route, "name", "") == name]
+        assert route.endpoint is vars(Shop)[name]  # type: ignore[attr-defined]
 
 
 shared = FastAPI()

@@ -126,20 +126,32 @@ async def open_application(ingress: Ingress, replica: ReplicaContext, threads: T
     if interface is Interface.WSGI:
         return WebApplication(WsgiAdapter(app, threads), Lifespan(_without_lifespan), route_threads)
     instance = replica.servable_object
-    if is_bound(app):
-        with as_written(app):
-            app = copied(app) if needs_binding(app, type(instance)) else app
-    binding = Binding(app, instance, route_threads.wrap)
-    binding.bind()
+    app, binding = _bound(app, instance, route_threads)
     app = _as_fastapi(app)
     allow_threads(replica.max_ongoing_requests)
     lifespan = Lifespan(app)
     try:
         await lifespan.startup()
     except BaseException:
-        binding.undo()
+        if binding is not None:
+            binding.undo()
         raise
     return WebApplication(app, lifespan, route_threads, binding)
+
+
+def _bound(app: Any, instance: object, threads: RouteThreads) -> tuple[Any, Binding | None]:
+    """The application with its routes bound to the instance; a copy, where another replica of this process has it.
+
+    One whose routes are no methods is shared: that it waits for its threads remains the first replica's affair.
+    """
+    if is_bound(app):
+        with as_written(app):
+            if not needs_binding(app, type(instance)):
+                return app, None
+            app = copied(app)
+    binding = Binding(app, instance, threads.wrap)
+    binding.bind()
+    return app, binding
 
 
 def allow_threads(limit: int) -> None:
