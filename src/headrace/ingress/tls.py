@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import OptionError
@@ -84,6 +84,7 @@ class TlsHandshake(asyncio.Protocol):
     """The plain side of one connection until it is encrypted; then what `make` makes takes its place.
 
     It takes the place itself, for a moment: the first bytes may be there before anybody has been told that TLS stands.
+    And uvloop may bring bytes before TLS has begun, although the transport was told to pause.
     """
 
     def __init__(self, door: Door, context: ssl.SSLContext, make: Callable[[], asyncio.Protocol]) -> None:
@@ -123,10 +124,27 @@ class TlsHandshake(asyncio.Protocol):
         if self._task is not None:
             self._task.cancel()
 
+    def _hand_over(self) -> None:
+        """Give TLS what came before it had begun."""
+        transport, data = self._transport, b"".join(self._early)
+        self._early.clear()
+        if transport is None:
+            return
+        # A BufferedProtocol by its methods, whosever loop it is.
+        tls = cast("asyncio.BufferedProtocol", transport.get_protocol())
+        while data:
+            buffer = memoryview(tls.get_buffer(len(data)))
+            count = min(len(buffer), len(data))
+            buffer[:count] = data[:count]
+            tls.buffer_updated(count)
+            data = data[count:]
+
     async def _shake(self, transport: asyncio.Transport) -> None:
         door = self._door
         try:
-            encrypted = await door.loop.start_tls(
+            # In a task of its own, whose first step pauses the transport and has TLS begin in the next tick: what has
+            # come until then is handed over there, before the transport reads again.
+            start = door.loop.start_tls(
                 transport,
                 self,
                 self._context,
@@ -134,6 +152,11 @@ class TlsHandshake(asyncio.Protocol):
                 ssl_handshake_timeout=door.options.header_timeout_s,
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
+            starting = door.loop.create_task(start, name="tls")
+            await asyncio.sleep(0)
+            if self._early:
+                door.loop.call_soon(self._hand_over)
+            encrypted = await starting
             if encrypted is None or self._ended:
                 transport.abort()
                 return
