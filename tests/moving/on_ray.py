@@ -1,6 +1,6 @@
 """Runs test_moving.py on Ray Serve: puts the import lines back as they were, and starts pytest in Ray's environment.
 
-In: the files beside this one; the arguments go to pytest. Out: pytest's exit code. By hand only: it takes a minute and
+In: the files beside this one; the arguments go to pytest. Out: pytest's exit code. By hand only: it takes minutes and
 a gigabyte. `make bench` makes the environment; pytest, pytest-timeout, httpx, scikit-learn,
 python-multipart and grpcio-tools are to be installed into it.
 """
