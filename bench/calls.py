@@ -6,8 +6,10 @@ it does not come to its end.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import msgspec
@@ -17,7 +19,7 @@ from bench.peers import APPS, Peer
 from bench.server import PeerFailed, environment_of
 
 TIMEOUT_S = 180.0
-MARK = "FIGURES "
+FIGURES = re.compile(r"^FIGURES (.*)\n", re.MULTILINE)
 
 
 class CallRound(msgspec.Struct):
@@ -53,9 +55,11 @@ def run_script(peer: Peer, name: str, *arguments: str) -> str:
                 stderr=subprocess.STDOUT,
             )
             try:
-                script.wait(TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                raise PeerFailed(f"{name}: not done within {TIMEOUT_S:.0f} s") from None
+                end = time.monotonic() + TIMEOUT_S
+                while script.poll() is None and FIGURES.search(log.read_text(errors="replace")) is None:
+                    if time.monotonic() > end:
+                        raise PeerFailed(f"{name}: not done within {TIMEOUT_S:.0f} s")
+                    time.sleep(0.05)
             finally:
                 processes.stop_all(script.pid, 10)
         return figures_in(log.read_text(errors="replace"), name, script.returncode)
@@ -63,8 +67,7 @@ def run_script(peer: Peer, name: str, *arguments: str) -> str:
 
 def figures_in(output: str, name: str, status: int) -> str:
     """The JSON of the figures among what a script printed. Raises PeerFailed, with its last words, without any."""
+    if found := FIGURES.search(output):
+        return found[1]
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    for line in lines:
-        if line.startswith(MARK):
-            return line.removeprefix(MARK)
     raise PeerFailed(f"{name}: status {status}: {lines[-1][:200] if lines else 'nothing said'}")

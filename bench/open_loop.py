@@ -18,7 +18,7 @@ import httptools
 from bench.arrivals import NEVER, Arrival, Outcome
 
 MOST_CONNECTIONS = 4000
-PATIENCE_S = 3.0  # for what is under way when the last request was sent
+PATIENCE_S = 3.0
 
 
 class Connection(asyncio.Protocol):
@@ -65,11 +65,24 @@ class Connection(asyncio.Protocol):
 
 
 class OpenLoop:
-    """One run of a schedule. `lags_s` are how much later than due each request could be sent."""
+    """One run of a schedule. `lags_s` are how much later than due each request could be sent; what is under way
+    `patience_s` after the last one was sent counts as never answered.
+    """
 
-    def __init__(self, port: int, schedule: Sequence[Arrival], low: bytes, high: bytes) -> None:
+    def __init__(
+        self,
+        port: int,
+        schedule: Sequence[Arrival],
+        low: bytes,
+        high: bytes,
+        *,
+        patience_s: float = PATIENCE_S,
+        most_connections: int = MOST_CONNECTIONS,
+    ) -> None:
         self.low, self.high = low, high
         self.lags_s: list[float] = []
+        self._patience_s = patience_s
+        self._most = most_connections
         self._port = port
         self._schedule = schedule
         self._outcomes: list[Outcome] = []
@@ -81,7 +94,7 @@ class OpenLoop:
         self._done = asyncio.Event()
 
     async def run(self) -> list[Outcome]:
-        """Send everything and wait for the answers, PATIENCE_S after the last request at most."""
+        """Send everything, wait for the answers, and close all connections."""
         raise_limit_of_files()
         clock = asyncio.get_running_loop().time
         gc.disable()  # a collection of the sender is no latency of the server
@@ -92,7 +105,7 @@ class OpenLoop:
                     await asyncio.sleep(left)
                 self._send(arrival)
             try:
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(self._patience_s):
                     await self._done.wait()
             except TimeoutError:
                 pass  # what is under way stays unanswered
@@ -105,7 +118,7 @@ class OpenLoop:
             self._put(self._idle.pop(), arrival)
             return
         self._waiting.append(arrival)
-        if len(self._open) + len(self._opening) < MOST_CONNECTIONS:
+        if len(self._open) + len(self._opening) < self._most:
             task = asyncio.get_running_loop().create_task(self._connect())
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)

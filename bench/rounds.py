@@ -6,6 +6,7 @@ or measured is in the results with its reason.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -37,8 +38,13 @@ class Choice:
 
 
 def measure(choice: Choice, into: Results) -> None:
-    """All rounds."""
+    """All rounds. This process becomes a subreaper, and stays one."""
     processes.become_subreaper()
+    run(choice, into)
+
+
+def run(choice: Choice, into: Results) -> None:
+    """All rounds, where this process need not be the parent of what servers let go of."""
     broken = make_environments(choice.entrants)
     for peer in choice.peers:
         into.peers[peer.name] = found = PeerResults(peer.title, version(peer))
@@ -91,19 +97,27 @@ def measure_peer(peer: Peer, into: PeerResults, label: str, seconds: float, *, h
                 f"10 MB {called.array_10mb_us / 1000:.2f} ms",
                 flush=True,
             )
-    except (PeerFailed, LoadFailed) as error:
-        into.errors.append(str(error))
-        print(f"{label}  {peer.title}: failed: {error}", flush=True)
+    except Exception as error:  # half an hour of figures is not lost to a round that broke
+        into.errors.append(reason(error))
+        print(f"{label}  {peer.title}: failed: {into.errors[-1]}", flush=True)
 
 
 def measure_entrant(section: Section, peer: Peer, into: Entry, label: str, seconds: float) -> None:
     """One round of one entrant of a section."""
     try:
         measured = section.measure(peer, seconds)
-    except (PeerFailed, LoadFailed) as error:
-        into.errors.append(str(error))
-        print(f"{label}  {section.name}, {peer.title}: failed: {error}", flush=True)
+    except Exception as error:  # as above
+        into.errors.append(reason(error))
+        print(f"{label}  {section.name}, {peer.title}: failed: {into.errors[-1]}", flush=True)
         return
     into.rounds.append(measured)
     figures = ", ".join(f"{name} {value:,.4g}" for name, value in measured.figures.items())
     print(f"{label}  {section.name}, {peer.title}: {figures}", flush=True)
+
+
+def reason(error: Exception) -> str:
+    """Why a round failed, in a line. What was not foreseen is printed whole."""
+    if isinstance(error, PeerFailed | LoadFailed):
+        return str(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}"

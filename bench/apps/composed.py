@@ -9,19 +9,20 @@ except ImportError:  # the environment of Ray Serve has no Headrace
     from ray import serve
 
 web = FastAPI()
+SHARE = {"num_cpus": 0.5}  # so that both replicas have a place on any machine
 
 
 class Message(BaseModel):
     text: str
 
 
-@serve.deployment(max_ongoing_requests=100)
+@serve.deployment(max_ongoing_requests=100, ray_actor_options=SHARE)
 class Echo:
     async def __call__(self, text):
         return text
 
 
-@serve.deployment(max_ongoing_requests=100)
+@serve.deployment(max_ongoing_requests=100, ray_actor_options=SHARE)
 @serve.ingress(web)
 class Front:
     def __init__(self, echo):

@@ -19,9 +19,10 @@ if throughput_flag is not None:
     os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = throughput_flag
 
 ITEMS = 100
+SHARE = {"num_cpus": 0.5}  # Ray Serve does not place three replicas of a CPU each on two
 
 
-@serve.deployment(max_ongoing_requests=100)
+@serve.deployment(max_ongoing_requests=100, ray_actor_options=SHARE)
 class Maker:
     async def items(self):
         for number in range(ITEMS):
@@ -36,7 +37,7 @@ class Maker:
         yield from range(ITEMS)
 
 
-@serve.deployment(max_ongoing_requests=100)
+@serve.deployment(max_ongoing_requests=100, ray_actor_options=SHARE)
 class Hop:
     """Hands each item on."""
 
@@ -48,7 +49,7 @@ class Hop:
             yield item
 
 
-@serve.deployment(max_ongoing_requests=100)
+@serve.deployment(max_ongoing_requests=100, ray_actor_options=SHARE)
 class Reader:
     def __init__(self, maker, hop):
         self.maker = maker.options(stream=True)
