@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 RUN = {"python", "console"}
 SHOWN = {"", "text", "json", "bash", "toml"}  # languages that are for the reader's eyes
-ALLOWED = re.compile(r"^(headrace (run|status|shutdown)|curl|python [\w-]+\.py)\b")
+ALLOWED = re.compile(r"^(headrace (run|status|shutdown)|curl|python [\w-]+\.py|pytest test_\w+\.py)\b")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

@@ -110,6 +110,7 @@ _SUBMODULES = frozenset(
         "task_consumer",
         "task_processor",
         "taskiq_task_processor",
+        "testing",
     )
 )
 
