@@ -8,7 +8,8 @@ from random import Random
 import pytest
 
 from headrace.core.balance import Balancer, Replica
-from headrace.core.queue import AGING_S, LOWEST_PRIORITY
+from headrace.core.queue import AGING_S
+from headrace.spec.priority import LOWEST_PRIORITY
 
 HEAD_START_S = -LOWEST_PRIORITY * AGING_S  # of priority 0 over the lowest
 

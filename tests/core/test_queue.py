@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.queue import AGING_S, HIGHEST_PRIORITY, LOWEST_PRIORITY, CallQueue
+from headrace.core.queue import AGING_S, CallQueue
+from headrace.spec.priority import HIGHEST_PRIORITY, LOWEST_PRIORITY
 
 steps = st.lists(
     st.tuples(

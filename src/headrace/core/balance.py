@@ -22,7 +22,8 @@ from random import Random
 from typing import Any, Generic, TypeVar
 
 from headrace.core.lateness import Lateness
-from headrace.core.queue import AGING_S, LOWEST_PRIORITY, CallQueue
+from headrace.core.queue import AGING_S, CallQueue
+from headrace.spec.priority import LOWEST_PRIORITY
 
 _HEAD_START_S = -LOWEST_PRIORITY * AGING_S  # of priority 0 over the lowest
 

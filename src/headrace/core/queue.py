@@ -12,7 +12,8 @@ from collections.abc import Hashable
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
-LOWEST_PRIORITY, HIGHEST_PRIORITY = -10, 10
+from headrace.spec.priority import LOWEST_PRIORITY
+
 AGING_S = 1.0
 
 CallT = TypeVar("CallT", bound=Hashable)
