@@ -115,6 +115,10 @@ class CalleeLink(Connection):
             return  # answered already: `fail` after `end`, say
         if call.timer is not None:
             call.timer.cancel()
+        # It leads to the task, whose context leads back to the call by structs that the collector does not look into.
+        call.on_cancel = None
+        if call.flags & MORE:
+            self.forget_inflow(stream)
         gate = self.gate
         chosen = gate.leave(self.loop.time() if gate.wanted else 0.0)
         if chosen is self:
@@ -150,6 +154,9 @@ class CalleeLink(Connection):
             self.calls[stream] = call
             self.finish(stream, REPLY, 0, b"", b"")
             return
+        call.on_cancel = None  # as in finish
+        if call.flags & MORE:
+            self.forget_inflow(stream)
         chosen = self.gate.leave(self.loop.time())
         if chosen is not self:
             self.server.offer(chosen)
