@@ -84,3 +84,19 @@ def test_what_ray_serve_has_is_taken_where_it_means_something():
     assert HTTPOptions(location=None).ingress_workers == 0
     with pytest.warns(UserWarning, match="num_cpus"):
         HTTPOptions(num_cpus=1)
+
+
+def test_files_of_tls_are_looked_for_where_the_options_were_given():
+    options = HTTPOptions(ssl_certfile="tls/cert.pem", ssl_keyfile="/etc/key.pem", ssl_keyfile_password="secret")
+    located = options.located("/home/me")
+    assert (located.ssl_certfile, located.ssl_keyfile) == ("/home/me/tls/cert.pem", "/etc/key.pem")
+    assert (located.ssl_ca_certs, located.ssl_keyfile_password) == (None, "secret")
+    assert HTTPOptions().located("/home/me") == HTTPOptions(ssl_certfile="", ssl_keyfile="")
+
+
+@pytest.mark.parametrize("name", ["ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"])
+def test_what_belongs_to_a_certificate_needs_one(name: str):
+    with pytest.raises(OptionError, match=f"{name} has no effect without ssl_certfile"):
+        HTTPOptions(**{name: "x"})
+    with pytest.raises(OptionTypeError, match=name):
+        HTTPOptions(**{"ssl_certfile": "cert.pem", name: 7})

@@ -69,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     run.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one (default: %(default)s)")
+    run.add_argument("--ssl-certfile", metavar="FILE", help="serve HTTPS with this certificate (PEM)")
+    run.add_argument("--ssl-keyfile", metavar="FILE", help="the certificate's key, where it is in a file of its own")
+    run.add_argument("--ssl-ca-certs", metavar="FILE", help="clients must show certificates signed by one of these")
     run.add_argument(
         "--grpc-servicer-functions",
         action="append",

@@ -21,7 +21,7 @@ from headrace.engine.base import ProcessExited, ProcessRequest
 from headrace.engine.directory import instance_directory
 from headrace.engine.keeper import Keeper
 from headrace.spec.application import checked_request_timeout
-from headrace.spec.config import HTTPOptions
+from headrace.spec.config import TLS_FILES, HTTPOptions
 from headrace.spec.errors import InstanceError, OptionError
 from headrace.spec.grpc import gRPCOptions
 from headrace.spec.names import checked_name, checked_route_prefix, split_import_path
@@ -74,7 +74,16 @@ def check(arguments: argparse.Namespace) -> None:
     checked_request_timeout(arguments.request_timeout)
     if not Path(arguments.app_dir).is_dir():
         raise OptionError(f"--app-dir {arguments.app_dir!r} is not a directory")
-    HTTPOptions(host=arguments.host, port=arguments.port, ingress_workers=arguments.ingress_workers)
+    options = HTTPOptions(
+        host=arguments.host,
+        port=arguments.port,
+        ingress_workers=arguments.ingress_workers,
+        **{name: getattr(arguments, name) for name in TLS_FILES},
+    )
+    if options.ssl_certfile is not None:
+        from headrace.ingress.tls import context_of  # it takes a while to load, for the few who ask for TLS
+
+        context_of(options)
     grpc = gRPCOptions(port=arguments.grpc_port, grpc_servicer_functions=arguments.grpc_servicer_functions)
     if grpc.enabled and not arguments.ingress_workers:
         raise OptionError("--grpc-servicer-functions needs an ingress process: let --ingress-workers be 1 or more")
@@ -121,6 +130,10 @@ def builder_argv(arguments: argparse.Namespace) -> tuple[str, ...]:
     }
     if arguments.request_timeout is not None:
         options["--request-timeout"] = str(arguments.request_timeout)
+    for name in TLS_FILES:
+        file = getattr(arguments, name)
+        if file is not None:
+            options[f"--{name.replace('_', '-')}"] = str(Path(file).absolute())
     flags = [f"{name}={value}" for name, value in options.items()]
     flags += [f"--grpc-servicer-functions={function}" for function in arguments.grpc_servicer_functions]
     return (sys.executable, "-P", "-m", "headrace.serve.build", *flags, "--", arguments.target, *arguments.arguments)

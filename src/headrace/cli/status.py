@@ -48,7 +48,7 @@ def table(status: ServeStatus, style: Style) -> list[str]:
 
 
 def _head(status: ServeStatus) -> str:
-    addresses = {f"http://{_in_url(p.host)}:{p.port}" for p in status.proxies.values() if p.port}
+    addresses = {f"{p.scheme}://{_in_url(p.host)}:{p.port}" for p in status.proxies.values() if p.port}
     addresses |= {f"grpc://{_in_url(p.host)}:{p.grpc_port}" for p in status.proxies.values() if p.grpc_port}
     where = ", ".join(sorted(addresses, reverse=True)) or "no HTTP"
     count = len(status.proxies)

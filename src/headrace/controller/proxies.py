@@ -243,6 +243,7 @@ class Proxies:
 
     def details(self) -> Mapping[str, ProxyDetails]:
         """What the status tells of them."""
+        scheme = "http" if self.options is None or self.options.ssl_certfile is None else "https"
         return {
             proxy.id: ProxyDetails(
                 status=_STATUS.get(proxy.phase, ProxyStatus.UNHEALTHY),
@@ -251,6 +252,7 @@ class Proxies:
                 port=proxy.port,
                 restarts=max(0, proxy.starts - 1),
                 grpc_port=proxy.grpc_port,
+                scheme=scheme,
             )
             for proxy in self._proxies.values()
         }

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from headrace import runtime as runtimes
@@ -299,6 +300,8 @@ def _start_http(tie: Driver, options: HTTPOptions | None, grpc: GrpcService | No
     """HTTP with these options, the defaults for None, and gRPC if given; where it runs already, only warn when it runs
     otherwise.
     """
+    if options is not None:
+        options = options.located(str(Path.cwd()))
     if tie.http is None:
         proxies = _status(tie).proxies.values()
         if not proxies:

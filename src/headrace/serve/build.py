@@ -37,7 +37,14 @@ class Builder:
     def run(self) -> None:
         """Build and deploy the application. Raises HeadraceError."""
         arguments = self._arguments
-        options = HTTPOptions(host=arguments.host, port=arguments.port, ingress_workers=arguments.ingress_workers)
+        options = HTTPOptions(
+            host=arguments.host,
+            port=arguments.port,
+            ingress_workers=arguments.ingress_workers,
+            ssl_certfile=arguments.ssl_certfile,
+            ssl_keyfile=arguments.ssl_keyfile,
+            ssl_ca_certs=arguments.ssl_ca_certs,
+        )
         grpc = None
         if arguments.grpc_servicer_functions:
             import_from(arguments.app_dir)
@@ -101,6 +108,9 @@ def arguments_of(values: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--request-timeout", type=float)
     parser.add_argument("--app-dir", default=".")
     parser.add_argument("--ingress-workers", type=int, default=1)
+    parser.add_argument("--ssl-certfile")
+    parser.add_argument("--ssl-keyfile")
+    parser.add_argument("--ssl-ca-certs")
     parser.add_argument("--grpc-port", type=int, default=9000)
     parser.add_argument("--grpc-servicer-functions", action="append", default=[])
     return parser.parse_args(values)

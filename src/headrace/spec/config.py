@@ -6,6 +6,7 @@ import difflib
 import math
 import warnings
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import msgspec
@@ -16,7 +17,8 @@ LEAST_HEADER_BYTES = 1024
 MOST_HEADER_BYTES = 40 * 1024  # the head of a request travels in the metadata of one frame
 LOCATIONS = ("EveryNode", "HeadOnly", "NoServer", "Disabled")
 NOT_YET = ("middlewares",)
-TLS = ("ssl_keyfile", "ssl_certfile", "ssl_keyfile_password", "ssl_ca_certs")
+TLS_FILES = ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs")
+TLS = (*TLS_FILES, "ssl_keyfile_password")
 
 
 class HTTPOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,8 +28,9 @@ class HTTPOptions(msgspec.Struct, frozen=True, kw_only=True):
     `header_timeout_s` bounds the time from a request's first byte to the end of its head, `body_timeout_s` the time
     in which a body (or the reading of a response) makes no progress, `keep_alive_timeout_s` that between requests.
     `drain_timeout_s` is how long a stopping ingress lets requests finish. `location` is Ray Serve's: on one machine all
-    its places are the same, and `NoServer` means `ingress_workers=0`. Raises OptionError for a value that is not
-    allowed, OptionTypeError for one of a wrong type.
+    its places are the same, and `NoServer` means `ingress_workers=0`. With `ssl_certfile` HTTPS is served and not HTTP
+    (PEM files; the key in `ssl_keyfile`, or with the certificate); `ssl_ca_certs` asks clients for certificates too.
+    Raises OptionError for a value that is not allowed, OptionTypeError for one of a wrong type.
     """
 
     host: str = "127.0.0.1"
@@ -76,6 +79,12 @@ class HTTPOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise OptionError(f"location={self.location!r} must be one of {', '.join(LOCATIONS)}")
         if self.num_cpus:
             warnings.warn("num_cpus of HTTPOptions has no effect here: see ingress_workers", stacklevel=3)
+
+    def located(self, directory: str) -> HTTPOptions:
+        """These options with the paths of files taken from `directory`, where they are relative."""
+        files = {name: getattr(self, name) for name in TLS_FILES}
+        paths = {name: str(PurePath(directory, path)) for name, path in files.items() if path is not None}
+        return msgspec.structs.replace(self, **paths) if paths else self
 
     def _check_tls(self) -> None:
         for name in TLS:

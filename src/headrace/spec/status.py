@@ -87,7 +87,7 @@ class ApplicationStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProxyDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """One ingress process. `grpc_port` is 0 where it serves no gRPC."""
+    """One ingress process. `scheme` is "https" where it serves that; `grpc_port` is 0 where it serves no gRPC."""
 
     status: ProxyStatus
     pid: int = 0
@@ -95,6 +95,7 @@ class ProxyDetails(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 0
     restarts: int = 0
     grpc_port: int = 0
+    scheme: str = "http"
 
 
 class ServeStatus(msgspec.Struct, frozen=True, kw_only=True):
