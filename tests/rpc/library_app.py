@@ -132,10 +132,12 @@ class Shelves:
     def WaitPlain(self, book: Book) -> Book:
         request = serve.get_request_context()
         note(f"{book.title} began")
-        while not request.cancelled:
-            time.sleep(0.005)
-        note(f"{book.title} ended")
-        return book
+        try:
+            while True:
+                request.check()
+                time.sleep(0.005)
+        finally:
+            note(f"{book.title} ended")
 
     async def Finish(self, book: Book) -> Book:
         note(f"{book.title} began")

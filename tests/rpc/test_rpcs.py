@@ -444,6 +444,16 @@ class TestServices:
         assert {proxy.grpc_port for proxy in serve.status().proxies.values()} == {library.port}
 
 
+def test_a_stream_whose_replica_dies_ends_as_unavailable(library: Library) -> None:
+    call = library.library.List(Book(number=10_000_000, title="torn"), timeout=PATIENCE_S)
+    next(call)
+    os.kill(library.desk.Ask(Book(), timeout=PATIENCE_S).number, signal.SIGKILL)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call)
+    assert caught.value.code() is Code.UNAVAILABLE
+    assert library.library.Lend(Book(title="a"), timeout=PATIENCE_S).title == "A"  # by its successor
+
+
 def test_an_ingress_that_was_killed_comes_back_with_grpc(library: Library) -> None:
     (before,) = serve.status().proxies.values()
     os.kill(before.pid, signal.SIGKILL)
