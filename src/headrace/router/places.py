@@ -90,9 +90,8 @@ class Places:
         pool.balancer.max_queued = allowance.limit
         if not allowance.idle:
             self.watch()
-        excess = allowance.excess(pool.balancer.queued)
-        if excess:
-            pool.refuse_lowest(excess)
+        while allowance.excess(pool.balancer.queued) and pool.refuse_lowest():
+            pass  # one at a time: whoever is told may cancel others
 
     def _link(self) -> Link | None:
         """The way to the keeper; None when there is none, or it cannot be reached from here."""

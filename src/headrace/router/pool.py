@@ -179,26 +179,30 @@ class Pool:
         if deadline is not None and balancer.hopeless(now, deadline, priority):
             call.on_error(self._busy(f"{balancer.queued} calls waiting: request {call.request_id} would be late"))
             return
-        evicted = None
-        if not balancer.enqueue(call, now, priority, deadline):
-            if not self.places.make_room():
-                evicted = balancer.evict(below=priority)
-                if evicted is None:
-                    self._refuse_full(call)
-                    return
-            balancer.enqueue(call, now, priority, deadline)
-        call.queued_since = now
-        self._park(call)
-        self._announce_soon()
-        if evicted is not None:
-            self._refuse_full(evicted)
+        evicted: list[Call] = []
+        waits = balancer.enqueue(call, now, priority, deadline)
+        if not waits and self.places.make_room():
+            waits = balancer.enqueue(call, now, priority, deadline)
+        while not waits and (other := balancer.evict(below=priority)) is not None:
+            evicted.append(other)
+            waits = balancer.enqueue(call, now, priority, deadline)
+        if waits:
+            call.queued_since = now
+            self._park(call)
+            self._announce_soon()
+        else:
+            evicted.append(call)
+        for each in evicted:
+            self._refuse_full(each)
 
-    def refuse_lowest(self, count: int) -> None:
-        """So many calls have no place in the queue: the youngest of the lowest priority."""
-        evicted = [call for _ in range(count) if (call := self.balancer.evict()) is not None]
+    def refuse_lowest(self) -> bool:
+        """The youngest call of the lowest priority has no place in the queue. False: there is none."""
+        call = self.balancer.evict()
+        if call is None:
+            return False
         self._announce_soon()
-        for call in evicted:
-            self._refuse_full(call)
+        self._refuse_full(call)
+        return True
 
     def _refuse_full(self, call: Call) -> None:
         if call.expiry is not None:
