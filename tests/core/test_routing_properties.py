@@ -54,12 +54,28 @@ class RoutingMachine(RuleBasedStateMachine):
         for _ in range(routers):
             self.world.add_router()
 
-    @rule(n=numbers, count=st.integers(1, 4))
-    def submit(self, n: int, count: int) -> None:
-        router = self.world.routers[n % len(self.world.routers)]
+    @rule(
+        n=numbers,
+        count=st.integers(1, 4),
+        priority=st.sampled_from([0, 0, 0, 1, 10, -10]),
+        time_s=st.sampled_from([None, None, 0.002, 10.0]),
+    )
+    def submit(self, n: int, count: int, priority: int, time_s: float | None) -> None:
+        world = self.world
+        router = world.routers[n % len(world.routers)]
         if not router.stalled:
             for _ in range(count):
-                self.world.submit(router)
+                deadline = None if time_s is None else world.now + time_s
+                world.submit(router, priority=priority, deadline=deadline)
+
+    @rule(n=numbers)
+    def expire(self, n: int) -> None:
+        """The timers of a router have come to run, sooner or later."""
+        router = self.world.routers[n % len(self.world.routers)]
+        if not router.stalled:
+            for call in self.world.calls:
+                if call.router is router and call.deadline is not None and call.deadline <= self.world.now:
+                    router.expire(call)
 
     @rule(seed=numbers, steps=st.integers(1, 80))
     def bustle(self, seed: int, steps: int) -> None:
