@@ -83,7 +83,8 @@ class Builder:
         """Where HTTP answers, "" without it; the port is the one that was found when any would do."""
         if not options.ingress_workers:
             return ""
-        return f"http://{_host(options.host)}:{options.port or self._proxy().port}"
+        scheme = "http" if options.ssl_certfile is None else "https"
+        return f"{scheme}://{_host(options.host)}:{options.port or self._proxy().port}"
 
     def _proxy(self) -> ProxyDetails:
         """What the controller tells of an ingress process: the ports that were found when any would do."""
