@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from headrace import serve
 from headrace.serve.api import resolve_target
 from headrace.serve.graph import DEFAULT_ASYNC_ONGOING, DEFAULT_WSGI_ONGOING, build
-from headrace.spec.errors import OptionTypeError
+from headrace.spec.errors import OptionTypeError, PayloadError
 from headrace.spec.ingress import Ingress, Interface, ingress_of, interface_of
 
 A, W, B = Interface.ASGI, Interface.WSGI, Interface.BUILDER
@@ -236,6 +236,11 @@ def test_what_it_may_do_at_once() -> None:
     assert limit(flask) == DEFAULT_WSGI_ONGOING
     assert limit(flask, num_cpus=12) == 12
     assert limit(flask, max_ongoing_requests=3) == limit(fastapi, max_ongoing_requests=3) == 3
+
+
+def test_a_flask_application_of_no_module_cannot_travel_and_says_what_to_do() -> None:
+    with pytest.raises(PayloadError, match=r"<Flask 'lost'> cannot be sent .* headrace run module:app"):
+        build(resolve_target(Flask("lost")))
 
 
 def test_an_application_of_no_module_travels_by_value() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
 
 from headrace.serve.deployment import Application, Deployment, deployment
-from headrace.spec.errors import OptionTypeError
+from headrace.spec.errors import OptionTypeError, PayloadError
 from headrace.spec.ingress import (
     ATTRIBUTE,
     BUILD_METHOD,
@@ -133,6 +133,11 @@ def _reduce(value: Ingress) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     from headrace.wire.webapps import comes_with_its_module, import_path_of
 
     path = import_path_of(value.app) if comes_with_its_module(value.app) else None
+    if path is None and hasattr(value.app, "wsgi_app"):
+        raise PayloadError(
+            f"{value.app!r} cannot be sent to a replica, as no module that a replica can import has it: keep it in a "
+            "module and run it by `headrace run module:app`, or give serve.ingress a function that makes it"
+        )
     if path is None:
         return Ingress, (value.app, value.interface)
     return imported, (*path, value.interface.value)

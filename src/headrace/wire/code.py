@@ -171,6 +171,8 @@ def _pickle_code(target: Callable[..., Any], module: ModuleType | None = None) -
         cloudpickle.register_pickle_by_value(module)
     try:
         return bytes(cloudpickle.dumps(target, protocol=5))
+    except PayloadError:
+        raise
     except Exception as error:  # whatever a __reduce__ of the user raises
         name = getattr(target, "__qualname__", repr(target))
         raise PayloadError(
