@@ -239,7 +239,7 @@ def test_what_it_may_do_at_once() -> None:
 
 
 def test_a_flask_application_of_no_module_cannot_travel_and_says_what_to_do() -> None:
-    with pytest.raises(PayloadError, match=r"<Flask 'lost'> cannot be sent .* headrace run module:app"):
+    with pytest.raises(PayloadError, match=r"<Flask 'lost'> cannot be sent .*headrace run module:app"):
         build(resolve_target(Flask("lost")))
 
 
