@@ -118,18 +118,26 @@ def write(found: results.Results) -> Path:
     """The results as JSON, and beside it the tables and the picture; the path of the JSON."""
     path = BENCH / "results" / f"{found.when.replace(':', '')}.json"
     found.write(path)
-    path.with_suffix(".md").write_text(table.report(found, SECTIONS))
-    if drawn := overload.picture(found.sections.get(overload.OVERLOAD.name, {})):
-        path.with_suffix(".svg").write_text(drawn)
+    pictures = draw(found, path.with_suffix(".svg"))
+    path.with_suffix(".md").write_text(table.report(found, SECTIONS, pictures))
     return path
 
 
 def write_docs(found: results.Results) -> None:
     """Put tables and picture where the documents have them."""
-    table.write_between(ROOT / "docs" / "benchmarks.md", table.report(found, SECTIONS))
+    pictures = draw(found, ROOT / "docs" / "overload.svg")
+    table.write_between(ROOT / "docs" / "benchmarks.md", table.report(found, SECTIONS, pictures))
     table.write_between(ROOT / "README.md", table.short(found))
-    if drawn := overload.picture(found.sections.get(overload.OVERLOAD.name, {})):
-        (ROOT / "docs" / "overload.svg").write_text(drawn)
+
+
+def draw(found: results.Results, path: Path) -> dict[str, str]:
+    """Draw what can be drawn of the run; the file's name by section, for documents beside it."""
+    name = overload.OVERLOAD.name
+    drawn = overload.picture(found.sections.get(name, {}))
+    if drawn is None:
+        return {}
+    path.write_text(drawn)
+    return {name: path.name}
 
 
 def machine() -> str:

@@ -1,8 +1,9 @@
 """An open loop over HTTP: each request is sent when it is due, whether or not those before it were answered.
 
-In: a port, a schedule, and the bytes of each kind of request. Out: an `Outcome` for each arrival, whose time counts
-from when it was due, so that a slow sender cannot flatter the server. A connection carries one request at a time; there
-are as many as it takes, up to a limit, beyond which requests wait here (and their time runs on).
+In: a port, a schedule, and the bytes of a request that is sent so much later than it was due. Out: an `Outcome` for each
+arrival, whose time counts from when it was due, so that a slow sender cannot flatter the server. A connection carries
+one request at a time; there are as many as it takes, up to a limit, beyond which requests wait here (and their time runs
+on).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import gc
 import resource
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import httptools
 
@@ -38,7 +39,7 @@ class Connection(asyncio.Protocol):
     def ask(self, arrival: Arrival) -> None:
         assert self.transport is not None
         self.arrival = arrival
-        self.transport.write(self._loop.high if arrival.high else self._loop.low)
+        self.transport.write(self._loop.request(arrival))
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -73,13 +74,12 @@ class OpenLoop:
         self,
         port: int,
         schedule: Sequence[Arrival],
-        low: bytes,
-        high: bytes,
+        request: Callable[[Arrival, float], bytes],
         *,
         patience_s: float = PATIENCE_S,
         most_connections: int = MOST_CONNECTIONS,
     ) -> None:
-        self.low, self.high = low, high
+        self._request = request
         self.lags_s: list[float] = []
         self._patience_s = patience_s
         self._most = most_connections
@@ -115,7 +115,7 @@ class OpenLoop:
 
     def _send(self, arrival: Arrival) -> None:
         if self._idle:
-            self._put(self._idle.pop(), arrival)
+            self._idle.pop().ask(arrival)
             return
         self._waiting.append(arrival)
         if len(self._open) + len(self._opening) < self._most:
@@ -123,9 +123,11 @@ class OpenLoop:
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
 
-    def _put(self, connection: Connection, arrival: Arrival) -> None:
-        self.lags_s.append(self._now() - arrival.due_s)
-        connection.ask(arrival)
+    def request(self, arrival: Arrival) -> bytes:
+        """The bytes of the request, which is sent now."""
+        lag_s = self._now() - arrival.due_s
+        self.lags_s.append(lag_s)
+        return self._request(arrival, lag_s)
 
     async def _connect(self) -> None:
         try:
@@ -141,7 +143,7 @@ class OpenLoop:
         """The connection can take a request."""
         self._open.add(connection)
         if self._waiting:
-            self._put(connection, self._waiting.popleft())
+            connection.ask(self._waiting.popleft())
         else:
             self._idle.append(connection)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime
+import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import arrivals, plot, processes, table
+from bench.arrivals import Arrival
 from bench.environments import EnvironmentFailed, make_environment, version
 from bench.fastapi_apps import headrace_run, uvicorn
 from bench.open_loop import OpenLoop
@@ -51,22 +53,24 @@ def request(headers: Mapping[str, str]) -> bytes:
     return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", "{}"]).encode()
 
 
-def requests_of(peer: Peer) -> tuple[bytes, bytes]:
-    """A request with low and one with high priority, as this entrant gets them."""
+def request_for(peer: Peer, arrival: Arrival, lag_s: float) -> bytes:
+    """The request as this entrant gets it, sent so much later than it was due: its time is what is left of it."""
     if peer.name != WITH_DEADLINES:
-        return request({}), request({})
-    deadline = {"x-request-timeout-seconds": f"{DEADLINE_S:g}"}
-    return request(deadline), request({**deadline, "x-request-priority": "5"})
+        return request({})
+    headers = {"x-request-timeout-seconds": f"{max(0.001, DEADLINE_S - lag_s):.4f}"}
+    if arrival.high:
+        headers["x-request-priority"] = "5"
+    return request(headers)
 
 
 def measure_offer(peer: Peer, offer: Offer) -> Measured:
     """One run against one entrant, started for it."""
     schedule = arrivals.poisson(offer.times * CAPACITY, offer.seconds, HIGH_SHARE, offer.seed)
     with running(peer, QUESTION) as server:
-        low, high = requests_of(peer)
+        made = functools.partial(request_for, peer)
         warm = arrivals.poisson(CAPACITY / 2, 0.5, HIGH_SHARE, offer.seed)
-        asyncio.run(OpenLoop(server.port, warm, low, high).run())  # not counted
-        loop = OpenLoop(server.port, schedule, low, high)
+        asyncio.run(OpenLoop(server.port, warm, made).run())  # not counted
+        loop = OpenLoop(server.port, schedule, made)
         outcomes = asyncio.run(loop.run())
     assert len(outcomes) == len(schedule), f"{len(schedule)} requests have {len(outcomes)} outcomes"
     figures = arrivals.summary(outcomes, offer.seconds, CAPACITY, DEADLINE_S)

@@ -154,8 +154,8 @@ def how(results: Results) -> str:
     )
 
 
-def report(results: Results, sections: Mapping[str, Section]) -> str:
-    """All tables of a run. `sections` says what the sections' figures are."""
+def report(results: Results, sections: Mapping[str, Section], pictures: Mapping[str, str] | None = None) -> str:
+    """All tables of a run. `sections` says what the sections' figures are, `pictures` where a section's picture is."""
     parts = []
     if any("headrace" in found for found in (results.peers, *results.sections.values())):
         parts += ["## Budgets", budgets_table(results)]
@@ -166,6 +166,8 @@ def report(results: Results, sections: Mapping[str, Section]) -> str:
     for name, entries in results.sections.items():
         section = sections[name]
         parts += [f"## {section.title}", section.note, section_table(section, entries)]
+        if pictures and name in pictures:
+            parts.append(f"![{section.title}]({pictures[name]})")
     if reasons := failures(results):
         parts += ["## Not measured, or not in every round", reasons]
     return "\n\n".join([how(results), *parts]) + "\n"

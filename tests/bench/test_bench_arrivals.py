@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bench import arrivals, plot
 from bench.arrivals import KINDS, NEVER, Arrival, Outcome, course, poisson, quantile, summary
-from bench.overload import OVERLOAD, picture, requests_of
+from bench.overload import OVERLOAD, picture, request_for
 from bench.results import Entry, Measured
 
 outcomes_of_any_kind = st.lists(
@@ -92,12 +92,15 @@ def test_a_course_has_every_request_once(seen: list[Outcome], seconds: float) ->
 
 
 def test_only_headrace_with_deadlines_is_told_them() -> None:
-    told, untold, peer = (requests_of(entrant) for entrant in OVERLOAD.entrants)
-    assert b"x-request-timeout-seconds: 0.05\r\n" in told[0]
-    assert b"priority" not in told[0]
-    assert b"x-request-timeout-seconds: 0.05\r\nx-request-priority: 5\r\n" in told[1]
-    assert set(untold) == set(peer)
-    assert b"x-request" not in untold[0] + untold[1]
+    low, high = Arrival(1.0, high=False), Arrival(1.0, high=True)
+    told, untold, peer = OVERLOAD.entrants
+    assert b"x-request-timeout-seconds: 0.0500\r\n" in request_for(told, low, 0.0)
+    assert b"priority" not in request_for(told, low, 0.0)
+    assert b"\r\nx-request-priority: 5\r\n" in request_for(told, high, 0.0)
+    assert b"x-request-timeout-seconds: 0.0350\r\n" in request_for(told, high, 0.015), "what is left of its time"
+    assert b"x-request-timeout-seconds: 0.0010\r\n" in request_for(told, high, 5.0)
+    assert request_for(untold, high, 0.0) == request_for(peer, low, 0.01)
+    assert b"x-request" not in request_for(untold, high, 0.0)
 
 
 def test_the_picture_shows_each_entrant_and_is_well_formed() -> None:

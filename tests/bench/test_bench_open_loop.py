@@ -12,9 +12,12 @@ from bench.open_loop import OpenLoop
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
 CLOSING = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok"
-LOW, HIGH = b"GET /low HTTP/1.1\r\n\r\n", b"GET /high HTTP/1.1\r\n\r\n"
 
 Answer = Callable[[bytes], Awaitable[bytes]]
+
+
+def get(arrival: Arrival, lag_s: float) -> bytes:
+    return b"GET /high HTTP/1.1\r\n\r\n" if arrival.high else b"GET /low HTTP/1.1\r\n\r\n"
 
 
 class Server:
@@ -64,7 +67,7 @@ def test_each_arrival_has_one_outcome_and_its_kind_of_request() -> None:
 
         async with running(answer) as (_, port):
             arrivals = schedule(200)
-            outcomes = await OpenLoop(port, arrivals, LOW, HIGH).run()
+            outcomes = await OpenLoop(port, arrivals, get).run()
         assert sorted(outcome.arrival.due_s for outcome in outcomes) == [arrival.due_s for arrival in arrivals]
         assert statuses([outcome for outcome in outcomes if outcome.arrival.high]) == {503}
         assert statuses([outcome for outcome in outcomes if not outcome.arrival.high]) == {200}
@@ -85,7 +88,7 @@ def test_requests_are_sent_although_none_is_answered() -> None:
             return OK
 
         async with running(answer) as (server, port):
-            outcomes = await OpenLoop(port, schedule(50), LOW, HIGH).run()
+            outcomes = await OpenLoop(port, schedule(50), get).run()
         assert statuses(outcomes) == {200}
         assert server.connections == 50
         first = min(outcomes, key=lambda outcome: outcome.arrival.due_s)
@@ -100,7 +103,7 @@ def test_a_connection_is_used_again_unless_the_server_closes_it() -> None:
             return reply
 
         async with running(answer) as (server, port):
-            outcomes = await OpenLoop(port, schedule(30, 0.005), LOW, HIGH).run()
+            outcomes = await OpenLoop(port, schedule(30, 0.005), get).run()
         assert statuses(outcomes) == {200}
         return server.connections
 
@@ -114,7 +117,7 @@ def test_a_connection_that_breaks_is_a_request_without_an_answer() -> None:
             return b"" if b"/high" in request else OK
 
         async with running(answer) as (_, port):
-            outcomes = await OpenLoop(port, schedule(50), LOW, HIGH).run()
+            outcomes = await OpenLoop(port, schedule(50), get).run()
         assert statuses([outcome for outcome in outcomes if outcome.arrival.high]) == {NEVER}
         assert statuses([outcome for outcome in outcomes if not outcome.arrival.high]) == {200}
 
@@ -125,7 +128,7 @@ def test_a_server_that_is_not_there_answers_nothing() -> None:
     async def main() -> None:
         async with running(lambda request: asyncio.sleep(0, OK)) as (_, port):
             pass
-        outcomes = await OpenLoop(port, schedule(20), LOW, HIGH).run()
+        outcomes = await OpenLoop(port, schedule(20), get).run()
         assert len(outcomes) == 20
         assert statuses(outcomes) == {NEVER}
 
@@ -140,7 +143,7 @@ def test_what_is_never_answered_is_waited_for_in_vain_and_counted() -> None:
             return OK
 
         async with running(answer) as (_, port):
-            loop = OpenLoop(port, schedule(20), LOW, HIGH, patience_s=0.05)
+            loop = OpenLoop(port, schedule(20), get, patience_s=0.05)
             outcomes = await loop.run()
             assert len(outcomes) == 20
             unanswered = [outcome for outcome in outcomes if outcome.status == NEVER]
@@ -157,7 +160,7 @@ def test_beyond_the_limit_of_connections_requests_wait_for_one() -> None:
             return OK
 
         async with running(answer) as (server, port):
-            outcomes = await OpenLoop(port, schedule(40), LOW, HIGH, most_connections=4).run()
+            outcomes = await OpenLoop(port, schedule(40), get, most_connections=4).run()
         assert statuses(outcomes) == {200}
         assert server.connections <= 4
         assert max(outcome.took_s for outcome in outcomes) > 0.05, "their time runs on"
