@@ -39,16 +39,25 @@ LOST_GRACE_S = 5.0
 
 
 class Controller:
-    """One controller. `life` names the life of the instance: state kept in another life is forgotten."""
+    """One controller. `life` names the life of the instance: state kept in another life is forgotten.
+
+    `synced` False: its state need not outlive the process.
+    """
 
     def __init__(
-        self, engine: Engine, directory: InstanceDirectory, life: str, policy: RestartPolicy | None = None
+        self,
+        engine: Engine,
+        directory: InstanceDirectory,
+        life: str,
+        policy: RestartPolicy | None = None,
+        *,
+        synced: bool = True,
     ) -> None:
         policy = policy or RestartPolicy()
         self.engine = engine
         self.directory = directory
         self.life = life
-        self.store = Store(directory.state)
+        self.store = Store(directory.state, synced=synced)
         self.feed = Feed(directory.name)
         self.waiters = Waiters()
         self.registry = Registry(self.store, directory, policy)

@@ -68,10 +68,14 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Store:
-    """The controller's file. All methods are quick and synchronous; each is one transaction."""
+    """The controller's file. All methods are quick and synchronous; each is one transaction.
 
-    def __init__(self, path: Path) -> None:
+    `synced` False: nothing waits for the disk, for what need not outlive this process.
+    """
+
+    def __init__(self, path: Path, *, synced: bool = True) -> None:
         self._path = path
+        self._synced = synced
         self._database: sqlite3.Connection | None = None
         self._behind: list[_Statement] = []  # what the file does not hold yet, for want of room
         self.set_aside: Path | None = None
@@ -97,8 +101,8 @@ class Store:
         database = sqlite3.connect(self._path, isolation_level=None)
         try:
             # Survives the process, which is all that is asked: an instance does not survive its machine.
+            database.execute(f"PRAGMA synchronous = {'NORMAL' if self._synced else 'OFF'}")
             database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = NORMAL")
             database.execute("PRAGMA foreign_keys = ON")
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version == 0:

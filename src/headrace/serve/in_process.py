@@ -116,7 +116,7 @@ class InProcess:
     async def _begin(self, directory: InstanceDirectory) -> None:
         loop = asyncio.get_running_loop()
         runtime = Runtime(Router(loop, self.name), loop, threading.get_ident())
-        controller = Controller(self.engine, directory, self.name, QUICK)
+        controller = Controller(self.engine, directory, self.name, QUICK, synced=False)
         link = ControlLink(
             str(directory.control_socket), Hello(role="driver", id=self.name, pid=0), on_snapshot=runtime.adopt
         )
@@ -151,6 +151,10 @@ class InProcess:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self.engine.end()
+        self.remove_folder()
+
+    def remove_folder(self) -> None:
+        """Remove what it has on disk. From any thread, where the loop is lost and `end` will never come."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

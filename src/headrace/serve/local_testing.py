@@ -99,6 +99,7 @@ class LocalInstance(InProcessTie):
         self._thread.join(DRAIN_S + END_TIMEOUT_S)
         if self._thread.is_alive():
             self.leave()
+            self.instance.remove_folder()
             log.error("code of a replica blocks the event loop of local testing mode: its thread is left behind")
         self.release()
 
