@@ -354,3 +354,14 @@ def test_a_real_client_over_real_sockets():
         assert not s.door.connections
 
     run(main())
+
+
+@pytest.mark.parametrize(("value", "priority"), [(b"7", 7), (b"-10", -10), (b" +3 ", 3), (b"0", 0)])
+def test_a_priority_goes_with_the_call_and_is_remembered_with_the_head(value: bytes, priority: int):
+    bench = Bench()
+    connection, transport = bench.connect()
+    for _ in range(3):
+        connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\nX-Request-Priority: " + value + b"\r\n\r\n")
+    assert [call.priority for call in bench.router.calls] == [priority] * 3
+    assert len(parse_responses(transport.take())) == 3
+    assert connection._memo_size > 0

@@ -421,6 +421,12 @@ def test_an_answer_before_the_body_has_come_closes_the_connection_once_it_can_be
         (ErrorInfo("KeyError", "secret", "Traceback: secret", 404), 500, b"Internal Server Error"),
         (ErrorInfo("BackPressureError", "secret", "", 503, b"", 2.5), 503, b"Service Unavailable"),
         (BackPressureError("the queue of Model is full", 2.5), 503, b"the queue of Model is full"),
+        (
+            BackPressureError("the queue of Model is full", 2.5, 429),
+            429,
+            b"Too Many Requests: the queue of Model is full",
+        ),
+        (ErrorInfo("BackPressureError", "secret", "", 429, b"", 2.5), 429, b"Too Many Requests"),
         (DeploymentUnavailableError("Traceback: secret"), 503, b"Service Unavailable"),
         (ReplicaDiedError("secret"), 502, b"Bad Gateway"),
         (PoisonousRequestError("secret"), 500, b"Internal Server Error"),
@@ -439,7 +445,7 @@ def test_errors_become_a_status_a_text_and_the_request_id_and_no_traceback(error
     assert call.request_id.encode() in response.body
     assert b"secret" not in transport.written
     assert after.status == 200
-    if status == 503:
+    if status in (429, 503):
         assert response.headers["retry-after"] == ("3" if getattr(error, "retry_after_s", 0) else "1")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
-from door_harness import HTTP, Bench, FakeRouter, application, keep, parse_responses, run, site, snapshot
+from door_harness import HTTP, MORE, Bench, FakeRouter, application, keep, parse_responses, run, site, snapshot
 
 from headrace.engine.directory import InstanceDirectory, write_snapshot
 from headrace.ingress.door import TOLD_AT_ONCE
@@ -159,6 +159,172 @@ def test_a_request_may_ask_for_a_shorter_time_and_not_for_a_longer_one():
     assert not transport.written
     bench.loop.pass_to(1030.5)
     assert parse_responses(transport.take())[0].status == 408
+
+
+def test_the_shortest_of_three_times_counts():
+    for instance, app, header, counts in (
+        (30, None, None, 30),
+        (None, 7, None, 7),
+        (30, 7, None, 7),
+        (5, 7, None, 5),
+        (30, 7, 2, 2),
+        (30, 7, 20, 7),
+        (None, None, 20, 20),
+        (None, 7, 20, 7),
+    ):
+        entry = msgspec.structs.replace(application("default", "/"), request_timeout_s=app)
+        options = HTTPOptions(request_timeout_s=instance)
+        bench = Bench(options=options, router=FakeRouter(handler=keep), snapshot=snapshot(entry))
+        connection, _ = bench.connect()
+        line = b"" if header is None else b"X-Request-Timeout-Seconds: %d\r\n" % header
+        connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n" + line + b"\r\n")
+        assert bench.router.calls[0].deadline == 1000 + counts, (instance, app, header)
+
+
+def test_a_new_time_of_an_application_counts_from_the_next_request_on():
+    bench = Bench(router=FakeRouter(handler=lambda r, call: call.on_reply(HTTP, b"", b"")))
+    connection, _ = bench.connect()
+    for version, timeout_s in ((2, None), (3, 4.0), (4, None)):
+        entry = msgspec.structs.replace(application("default", "/"), request_timeout_s=timeout_s)
+        bench.door.update(snapshot(entry, version=version))
+        for _ in range(2):
+            connection.data_received(GET)
+    assert [call.deadline for call in bench.router.calls] == [None, None, 1004, 1004, None, None]
+
+
+def test_one_timer_serves_all_requests_of_a_connection():
+    bench = Bench(options=HTTPOptions(request_timeout_s=10), router=FakeRouter(handler=keep))
+    connection, transport = bench.connect()
+    for i in range(1000):
+        connection.data_received(GET)
+        bench.router.calls[i].on_reply(HTTP, b"", b"")
+        bench.loop.pass_to(bench.loop.now + 0.001)
+    assert bench.loop.set_timers == 1
+    transport.take()
+    connection.data_received(GET)
+    # It rings in the time of the first, and is set anew for the last.
+    bench.loop.pass_to(1010.999)
+    assert not transport.written
+    bench.loop.pass_to(1011)
+    assert parse_responses(transport.take())[0].status == 408
+    assert bench.loop.set_timers == 2
+    connection.connection_lost(None)
+    assert not bench.loop.timers
+
+
+def test_a_request_with_less_time_than_the_one_before_rings_sooner():
+    bench = Bench(options=HTTPOptions(request_timeout_s=10), router=FakeRouter(handler=keep))
+    connection, transport = bench.connect()
+    connection.data_received(GET)
+    bench.router.calls[0].on_reply(HTTP, b"", b"")
+    transport.take()
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\nX-Request-Timeout-Seconds: 0.25\r\n\r\n")
+    bench.loop.pass_to(1000.249)
+    assert not transport.written
+    bench.loop.pass_to(1000.25)
+    assert parse_responses(transport.take())[0].status == 408
+
+
+@pytest.mark.parametrize("timeout_s", [0.02, 0.5])
+def test_a_deadline_does_not_pass_early_on_a_real_loop(timeout_s: float):
+    async def main():
+        async with site(FakeRouter(handler=keep), HTTPOptions(request_timeout_s=timeout_s)) as s:
+            client = await s.connect()
+            await client.send(GET)
+            response = await client.response()
+            assert response.status == 408
+            (call,) = s.router.calls
+            assert asyncio.get_running_loop().time() >= call.deadline - 0.002
+
+    run(main())
+
+
+# --- requests that outlive their clients ---------------------------------------------------------------------------
+
+STAY = b"GET /a HTTP/1.1\r\nHost: h\r\nX-Request-Disconnect-Disabled: %b\r\n%b\r\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "stays"), [(b"?1", True), (b"1", True), (b"True", True), (b"0", False), (b"", False)]
+)
+def test_a_client_may_leave_its_request_running(value: bytes, stays: bool):
+    bench = Bench(router=FakeRouter(handler=keep))
+    connection, transport = bench.connect()
+    connection.data_received(STAY % (value, b""))
+    (call,) = bench.router.calls
+    connection.connection_lost(None)
+    assert bench.router.cancelled == ([] if stays else [call])
+    assert len(bench.door.orphans) == int(stays)
+    if stays:
+        call.on_reply(HTTP, b"", b"unheard")
+        assert not bench.door.orphans
+    assert not transport.written
+
+
+def test_one_that_runs_on_ends_at_its_deadline():
+    bench = Bench(router=FakeRouter(handler=keep))
+    connection, _ = bench.connect()
+    connection.data_received(STAY % (b"?1", b"X-Request-Timeout-Seconds: 5\r\n"))
+    (call,) = bench.router.calls
+    connection.connection_lost(None)
+    bench.loop.pass_to(1004.9)
+    assert not bench.router.cancelled
+    bench.loop.pass_to(1005)
+    assert bench.router.cancelled == [call]
+    assert bench.door.empty
+    assert not bench.loop.timers
+
+
+def test_one_that_streams_runs_on_and_holds_nobody_back():
+    bench = Bench(router=FakeRouter(handler=keep))
+    connection, transport = bench.connect()
+    connection.data_received(STAY % (b"?1", b""))
+    (call,) = bench.router.calls
+    call.on_reply(HTTP | MORE, b"", b"begun")
+    transport.unsent = 5
+    connection.pause_writing()
+    call.on_data(b"x" * 10, True)
+    connection.connection_lost(None)
+    assert bench.router.credit[id(call)] == 10
+    call.on_data(b"y" * 10, True)
+    assert bench.router.credit[id(call)] == 20
+    call.on_data(b"", False)
+    assert bench.door.empty
+
+
+def test_one_whose_body_was_not_whole_or_that_had_not_begun_ends_with_its_client():
+    bench = Bench(router=FakeRouter(handler=keep))
+    connection, _ = bench.connect()
+    upload = STAY.replace(b"GET", b"POST") % (b"?1", b"Content-Length: 1000000\r\n")
+    connection.data_received(upload + b"x" * 100_000)
+    connection.connection_lost(None)
+    assert bench.router.cancelled == bench.router.calls
+    connection, _ = bench.connect()
+    connection.data_received(GET + STAY % (b"?1", b""))
+    connection.connection_lost(None)
+    assert len(bench.router.calls) == 2
+    assert bench.door.empty
+
+
+def test_a_drain_waits_for_those_that_run_on_and_not_for_ever():
+    async def main():
+        async with site(FakeRouter(handler=keep)) as s:
+            clients = [await s.connect() for _ in range(2)]
+            for client in clients:
+                await client.send(STAY % (b"?1", b""))
+            await s.until(lambda: len(s.router.calls) == 2)
+            for client in clients:
+                client.writer.close()
+            await s.until(lambda: len(s.door.orphans) == 2)
+            draining = asyncio.ensure_future(s.door.drain(10))
+            await s.until(lambda: s.door.draining)
+            for call in s.router.calls:
+                assert not draining.done()
+                call.on_reply(HTTP, b"", b"")
+            await draining
+            assert not s.router.cancelled
+
+    run(main())
 
 
 def test_a_request_in_work_outlives_the_idle_limit():
