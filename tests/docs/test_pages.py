@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 RUN = {"python", "console"}
 SHOWN = {"", "text", "json", "bash", "toml"}  # languages that are for the reader's eyes
-ALLOWED = re.compile(r"^(headrace (run|status|shutdown)|curl|python [\w-]+\.py|pytest test_\w+\.py)\b")
+ALLOWED = re.compile(r"^(headrace (run|status|shutdown)|curl|openssl req|python [\w-]+\.py|pytest test_\w+\.py)\b")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -42,6 +43,7 @@ class Reader:
         self.folder = folder
         self.port, self.grpc_port = free_port(), free_port()
         self.server: subprocess.Popen[str] | None = None
+        self.scheme = "http"
         bin_folder = Path(sys.executable).parent
         home = folder / ".h"
         self.env = {
@@ -94,6 +96,7 @@ class Reader:
 
     def serve(self, line: str) -> None:
         self.stop()
+        self.scheme = "https" if "--ssl-certfile" in line else "http"
         log = (self.folder / "server.txt").open("w")
         self.server = subprocess.Popen(
             ["bash", "-c", f"exec {line}"], cwd=self.folder, env=self.env, stdout=log, stderr=log, text=True
@@ -108,7 +111,9 @@ class Reader:
     def is_ready(self) -> bool:
         """Whether it has said so. Its health alone does not tell: routes appear one by one."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/healthz", timeout=5) as answer:
+            anyone = ssl._create_unverified_context()
+            url = f"{self.scheme}://127.0.0.1:{self.port}/-/healthz"
+            with urllib.request.urlopen(url, timeout=5, context=anyone) as answer:
                 return answer.status == 200 and "ready in" in (self.folder / "server.txt").read_text()
         except OSError:
             return False
