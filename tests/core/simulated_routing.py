@@ -182,13 +182,14 @@ class Router:
         balancer, now = self.balancer, self.world.now
         if call.deadline is not None and balancer.hopeless(now, call.deadline, call.priority):
             call.end("hopeless")
-        elif not balancer.enqueue(call, now, call.priority, call.deadline):
+            return
+        # More may wait than are allowed, for some have come back: then several give way.
+        while not balancer.enqueue(call, now, call.priority, call.deadline):
             other = balancer.evict(below=call.priority)
             if other is None:
                 call.end("refused")
-            else:
-                other.end("evicted")
-                assert balancer.enqueue(call, now, call.priority, call.deadline)
+                return
+            other.end("evicted")
 
     def expire(self, call: Call) -> None:
         """Its deadline has come."""
