@@ -22,7 +22,7 @@ from bench.sections import SECTIONS
 
 ROOT = BENCH.parent
 HTTP, CALLS = "noop", "calls"  # the sections that PEERS take part in
-PICTURE = frozenset({"ray"})  # peers that no budget needs and that take long
+PICTURE = frozenset({"ray", "mosec", "litserve", "bentoml"})  # of PEERS: those that no budget needs, nor Ray's best
 SECTION_NAMES = (HTTP, CALLS, *SECTIONS)
 ENTRANT_NAMES = tuple(
     dict.fromkeys(peer.name for peer in (*PEERS, *(one for section in SECTIONS.values() for one in section.entrants)))

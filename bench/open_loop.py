@@ -1,9 +1,9 @@
 """An open loop over HTTP: each request is sent when it is due, whether or not those before it were answered.
 
-In: a port, a schedule, and the bytes of a request that is sent so much later than it was due. Out: an `Outcome` for each
-arrival, whose time counts from when it was due, so that a slow sender cannot flatter the server. A connection carries
-one request at a time; there are as many as it takes, up to a limit, beyond which requests wait here (and their time runs
-on).
+In: a port, a schedule, and what makes the bytes of a request from how much later than due it is sent. Out: an `Outcome`
+for each arrival, whose time counts from when it was due, so that a slow sender cannot flatter the server. A connection
+carries one request at a time; there are as many as it takes, up to a limit, beyond which requests wait here (and their
+time runs on).
 """
 
 from __future__ import annotations

@@ -6,10 +6,11 @@ In: `Results`. Out: tables as text; `write_between` changes a file between `<!--
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.budgets import judge
+from bench.calls import CallRound
 from bench.results import Entry, PeerResults, Results
 from bench.section import Section
 
@@ -86,7 +87,7 @@ def cost_table(results: Results) -> str:
 def calls_table(results: Results) -> str:
     """Handle calls, a row a figure, a column a framework that has handles."""
     names = [name for name, peer in results.peers.items() if peer.calls]
-    figures = [
+    figures: list[tuple[str, Callable[[CallRound], float], str]] = [
         ("call from a coroutine in a replica, in sequence, p50", lambda seen: seen.sequence_us, " µs"),
         ("call by `.result()` from a script, in sequence, p50", lambda seen: seen.result_us, " µs"),
         ("calls from a coroutine in a replica, 64 at once", lambda seen: seen.at_once_per_s, "/s"),
@@ -157,7 +158,7 @@ def how(results: Results) -> str:
 def report(results: Results, sections: Mapping[str, Section], pictures: Mapping[str, str] | None = None) -> str:
     """All tables of a run. `sections` says what the sections' figures are, `pictures` where a section's picture is."""
     parts = []
-    if any("headrace" in found for found in (results.peers, *results.sections.values())):
+    if "headrace" in results.peers or any("headrace" in entries for entries in results.sections.values()):
         parts += ["## Budgets", budgets_table(results)]
     if any(peer.http for peer in results.peers.values()):
         parts += ["## No-op JSON over HTTP", http_table(results), "## Start and memory", cost_table(results)]
