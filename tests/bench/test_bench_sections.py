@@ -197,6 +197,8 @@ def test_the_report_has_a_table_for_each_section_and_reasons() -> None:
     assert "| fastapi (1.0) | – | – | 450 | – | – | – | 2 × |" in report
     assert "- grpc, grpcio (1.0): not measured: h2load is not installed" in report
     assert "## No-op JSON" not in report
+    assert "![" not in report
+    assert "\n\n![A FastAPI application](a.svg)\n\n## gRPC" in table.report(results, SECTIONS, {"asgi": "a.svg"})
     assert "FastAPI application, 32 connections: requests/s against uvicorn | ≥ 0.9 × | 2 × | met |" in report
 
 
