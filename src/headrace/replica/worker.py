@@ -36,8 +36,8 @@ class Worker:
     """Hosts one replica. `run` is its life; `stop` ends it. All on one loop.
 
     `prepare(order)` readies the process for the replica's code before that is loaded; what it raises fails the replica.
-    `on_state(replica)` is told of changes of state, `on_drain(deadline_s)` of a drain that begins, `adopt` of snapshots,
-    `runtime` is what the handles of the replica call by, where that is not the one of the process.
+    `on_state(replica)` is told of changes of state, `on_drain(deadline_s)` of a drain that begins, `adopt` of
+    snapshots, `runtime` is what the handles of the replica call by, where that is not the one of the process.
     """
 
     def __init__(
