@@ -12,21 +12,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import socket
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import processes
-from bench.instance import Instance, wait_for
-from bench.peers import APPS, Peer
+from bench.peers import Peer
 from bench.results import Measured
 from bench.section import Column, Section
-from bench.server import PeerFailed, ask
+from bench.server import PeerFailed, Question, ask, running
 
 ALLOWED_MB = 5.0  # what idle processes may gain; an unbounded stream gains it within a second
 SETTLE_S = 5.0
@@ -47,6 +46,15 @@ class Sample:
     @property
     def total_mb(self) -> float:
         return sum(self.memory_mb.values())
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What was seen, what it means, and which stream did not go on afterwards, "" when all did."""
+
+    samples: list[Sample]
+    verdict: Verdict
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -142,21 +150,6 @@ class HttpReader:
         self._socket.close()
 
 
-def deployed(instance: Instance) -> int:
-    """The port of the instance, when its application answers."""
-    wait_for(lambda: instance.process.poll() is not None or answers(instance.port), f"it answers:\n{instance.text}")
-    if instance.process.poll() is not None:
-        raise PeerFailed(f"the instance ended with {instance.process.returncode}: {instance.text[-300:]}")
-    return instance.port
-
-
-def answers(port: int) -> bool:
-    try:
-        return ask(port, "/made")[0] == 200
-    except OSError:
-        return False
-
-
 @contextlib.contextmanager
 def stalled(port: int) -> Iterator[list[HttpReader]]:
     """All streams begun, and no longer read."""
@@ -182,58 +175,73 @@ def steer(port: int, path: str) -> bytes:
     return body
 
 
-def sample(instance: Instance, began: float) -> Sample:
-    made = json.loads(steer(instance.port, "/made"))
-    pids = {"keeper": instance.process.pid, **instance.children()}
-    memory_mb = {name: processes.pss_mb([pid]) for name, pid in sorted(pids.items())}
-    return Sample(time.monotonic() - began, memory_mb, made)
+def sample(port: int, began: float) -> Sample:
+    made = json.loads(steer(port, "/made"))
+    memory_mb: dict[str, float] = {}
+    for pid in processes.descendants():
+        name = name_of(pid)
+        memory_mb[name] = memory_mb.get(name, 0.0) + processes.pss_mb([pid])
+    return Sample(time.monotonic() - began, dict(sorted(memory_mb.items())), made)
 
 
-def watch(seconds: float) -> tuple[list[Sample], Verdict]:
+def name_of(pid: int) -> str:
+    """What an instance calls its process; that of the script and of the keeper is by their command lines."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return "gone"
+    if found := re.search(rb"(?:^|\0)HEADRACE_PROCESS_ID=([^\0]+)", environment):
+        return found[1].decode()
+    return "keeper" if b"keeper" in command else "script"
+
+
+def watch(peer: Peer, seconds: float) -> Watched:
     """Stall the streams of an instance for so long, sample it each second, and let them go on at the end.
 
-    Raises PeerFailed when a stream does not go on where it stood.
+    This process must be a subreaper. Raises PeerFailed when the instance does not start, or its streams do not.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="bench-") as home,
-        Instance(Path(home), "slow_reader_app:app", APPS, name="slow-reader") as instance,
-        stalled(deployed(instance)) as readers,
-    ):
+    counts = Question("/made", None, lambda body: body.startswith(b"{"), "counts")
+    with running(peer, counts) as server, stalled(server.port) as readers:
         began = time.monotonic()
         samples: list[Sample] = []
         while (due := len(samples) * SAMPLE_S) <= seconds:
             time.sleep(max(0.0, began + due - time.monotonic()))
-            samples.append(sample(instance, began))
+            samples.append(sample(server.port, began))
         verdict = judge([one for one in samples if one.at_s >= min(SETTLE_S, seconds / 2)])
-        for reader in readers:
-            reader.take(MORE_ITEMS)
-        steer(instance.port, f"/more?count={MORE_ITEMS}")
-    return samples, verdict
+        try:
+            for reader in readers:
+                reader.take(MORE_ITEMS)
+            steer(server.port, f"/more?count={MORE_ITEMS}")
+        except PeerFailed as error:
+            return Watched(samples, verdict, str(error))
+    return Watched(samples, verdict, "")
 
 
 def measure(peer: Peer, seconds: float) -> Measured:
     """A round of the section."""
-    try:
-        samples, verdict = watch(max(10.0, min(60.0, 15 * seconds)))
-    except AssertionError as error:  # of the instance: it did not start, or did not stop
-        raise PeerFailed(str(error)[:300]) from None
+    watched = watch(peer, max(10.0, min(60.0, 15 * seconds)))
+    if watched.problem:
+        raise PeerFailed(f"a stream did not go on: {watched.problem}")
+    last, verdict = watched.samples[-1], watched.verdict
     figures = {
-        "seconds": samples[-1].at_s,
-        "memory_mb": samples[-1].total_mb,
+        "seconds": last.at_s,
+        "memory_mb": last.total_mb,
         "growth_mb": max(0.0, verdict.growth_mb),
         "made_meanwhile": float(sum(verdict.made.values())),
-        "made": float(sum(samples[-1].made.values())),
+        "made": float(sum(last.made.values())),
     }
-    return Measured(figures, {"memory, MB": [round(one.total_mb, 2) for one in samples]})
+    return Measured(figures, {"memory, MB": [round(one.total_mb, 2) for one in watched.samples]})
 
 
+HEADRACE = Peer("headrace", "Headrace", ("{python}", "{apps}/slow_reader_app.py", "{port}"), None)
 SLOW_READER = Section(
     "slow-reader",
     "Streams that nobody reads",
     "Six endless streams (over HTTP and by handles, small items and 1 MB, coroutines and threads, one by way of a "
     "third deployment) whose readers stop; afterwards each went on where it stood. The long run is "
     "`python -m bench.slow_reader --minutes 10`.",
-    (Peer("headrace", "Headrace", (), None),),
+    (HEADRACE,),
     (
         Column("seconds", "stalled for", " s"),
         Column("memory_mb", "memory of all processes (PSS)", " MB"),
@@ -254,14 +262,19 @@ def main() -> int:
         parser.error("--minutes must be above 0")
     processes.become_subreaper()
     try:
-        samples, verdict = watch(options.minutes * 60)
+        watched = watch(HEADRACE, options.minutes * 60)
     except PeerFailed as error:
         print(f"NOT KEPT: {error}")
         return 1
-    print(course(samples))
-    print(f"made before: {', '.join(f'{kind} {count}' for kind, count in samples[-1].made.items())}")
-    print(f"{verdict}; after {samples[-1].at_s:.0f} s every stream went on where it stood")
-    return int(not verdict.kept)
+    last = watched.samples[-1]
+    print(course(watched.samples))
+    print(f"made before: {', '.join(f'{kind} {count}' for kind, count in last.made.items())}")
+    print(f"{watched.verdict}")
+    if watched.problem:
+        print(f"NOT KEPT: after {last.at_s:.0f} s a stream did not go on: {watched.problem}")
+        return 1
+    print(f"after {last.at_s:.0f} s every stream went on where it stood")
+    return int(not watched.verdict.kept)
 
 
 def course(samples: Sequence[Sample]) -> str:

@@ -1,10 +1,12 @@
 """Endless streams of every kind, each of which counts what it makes; and a reader that stops reading when it is told.
 
 HTTP: GET /small and /large are streams of numbered chunks; /start, /made and /more steer the streams between
-deployments, and answer JSON.
+deployments, and answer JSON. argv: port. Clients that stop reading are not cut off for an hour; by default it is after a
+minute.
 """
 
 import itertools
+import sys
 
 import numpy as np
 from starlette.responses import StreamingResponse
@@ -104,3 +106,7 @@ class Web:
 
 maker = Maker.bind()
 app = Web.bind(maker, Reader.bind(maker, Hop.bind(maker)))
+
+if __name__ == "__main__":
+    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1]), "body_timeout_s": 3600})
+    serve.run(app, blocking=True)
