@@ -1,8 +1,8 @@
 """Endless streams of every kind, each of which counts what it makes; and a reader that stops reading when it is told.
 
 HTTP: GET /small and /large are streams of numbered chunks; /start, /made and /more steer the streams between
-deployments, and answer JSON. argv: port. Clients that stop reading are not cut off for an hour; by default it is after a
-minute.
+deployments, and answer JSON. argv: port. Clients that stop reading are cut off after an hour, not after a minute as by
+default.
 """
 
 import itertools
