@@ -101,6 +101,9 @@ class FakeIncoming:
             raise RequestCancelledError("the caller has left")
         return part
 
+    def sleep_on(self) -> None:
+        pass
+
     def open_items(self) -> None:
         self.items: list[Any] = []
 

@@ -26,6 +26,7 @@ Answer = tuple[bytes | GrpcStatus, bytes]
 class RpcCall(Call):
     """What all kinds of RPC have in common: a limit of time, and a body that may stream."""
 
+    near = False  # grpcio's own threads need the processor that waiting awake would keep busy
     timer: asyncio.TimerHandle | None = None  # where the limit is ours: the client's own is grpcio's to keep
     writable: asyncio.Future[None] | None = None
 

@@ -219,6 +219,10 @@ class Incoming:
 
     # --- the start -------------------------------------------------------------------------------------------------
 
+    def sleep_on(self) -> None:
+        """Whoever sent the call has much else to do (gRPC): its next is not worth waiting for awake."""
+        self._link.sleep_on()
+
     def tell_started(self) -> None:
         """Tell the caller that it starts, before it may take the process down with it."""
         self._link.send(self._stream, STARTED)

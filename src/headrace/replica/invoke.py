@@ -130,6 +130,7 @@ class Invoker:
                 from headrace.replica.grpc_call import GrpcCalls  # grpcio is loaded where it is used
 
                 self._grpc = GrpcCalls(self)
+            incoming.sleep_on()
             self._grpc.start(incoming, deadline)
         elif flags & HTTP:
             asyncio.Task(self._run_asgi(incoming, deadline), loop=self.loop, name="call")

@@ -108,6 +108,10 @@ class CalleeLink(Connection):
                 awake.begin()
             self._latest_flushed = latest
 
+    def sleep_on(self) -> None:
+        """The call that has just come is no reason to wait awake for the next."""
+        self._latest_flushed = self._latest
+
     def finish(self, stream: int, kind: int, flags: int, meta: bytes, payload: bytes) -> None:
         """The call is done: free its slot, and send its last frame (its first, when `flags` has MORE)."""
         call = self.calls.pop(stream, None)

@@ -50,6 +50,7 @@ class Call:
     body: bytes = b""
     more = False  # the rest of the body follows by Router.send_body
     buffers: Sequence[memoryview | bytes] = ()  # external buffers of the payload; after on_reply, those of the result
+    near = True  # its answer is worth waiting for awake, when it is the only one
     whole = False  # join the parts of the result before on_reply
     reader: RecordReader | None = None  # set where `kind` has STREAM and not HTTP: the result comes by on_items
 

@@ -208,7 +208,7 @@ class Link(Connection):
         if awake is not None:
             if len(self.calls) > 1:
                 awake.crowded()
-            elif self.calls and self.pool.router.alone(self):
+            elif self.calls and next(iter(self.calls.values())).near and self.pool.router.alone(self):
                 awake.begin()
 
     def cancel(self, call: Call) -> None:
