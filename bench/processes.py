@@ -57,6 +57,18 @@ def cpu_s(pids: list[int]) -> dict[int, float]:
 
 def pss_mb(pids: list[int]) -> float:
     """Memory of the processes together in megabytes; what several share is counted once (proportional set size)."""
+    return _rollup_mb(pids, ("Pss:",))
+
+
+def held_mb(pids: list[int]) -> float:
+    """The same without pages of files: heaps, and shared memory.
+
+    Of a library that others on the machine have mapped too, a process counts a part, which changes as they come and go.
+    """
+    return _rollup_mb(pids, ("Pss_Anon:", "Pss_Shmem:"))
+
+
+def _rollup_mb(pids: list[int], fields: tuple[str, ...]) -> float:
     total_kb = 0
     for pid in pids:
         try:
@@ -64,7 +76,7 @@ def pss_mb(pids: list[int]) -> float:
         except OSError:
             continue  # ended meanwhile
         for line in rollup.splitlines():
-            if line.startswith("Pss:"):
+            if line.startswith(fields):
                 total_kb += int(line.split()[1])
     return total_kb * 1024 / 1e6
 

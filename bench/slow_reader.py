@@ -1,10 +1,10 @@
 """Streams against readers that stop reading: `python -m bench.slow_reader [--minutes 1]`.
 
 Six endless streams, over HTTP (small chunks, chunks of 1 MB) and by handles (small items, arrays of 1 MB, a plain
-generator, small items by way of a third deployment), are read a little, and then not at all. Memory of all processes
-of the instance must stay flat, and nothing be made, for all that time; then every stream must go on where it stood.
-In: the minutes. Out: a verdict with its figures and the course of memory, status 1 when it is not kept; as the section
-`slow-reader` of `python -m bench`, its figures.
+generator, small items by way of a third deployment), are read a little, and then not at all. What all processes of the
+instance hold in heaps and shared memory must stay flat, and nothing be made, for all that time; then every stream must
+go on where it stood. In: the minutes. Out: a verdict with its figures and the course of memory, status 1 when it is not
+kept; as the section `slow-reader` of `python -m bench`, its figures.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MORE_ITEMS = 100
 
 @dataclass(frozen=True)
 class Sample:
-    """Memory of each process in MB, and what each stream had made, so many seconds after the readers stopped."""
+    """What each process holds in MB, and what each stream had made, so many seconds after the readers stopped."""
 
     at_s: float
     memory_mb: dict[str, float]
@@ -180,7 +180,7 @@ def sample(port: int, began: float) -> Sample:
     memory_mb: dict[str, float] = {}
     for pid in processes.descendants():
         name = name_of(pid)
-        memory_mb[name] = memory_mb.get(name, 0.0) + processes.pss_mb([pid])
+        memory_mb[name] = memory_mb.get(name, 0.0) + processes.held_mb([pid])
     return Sample(time.monotonic() - began, dict(sorted(memory_mb.items())), made)
 
 
@@ -244,7 +244,7 @@ SLOW_READER = Section(
     (HEADRACE,),
     (
         Column("seconds", "stalled for", " s"),
-        Column("memory_mb", "memory of all processes (PSS)", " MB"),
+        Column("memory_mb", "heaps and shared memory", " MB"),
         Column("growth_mb", "grew by", " MB"),
         Column("made", "items made before"),
         Column("made_meanwhile", "items made meanwhile"),
@@ -278,7 +278,7 @@ def main() -> int:
 
 
 def course(samples: Sequence[Sample]) -> str:
-    """Memory over time, a row for each of at most twenty samples, a column for each process."""
+    """Memory over time (PSS without files), a row for each of at most twenty samples, a column for each process."""
     step = max(1, -(-len(samples) // 20))
     chosen = list(samples[::step])
     if chosen[-1] is not samples[-1]:
