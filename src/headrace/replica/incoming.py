@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.spec.errors import ProtocolError, RequestCancelledError, RequestTimeoutError
-from headrace.wire.connection import Outflow
+from headrace.wire.connection import GATHERED_BYTES, Outflow
 from headrace.wire.frames import (
     ARENAS,
     ERROR,
@@ -139,7 +139,9 @@ class Incoming:
         """The next part. False: wait for `drained` before the next."""
         if self.cancelled or self._outflow is None:
             return True
-        return not data or self._outflow.write(data, True)
+        if len(data) >= GATHERED_BYTES:
+            return self._outflow.write(data, True)
+        return not data or self._outflow.gather(data)
 
     async def drained(self) -> None:
         """Until the caller has read enough for more to be sent. Raises RequestCancelledError when it has left."""

@@ -41,6 +41,9 @@ READ_BYTES = 64 * 1024
 FDS_AT_ONCE = 8
 ANCILLARY_BYTES = socket.CMSG_SPACE(FDS_AT_ONCE * array.array("i").itemsize)
 BULK_FRAMES_A_TICK = 4
+# Small parts of a stream are gathered for so many ticks at most, while each brings a new one, and so many bytes.
+GATHERING_TICKS = 5
+GATHERED_BYTES = 16 * 1024
 # Frames of one tick leave in one write, but of a long burst the first leave at once: two processes that wait for each
 # other's last frame would work in turns.
 BURST_PARTS = 3 * 8  # a frame is three parts
@@ -55,6 +58,8 @@ class Outflow:
 
     __slots__ = (
         "_connection",
+        "_gathered",
+        "_gathered_bytes",
         "_pending",
         "_queued",
         "credit",
@@ -70,6 +75,8 @@ class Outflow:
         self._connection = connection
         self._pending: deque[memoryview] = deque()
         self.ended = False
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
         self._queued = False
         self.starved = False  # the producer waits for on_drained
         self.granted = credit > 0  # the reader has ever given credit: before that, nothing of this has left
@@ -78,8 +85,34 @@ class Outflow:
         self.on_drained = on_drained
         self.pending_bytes = 0
 
+    def gather(self, data: bytes) -> bool:
+        """As `write` with more to follow, for a small part of many: those of a few ticks leave as one.
+
+        One that comes alone leaves a tick later than it would by `write`.
+        """
+        self._gathered.append(data)
+        self._gathered_bytes += len(data)
+        if self._gathered_bytes >= GATHERED_BYTES:
+            return self.write(b"", True)
+        if len(self._gathered) == 1:
+            self._connection.loop.call_soon(self._gather_on, 0, 1)
+            self._connection.flush_soon()
+        return not self.starved
+
+    def _gather_on(self, seen: int, ticks: int) -> None:
+        count = len(self._gathered)
+        if count > seen and ticks < GATHERING_TICKS:
+            self._connection.loop.call_soon(self._gather_on, count, ticks + 1)
+            self._connection.flush_soon()
+        elif count:
+            self.write(b"", True)
+
     def write(self, data: bytes | memoryview, more: bool) -> bool:
         """Take `data` to send; `more` False ends the stream. False: enough waits, go on when `on_drained` is called."""
+        if self._gathered:
+            data = b"".join((*self._gathered, data))
+            self._gathered.clear()
+            self._gathered_bytes = 0
         if data:
             self._pending.append(memoryview(data).cast("B"))
             self.pending_bytes += len(self._pending[-1])
@@ -89,6 +122,10 @@ class Outflow:
             self.starved = True
             return False
         return True
+
+    def forget(self) -> None:
+        """What has been gathered is not wanted any more."""
+        self._gathered.clear()
 
     def grant(self, count: int) -> None:
         self.credit += count
@@ -193,11 +230,16 @@ class Connection:
         outflow = self.outflows.pop(stream, None)
         if outflow is not None:
             outflow.on_drained = None
+            outflow.forget()
             if outflow in self._bulk:
                 self._bulk.remove(outflow)
 
     def line_up(self, outflow: Outflow) -> None:
         self._bulk.append(outflow)
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Send what there is by the end of the next tick, after what the loop was asked to do before."""
         if not self._scheduled and not self.closed:
             self._scheduled = True
             self.loop.call_soon(self._flush)

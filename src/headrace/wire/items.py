@@ -1,7 +1,7 @@
 """A result (or a body) that is a sequence of items: records in a stream of bytes, and how far ahead they may be made.
 
-In, at the sender: items, encoded. Out: ITEM frames, those of one tick of the loop together. In, at the reader: the
-bytes of ITEM frames, or of DATA frames where the items are a body. Out: records, each whole.
+In, at the sender: items, encoded. Out: ITEM frames, those of one tick of the loop (or a few) together. In, at the
+reader: the bytes of ITEM frames, or of DATA frames where the items are a body. Out: records, each whole.
 
 A record is `u32 head | bytes`: the low 30 bits of the head are the length, the top two what it is (PLAIN, BUFFERS,
 FAILURE, STATUS). A record may begin in one frame and end in another.
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from headrace.spec.errors import ProtocolError
-from headrace.wire.connection import Outflow
+from headrace.wire.connection import GATHERING_TICKS, Outflow
 from headrace.wire.frames import ITEM, MAX_PAYLOAD_BYTES, MORE, WINDOW_BYTES
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ class ItemOutflow(Outflow):
         self.room -= cost(size + behind)
         if not self._scheduled:
             self._scheduled = True
-            self._connection.loop.call_soon(self.flush)
+            self._connection.loop.call_soon(self._flush_when_quiet, 0, 1)
+            self._connection.flush_soon()
         if self.room > 0:
             return True
         self.starved = True
@@ -90,8 +91,17 @@ class ItemOutflow(Outflow):
             if self.on_drained is not None:
                 self.on_drained()
 
+    def _flush_when_quiet(self, seen: int, ticks: int) -> None:
+        """Send what there is, unless the last tick has brought more: then the next may too."""
+        count = len(self._records)
+        if count > seen and ticks < GATHERING_TICKS and self.room > 0:
+            self._connection.loop.call_soon(self._flush_when_quiet, count, ticks + 1)
+            self._connection.flush_soon()
+        else:
+            self.flush()
+
     def flush(self) -> None:
-        """Send the records of this tick: in one frame, with the others of the tick, where they fit."""
+        """Send the records so far: in one frame, with the others of the tick, where they fit."""
         self._scheduled = False
         if not self._records or self.ended or self._connection.outflows.get(self.stream) is not self:
             return
