@@ -112,6 +112,26 @@ def test_large_buffers_stay_out_of_data_and_are_not_copied() -> None:
     assert np.shares_memory(arrived["small"], np.frombuffer(payload.data, np.uint8))
 
 
+@pytest.mark.parametrize("size", [EXTERNAL_BYTES - 1, EXTERNAL_BYTES, 3_000_000])
+def test_large_bytes_at_the_top_stay_out_of_data(size: int) -> None:
+    data = bytes(size)
+    for value in (data, ((data, "x"), {}), ((1,), {"image": data}), ((data, data), {"image": data})):
+        encoded = encode(value)
+        assert bool(encoded.buffers) == (size >= EXTERNAL_BYTES)
+        found = decode(encoded.data, encoded.buffers)
+        assert found == value
+        assert type(found if value is data else (*found[0], *found[1].values())[-1]) in (bytes, str)
+        if encoded.buffers:
+            assert len(encoded.data) < 1000
+            assert all(buffer.obj is data for buffer in encoded.buffers)
+
+
+def test_large_bytes_deeper_down_arrive_as_ever() -> None:
+    value = {"images": [bytes(EXTERNAL_BYTES)], "array": bytearray(EXTERNAL_BYTES)}
+    encoded = encode(value)
+    assert decode(encoded.data, encoded.buffers) == value
+
+
 def test_inline_buffers_are_aligned() -> None:
     arrays = [np.arange(n, dtype=np.uint8) for n in (1, 3, 17, 64)] + [np.arange(5.0)]
 

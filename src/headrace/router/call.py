@@ -103,7 +103,7 @@ class Call:
             self.body += b"".join(self.kept)
             self.kept = []
             self.paused = self.paused or outflow.starved
-        if self.buffers and not isinstance(self.buffers[0], bytes):
+        if not all(isinstance(buffer, bytes) or type(buffer.obj) is bytes for buffer in self.buffers):
             return False  # they are the caller's own, and may have changed
         return not started or len(self.body) + sum(map(len, self.buffers)) <= KEPT_BYTES
 

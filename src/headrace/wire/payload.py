@@ -74,9 +74,40 @@ def encode(value: object) -> Payload:
         if _COPIED_ARRAY in data:
             buffers = []
             data = _dump_with(_PlainPickler, value, buffers)
+    if len(data) >= EXTERNAL_BYTES:
+        lifted = _lift(value)
+        if lifted is not value:
+            return encode(lifted)
     if not buffers:
         return Payload(data)
     return _pack(data, buffers)
+
+
+def _lift(value: object) -> object:
+    """The value with large `bytes` at its top as buffers beside the pickle, which copies `bytes` into itself.
+
+    The top is the value itself, and arguments as handles send them: `(args, kwargs)`.
+    """
+    if type(value) is bytes:
+        return _Bytes(value) if len(value) >= EXTERNAL_BYTES else value
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is tuple and type(value[1]) is dict:
+        args = tuple([_lift(each) if type(each) is bytes else each for each in value[0]])
+        kwargs = {name: _lift(each) if type(each) is bytes else each for name, each in value[1].items()}
+        if any(type(each) is _Bytes for each in (*args, *kwargs.values())):
+            return args, kwargs
+    return value
+
+
+class _Bytes:
+    """Stands for `bytes` in the stream, which arrive as such."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return bytes, (pickle.PickleBuffer(self.data),)
 
 
 def decode(data: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
