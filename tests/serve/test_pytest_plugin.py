@@ -44,6 +44,7 @@ def test_local(headrace_local):
     headrace_local.run(Model.bind("more"), name="more", route_prefix="/more")
     assert set(headrace_local.status().applications) == {"default", "more"}
     headrace_local.delete("more")
+    headrace_local.delete("more")
     with headrace_local.http_client(base_url="http://localhost/more") as client:
         assert client.get("/").text == "hello"
 

@@ -239,9 +239,11 @@ class TestApplications:
         with pytest.raises(OptionError, match="route_prefix='/x'"):
             serve.run_many([one, serve.RunTarget(Adder.bind(), name="two", route_prefix="/x")])
 
-    def test_deleting_what_is_not_there(self, port):
-        with pytest.raises(ApplicationNotFound, match="nobody"):
-            serve.delete("nobody")
+    def test_deleting_what_is_not_there_is_told_and_no_error(self, port, caplog):
+        serve.delete("nobody")
+        (record,) = [record for record in caplog.records if record.name == "headrace.serve"]
+        assert record.levelname == "WARNING"
+        assert "no application is called 'nobody'" in record.message
 
     @pytest.mark.parametrize(
         ("target", "match"), [(Adder, r"use Adder.bind\("), (Adder.func_or_class, "plain class"), (3, "not 3")]

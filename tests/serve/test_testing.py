@@ -100,6 +100,7 @@ def test_an_application_answers_and_composes() -> None:
         assert await instance.processes() == ["Doubler#1@default", "Front#2@default"]
         await instance.delete("default")
         assert await instance.processes() == []
+        await instance.delete("default")
 
     run(test)
 

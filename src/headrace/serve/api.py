@@ -6,11 +6,12 @@ In: users' applications and options. Out: requests to the instance's controller,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,8 +198,21 @@ def status() -> ServeStatus:
 
 
 def delete(name: str, _blocking: bool = True) -> None:
-    """Delete the application; returns when its last replica is gone. Raises ApplicationNotFound, InstanceError."""
-    current_tie().ask(Delete(name))
+    """Delete the application; returns when its last replica is gone. For one that is not there, only warns in the log.
+
+    Raises InstanceError.
+    """
+    with missing_is_logged():
+        current_tie().ask(Delete(name))
+
+
+@contextlib.contextmanager
+def missing_is_logged() -> Iterator[None]:
+    """Have a delete of an application that is not there pass: who tidies up deletes what may be there."""
+    try:
+        yield
+    except ApplicationNotFound as error:
+        logger.warning("nothing is deleted: %s", error)
 
 
 def shutdown() -> None:

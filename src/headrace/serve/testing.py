@@ -77,7 +77,8 @@ class TestInstance:
 
     async def delete(self, name: str) -> None:
         """As `serve.delete`: returns when the application's last replica is gone."""
-        await self._tie.delete(Delete(name))
+        with api.missing_is_logged():
+            await self._tie.delete(Delete(name))
 
     async def status(self) -> ServeStatus:
         """As `serve.status`."""
@@ -138,7 +139,8 @@ class LocalTesting:
 
     def delete(self, name: str) -> None:
         """As `serve.delete`."""
-        _local().ask(Delete(name))
+        with api.missing_is_logged():
+            _local().ask(Delete(name))
 
     def status(self) -> ServeStatus:
         """As `serve.status`."""
