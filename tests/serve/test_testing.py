@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 from starlette.requests import Request
 
-from headrace import serve
+from headrace import runtime, serve
+from headrace.serve.in_process import InProcess
 from headrace.serve.testing import TestInstance
 from headrace.spec.errors import DeployFailedError, HeadraceError, InstanceError, ResourcesShortError
 
@@ -89,6 +92,43 @@ def run(test: Callable[[TestInstance], Awaitable[None]], **machine: float) -> No
             await test(instance)
 
     asyncio.run(body())
+
+
+def test_of_two_that_overlap_the_first_may_end_first() -> None:
+    async def body() -> None:
+        before = runtime.installed()
+        first, second = TestInstance(), TestInstance()
+        await first.__aenter__()
+        await second.__aenter__()
+        await first.__aexit__(None, None, None)
+        handle = await second.run(Doubler.bind())
+        assert await handle.remote(4) == 8
+        await second.__aexit__(None, None, None)
+        assert runtime.installed() is before
+
+    asyncio.run(body())
+
+
+def test_one_that_fails_as_it_begins_leaves_nothing() -> None:
+    instance = InProcess(f"lost-{os.getpid()}", cpus=1, gpus=0)
+
+    async def body() -> None:
+        async with instance.engine:
+            instance.engine.lose("the machine is gone")
+            with pytest.raises(InstanceError, match="the machine is gone"):
+                await instance.begin()
+
+    asyncio.run(body())
+    assert not list(Path("/tmp").glob(f"hr-*/{instance.name}"))
+
+
+def test_one_that_cannot_begin_leaves_nothing() -> None:
+    name = f"long-{os.getpid()}" * 30  # the path of a socket has no room for it
+    with pytest.raises(InstanceError, match="is too long") as caught:
+        asyncio.run(InProcess(name, cpus=1, gpus=0).begin())
+    folder = str(caught.value).partition(f"/{name}")[0].rpartition(" ")[2]
+    assert folder.startswith("/tmp/")
+    assert not Path(folder).exists()
 
 
 def test_an_application_answers_and_composes() -> None:

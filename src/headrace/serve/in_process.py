@@ -106,8 +106,8 @@ class InProcess:
         # Short, for the paths of sockets have a limit.
         self._folder = Path(tempfile.mkdtemp(prefix="hr-", dir="/tmp"))
         directory = InstanceDirectory(self._folder / self.name)
-        directory.create()
         try:
+            directory.create()
             await self._begin(directory)
         except BaseException:
             await self.end()
@@ -136,7 +136,17 @@ class InProcess:
         return task
 
     async def end(self, drain_s: float = 0.0) -> None:
-        """End all: in order, callers before callees, for `drain_s` seconds; what is left then is killed."""
+        """End all: in order, callers before callees, for `drain_s` seconds; what is left then is killed.
+
+        Raises what ended the controller before, when all is gone.
+        """
+        try:
+            await self._end_parts(drain_s)
+        finally:
+            await self.engine.end()
+            self.remove_folder()
+
+    async def _end_parts(self, drain_s: float) -> None:
         if self._parts is not None and drain_s > 0 and not self._tasks[0].done():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(drain_s):
@@ -150,8 +160,6 @@ class InProcess:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await self.engine.end()
-        self.remove_folder()
 
     def remove_folder(self) -> None:
         """Remove what it has on disk. From any thread, where the loop is lost and `end` will never come."""

@@ -57,9 +57,13 @@ class TestInstance:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if runtimes.installed() is self._instance.runtime:
-            runtimes.install(self._replaced)
-        await self._instance.end()
-        self._tie.release()
+            # One that was begun before this may have ended before it, too.
+            replaced, self._replaced = self._replaced, None
+            runtimes.install(replaced if replaced is not None and replaced.alive else None)
+        try:
+            await self._instance.end()
+        finally:
+            self._tie.release()
 
     async def run(
         self,
