@@ -306,6 +306,22 @@ def test_one_whose_body_was_not_whole_or_that_had_not_begun_ends_with_its_client
     assert bench.door.empty
 
 
+def test_no_more_run_on_than_there_may_be_connections():
+    bench = Bench(router=FakeRouter(handler=keep), options=HTTPOptions(max_connections=2))
+    for _ in range(3):
+        connection, _ = bench.connect()
+        connection.data_received(STAY % (b"?1", b""))
+        connection.connection_lost(None)
+    first, _, last = bench.router.calls
+    assert len(bench.door.orphans) == 2
+    assert bench.router.cancelled == [last]
+    first.on_reply(HTTP, b"", b"")
+    connection, _ = bench.connect()
+    connection.data_received(STAY % (b"?1", b""))
+    connection.connection_lost(None)
+    assert bench.router.cancelled == [last]
+
+
 def test_a_drain_waits_for_those_that_run_on_and_not_for_ever():
     async def main():
         async with site(FakeRouter(handler=keep)) as s:

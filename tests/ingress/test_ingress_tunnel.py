@@ -175,6 +175,17 @@ def test_an_offer_in_a_post_is_passed_over():
     assert (call.kind, head_of(call).scheme, call.body) == (HTTP, "http", b"ok")
 
 
+def test_who_speaks_another_version_is_told_which_to_upgrade_to():
+    bench = bench_of()
+    connection, transport = bench.connect()
+    connection.data_received(OPEN.replace(b"Version: 13", b"Version: 8"))
+    (response,) = parse_responses(transport.take())
+    assert response.status == 426
+    assert response.headers["sec-websocket-version"] == "13"
+    assert response.headers["upgrade"] == "websocket"
+    assert not bench.router.calls
+
+
 def test_paths_without_an_application_and_our_own_are_answered_as_ever():
     bench = bench_of()
     bench.door.update(snapshot(application("only", "/only"), version=2))

@@ -113,6 +113,11 @@ class Door:
         self.connections.discard(connection)
         self._check_empty()
 
+    @property
+    def has_room_for_orphans(self) -> bool:
+        """Whether one more request may run on without its client: who hangs up must not have more than who stays."""
+        return len(self.orphans) < self.options.max_connections
+
     def adopt(self, orphan: Orphan) -> None:
         """Keep a request whose client has left until it ends."""
         self.orphans.add(orphan)

@@ -144,7 +144,7 @@ class Exchange(Call):
         """The client has left: nobody waits for the answer any more."""
         if self.over:
             return
-        if self.head.outlives and self.submitted and self.received:
+        if self.head.outlives and self.submitted and self.received and self.connection.door.has_room_for_orphans:
             orphan(self)
             return
         self.over = True

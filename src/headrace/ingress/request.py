@@ -47,6 +47,7 @@ _SANE_ID = re.compile(rb"[\x20-\x7e]{1,128}").fullmatch
 _SANE_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*").fullmatch
 _SANE_SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch
 _TRUE = frozenset({b"?1", b"1", b"true", b"yes", b"on"})  # `?1` is how RFC 8941 writes it
+_VERSION_13 = b"upgrade: websocket\r\nsec-websocket-version: 13\r\n"
 _encode = msgspec.msgpack.Encoder().encode
 _NIL = msgspec.Raw(b"\xc0")
 
@@ -139,7 +140,7 @@ def check_websocket(head: RequestHead, headers: list[tuple[bytes, bytes]]) -> No
     if head.content_length:
         raise Refusal(400, "a request to open a WebSocket has no body")
     if [value for name, value in headers if name == b"sec-websocket-version"] != [b"13"]:
-        raise Refusal(426, "WebSockets of version 13 are served", headers=b"sec-websocket-version: 13\r\n")
+        raise Refusal(426, "WebSockets of version 13 are served", headers=_VERSION_13)
     keys = [value for name, value in headers if name == b"sec-websocket-key"]
     try:
         sizes = [len(binascii.a2b_base64(key, strict_mode=True)) for key in keys]
@@ -265,7 +266,8 @@ class HeadReader:
             head.upgrade = True
         elif name == b"x-request-timeout-seconds":
             if not _SANE_SECONDS(value):
-                raise Refusal(400, "x-request-timeout-seconds must be a number of seconds, such as 2.5")
+                written = str(value[:40], "latin-1")
+                raise Refusal(400, f"x-request-timeout-seconds {written!r} must be a number of seconds, such as 2.5")
             # The instance's own limit stays one, and so does the application's.
             asked_s = float(value)
             head.timeout_s = asked_s if self._timeout_s is None else min(asked_s, self._timeout_s)
