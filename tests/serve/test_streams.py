@@ -309,6 +309,15 @@ def test_the_wrong_way_to_call_says_which_is_right() -> None:
         items = source.options(stream=True).count.remote(1)
         with pytest.raises(GeneratorError, match="iterate over"):
             await items
+        with pytest.raises(GeneratorError, match="iterate over"):
+            items.result()
+        response = source.one.remote()
+        with pytest.raises(GeneratorError, match=r"`async for` over the one result of Source.one.*stream=True"):
+            async for _ in response:
+                pass
+        with pytest.raises(GeneratorError, match=r"`for` over the one result of Source.one.*stream=True"):
+            list(response)
+        assert await response == 1
         with pytest.raises(PayloadError, match="by yielding them"):
             pickle.dumps(items)
 

@@ -107,6 +107,13 @@ class DeploymentResponseGenerator:
             "awaiting it"
         )
 
+    def result(self, timeout_s: float | None = None) -> NoReturn:
+        """Raises GeneratorError: many items come, and no one result."""
+        raise GeneratorError(
+            f"{self._call._name} was called with stream=True: iterate over what it yields (`for`), instead of asking "
+            "for its result()"
+        )
+
     @property
     def request_id(self) -> str:
         """The id of the request that the call belongs to."""

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from headrace.handle.call import PENDING, REPLIED, VALUE, HandleCall
 from headrace.runtime import Runtime
-from headrace.spec.errors import LoopBlockedError, PayloadError
+from headrace.spec.errors import GeneratorError, LoopBlockedError, PayloadError
 from headrace.wire import payload
 
 
@@ -55,6 +55,20 @@ class DeploymentResponse(HandleCall):
         if self._state == PENDING:
             self._block(timeout_s)
         return self._take()
+
+    # Defined for what they say: who forgets `stream=True` iterates, and so does Starlette's StreamingResponse.
+
+    def __iter__(self) -> NoReturn:
+        raise self._no_items("for")
+
+    def __aiter__(self) -> NoReturn:
+        raise self._no_items("async for")
+
+    def _no_items(self, statement: str) -> GeneratorError:
+        return GeneratorError(
+            f"`{statement}` over the one result of {self._name}: where it is a generator, call it by "
+            "handle.options(stream=True); otherwise `await` the response, or ask for its `.result()`"
+        )
 
     # ---- for the router, on its loop
 
