@@ -132,3 +132,15 @@ def test_nothing():
         timeout=100,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_without_httpx_the_extra_that_brings_it_is_told() -> None:
+    code = """
+import sys
+sys.modules["httpx"] = None  # as where it is not installed
+from headrace.serve import testing
+from headrace.serve.http_client import client
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    told = ended.stderr.splitlines()[-1]
+    assert "ImportPathError: HTTP clients of tests need httpx: pip install 'headrace[testing]'" in told

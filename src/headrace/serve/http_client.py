@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import httpx
+from headrace.spec.errors import ImportPathError
+
+try:
+    import httpx
+except ModuleNotFoundError as error:
+    raise ImportPathError(f"HTTP clients of tests need httpx: pip install 'headrace[testing]' ({error})") from error
 
 BASE_URL = "http://localhost"
 
