@@ -318,7 +318,7 @@ def test_the_key_may_be_encrypted_or_lie_with_the_certificate(files: Files):
         (lambda f: {"ssl_keyfile": f.nonsense}, "ssl_keyfile='{nonsense}' must be a PEM file with the key of ssl_cert"),
         (lambda f: {"ssl_ca_certs": f.nonsense}, "ssl_ca_certs='{nonsense}' must be a PEM file of certificates"),
         (lambda f: {"ssl_keyfile": f.other_key}, "the key in ssl_keyfile='{other_key}' does not belong to the cert"),
-        (lambda f: {"ssl_keyfile": None}, "ssl_certfile='{cert}' (it must hold the key too) must be a PEM file"),
+        (lambda f: {"ssl_keyfile": None}, "ssl_certfile='{cert}' holds no key: append it to the file, or give"),
         (lambda f: {"ssl_keyfile": f.closed_key}, "'{closed_key}' is encrypted: give its ssl_keyfile_password"),
         (
             lambda f: {"ssl_keyfile": f.closed_key, "ssl_keyfile_password": "sesame"},

@@ -65,7 +65,7 @@ def _check_readable(name: str, path: str | None) -> None:
 def _what_is_wrong(options: HTTPOptions, encrypted: bool, error: Exception) -> str:
     """In words of the options: OpenSSL's name neither the file nor what would be right."""
     certificate, key = options.ssl_certfile, options.ssl_keyfile
-    where = f"ssl_keyfile={key!r}" if key is not None else f"ssl_certfile={certificate!r} (it must hold the key too)"
+    where = f"ssl_keyfile={key!r}" if key is not None else f"ssl_certfile={certificate!r}"
     reason = getattr(error, "reason", None) or str(error)
     if reason == "KEY_VALUES_MISMATCH":
         return f"the key in {where} does not belong to the certificate in ssl_certfile={certificate!r}"
@@ -77,6 +77,8 @@ def _what_is_wrong(options: HTTPOptions, encrypted: bool, error: Exception) -> s
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_verify_locations(certificate)
     except ssl.SSLError:
         return f"ssl_certfile={certificate!r} must be a PEM file that begins with the server's certificate ({reason})"
+    if key is None:
+        return f"{where} holds no key: append it to the file, or give the file that has it as ssl_keyfile ({reason})"
     return f"{where} must be a PEM file with the key of ssl_certfile={certificate!r} ({reason})"
 
 
