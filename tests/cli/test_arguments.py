@@ -64,6 +64,7 @@ def test_arguments_that_are_not_right(arguments, capsys):
         (["run", "m:a", "--name", "a b"], "name='a b' must be"),
         (["run", "m:a", "--request-timeout", "0"], "request_timeout_s=0.0 must be a number of seconds above 0"),
         (["run", "m:a", "--request-timeout", "nan"], "request_timeout_s=nan must be"),
+        (["run", "m:a", "--grpc-port", "1"], "--grpc-port has no effect without --grpc-servicer-functions"),
         (["run", "m:a", "--app-dir", "/nowhere"], "--app-dir '/nowhere' is not a directory"),
     ],
 )

@@ -164,7 +164,7 @@ def test_from_the_start_to_ctrl_c(terminal):
     os.kill(running.process.pid, signal.SIGINT)
     assert running.code() == 0
     assert "\x1b" not in running.text
-    assert "stopping (Ctrl-C again: at once)" in running.lines
+    assert "stopping when what is in work has ended (Ctrl-C again: at once)" in running.lines
     assert running.lines[-1] == "stopped"
     assert "Traceback" not in running.text
     for pid in pids:

@@ -82,9 +82,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--grpc-port",
         type=int,
-        default=9000,
         metavar="PORT",
-        help="port for gRPC; 0: any free one (default: %(default)s)",
+        help="port for gRPC; 0: any free one (default: 9000)",
     )
     run.add_argument("--name", default="default", help="name of the application (default: %(default)s)")
     run.add_argument("--route-prefix", default="/", metavar="/PATH", help="where it answers (default: %(default)s)")

@@ -31,7 +31,7 @@ BUILDER = "builder"
 _TOLD = re.compile("failed to start|did not come up")  # the builder's reports tell the same
 _FAILED = re.compile(r"(?P<replica>\S+) (?P<how>failed(?: to start)?):\n(?P<error>.*)", re.DOTALL)
 _STOPPING = {
-    "SIGINT": "stopping (Ctrl-C again: at once)",
+    "SIGINT": "stopping when what is in work has ended (Ctrl-C again: at once)",
     "SIGTERM": "stopping, as SIGTERM says",
     "asked by the controller": "stopping, as headrace shutdown says",
 }
@@ -84,7 +84,10 @@ def check(arguments: argparse.Namespace) -> None:
         from headrace.ingress.tls import context_of  # it takes a while to load, for the few who ask for TLS
 
         context_of(options)
-    grpc = gRPCOptions(port=arguments.grpc_port, grpc_servicer_functions=arguments.grpc_servicer_functions)
+    port = {} if arguments.grpc_port is None else {"port": arguments.grpc_port}
+    grpc = gRPCOptions(**port, grpc_servicer_functions=arguments.grpc_servicer_functions)
+    if port and not grpc.enabled:
+        raise OptionError("--grpc-port has no effect without --grpc-servicer-functions, which names your service")
     if grpc.enabled and not arguments.ingress_workers:
         raise OptionError("--grpc-servicer-functions needs an ingress process: let --ingress-workers be 1 or more")
     for pair in arguments.arguments:
@@ -126,8 +129,9 @@ def builder_argv(arguments: argparse.Namespace) -> tuple[str, ...]:
         "--route-prefix": arguments.route_prefix,
         "--app-dir": arguments.app_dir,
         "--ingress-workers": str(arguments.ingress_workers),
-        "--grpc-port": str(arguments.grpc_port),
     }
+    if arguments.grpc_port is not None:
+        options["--grpc-port"] = str(arguments.grpc_port)
     if arguments.request_timeout is not None:
         options["--request-timeout"] = str(arguments.request_timeout)
     for name in TLS_FILES:

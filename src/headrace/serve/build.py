@@ -49,7 +49,8 @@ class Builder:
         if arguments.grpc_servicer_functions:
             import_from(arguments.app_dir)
             functions = arguments.grpc_servicer_functions
-            grpc = grpc_service({"port": arguments.grpc_port, "grpc_servicer_functions": functions})
+            port = {} if arguments.grpc_port is None else {"port": arguments.grpc_port}
+            grpc = grpc_service({**port, "grpc_servicer_functions": functions})
         http = threading.Thread(target=self._start_http, args=(options, grpc), name="start-http", daemon=True)
         http.start()
         self._report(Line(f"importing {arguments.target}"))
@@ -112,7 +113,7 @@ def arguments_of(values: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ssl-certfile")
     parser.add_argument("--ssl-keyfile")
     parser.add_argument("--ssl-ca-certs")
-    parser.add_argument("--grpc-port", type=int, default=9000)
+    parser.add_argument("--grpc-port", type=int)
     parser.add_argument("--grpc-servicer-functions", action="append", default=[])
     return parser.parse_args(values)
 
