@@ -86,8 +86,8 @@ class Rpc:
             return self.served.rpc.encode(message)
         except Exception as error:  # of a wrong type, TypeError mostly; protobuf's EncodeError
             raise PayloadError(
-                f"{self.served.method.label} is to return what {self.served.rpc.path} gives, not "
-                f"{type(message).__name__} ({type(error).__name__}: {error})"
+                f"{self.served.method.label} is to give the message that the .proto names for {self.served.rpc.path}, "
+                f"not {type(message).__name__} ({type(error).__name__}: {error})"
             ) from error
 
     def answer(self, data: bytes) -> None:
