@@ -14,6 +14,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -360,6 +361,14 @@ class TestHTTPOptions:
         made = _http_options(options, location)
         assert made.ingress_workers == 0
         assert made.port == (8000 if options is None else 1)
+
+    @pytest.mark.parametrize("location", [None, "EveryNode", "NoServer"])
+    def test_no_host_is_no_http(self, location):
+        made = _http_options({"host": None}, location)
+        assert made.ingress_workers == 0
+        assert made == _http_options(serve.HTTPOptions(host=None), location)
+        assert made.host == serve.HTTPOptions().host
+        assert msgspec.json.decode(msgspec.json.encode(made), type=serve.HTTPOptions) == made
 
     def test_everywhere_is_the_default(self):
         assert _http_options({"port": 1}, "EveryNode") == serve.HTTPOptions(port=1)

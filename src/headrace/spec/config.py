@@ -15,6 +15,7 @@ from headrace.spec.errors import OptionError, OptionTypeError
 
 LEAST_HEADER_BYTES = 1024
 MOST_HEADER_BYTES = 40 * 1024  # the head of a request travels in the metadata of one frame
+DEFAULT_HOST = "127.0.0.1"
 LOCATIONS = ("EveryNode", "HeadOnly", "NoServer", "Disabled")
 NOT_YET = ("middlewares",)
 TLS_FILES = ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs")
@@ -28,12 +29,12 @@ class HTTPOptions(msgspec.Struct, frozen=True, kw_only=True):
     `header_timeout_s` bounds the time from a request's first byte to the end of its head, `body_timeout_s` the time
     in which a body (or the reading of a response) makes no progress, `keep_alive_timeout_s` that between requests.
     `drain_timeout_s` is how long a stopping ingress lets requests finish. `location` is Ray Serve's: on one machine all
-    its places are the same, and `NoServer` means `ingress_workers=0`. With `ssl_certfile` HTTPS is served and not HTTP
+    its places are the same, and `NoServer` means `ingress_workers=0`, as does a `host` that is None there. With `ssl_certfile` HTTPS is served and not HTTP
     (PEM files; the key in `ssl_keyfile`, or with the certificate); `ssl_ca_certs` asks clients for certificates too.
     Raises OptionError for a value that is not allowed, OptionTypeError for one of a wrong type.
     """
 
-    host: str = "127.0.0.1"
+    host: str = DEFAULT_HOST
     port: int = 8000
     ingress_workers: int = 1
     root_path: str = ""
@@ -54,8 +55,12 @@ class HTTPOptions(msgspec.Struct, frozen=True, kw_only=True):
     ssl_ca_certs: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.host, str):
-            raise OptionTypeError(f"host={self.host!r} must be a string, such as '127.0.0.1' or '0.0.0.0'")
+        given: object = self.host
+        if given is None:
+            msgspec.structs.force_setattr(self, "host", DEFAULT_HOST)
+            msgspec.structs.force_setattr(self, "ingress_workers", 0)
+        elif not isinstance(given, str):
+            raise OptionTypeError(f"host={given!r} must be a string, such as '127.0.0.1' or '0.0.0.0'")
         if not self.host or any(c.isspace() for c in self.host):
             raise OptionError(f"host={self.host!r} must be a host name or an address, such as '127.0.0.1' or '0.0.0.0'")
         _check_integer("port", self.port, 0, 65535)
