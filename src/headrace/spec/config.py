@@ -29,9 +29,10 @@ class HTTPOptions(msgspec.Struct, frozen=True, kw_only=True):
     `header_timeout_s` bounds the time from a request's first byte to the end of its head, `body_timeout_s` the time
     in which a body (or the reading of a response) makes no progress, `keep_alive_timeout_s` that between requests.
     `drain_timeout_s` is how long a stopping ingress lets requests finish. `location` is Ray Serve's: on one machine all
-    its places are the same, and `NoServer` means `ingress_workers=0`, as does a `host` that is None there. With `ssl_certfile` HTTPS is served and not HTTP
-    (PEM files; the key in `ssl_keyfile`, or with the certificate); `ssl_ca_certs` asks clients for certificates too.
-    Raises OptionError for a value that is not allowed, OptionTypeError for one of a wrong type.
+    its places are the same, and `NoServer` means `ingress_workers=0`; so does `host=None`. With `ssl_certfile`
+    HTTPS is served and not HTTP (PEM files; the key in `ssl_keyfile`, or with the certificate); `ssl_ca_certs` asks
+    clients for certificates too. Raises OptionError for a value that is not allowed, OptionTypeError for one of a wrong
+    type.
     """
 
     host: str = DEFAULT_HOST
