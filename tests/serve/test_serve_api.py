@@ -101,8 +101,9 @@ class TestCalls:
         assert "raise LookupError(message)" in str(caught.value.__cause__)
 
     def test_a_method_that_is_not_there(self, front):
-        with pytest.raises(MethodNotFound, match="did you mean plain"):
+        with pytest.raises(MethodNotFound, match="did you mean plain") as missing:
             front.plains.remote().result(PATIENCE_S)
+        assert missing.value.__cause__ is None  # no traceback through code that is not the user's
 
     def test_a_deployment_and_an_application_that_are_not_there(self, front):
         with pytest.raises(DeploymentNotFound, match="Front"):

@@ -330,7 +330,7 @@ class Invoker:
         elif isinstance(error, PayloadError) and not is_of_user_code(error):
             log.error("request %s: arguments or result of %s: %s", meta.request_id, where, info.message)
         else:
-            text = info.traceback_text.rstrip()
+            text = info.traceback_text.rstrip() or info.message
             log.error("request %s: %s raised %s\n%s", meta.request_id, where, type(error).__name__, text)
         return info
 

@@ -351,7 +351,7 @@ def encode_error(exc: BaseException) -> ErrorInfo:
     return ErrorInfo(
         type_name=_full_name(type(exc)),
         message=_message(exc),
-        traceback_text=traceback_text(exc),
+        traceback_text="" if _says_all(exc) else traceback_text(exc),
         status=status,
         pickled=_pickled_error(exc),
         retry_after_s=retry_after_s,
@@ -377,6 +377,14 @@ def traceback_text(exc: BaseException) -> str:
     report = traceback.TracebackException.from_exception(exc, compact=True)
     _trim(report, 0)
     return "".join(report.format())
+
+
+def _says_all(exc: BaseException) -> bool:
+    """Whether it is a mistake of the caller's that no code but Headrace's took part in: the message tells it."""
+    related = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    if related is not None or not isinstance(exc, CallerError):
+        return False
+    return all(_is_ours(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(exc.__traceback__))
 
 
 def _trim(report: traceback.TracebackException, depth: int) -> None:
