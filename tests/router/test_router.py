@@ -21,13 +21,14 @@ from headrace.spec.errors import (
     DeploymentNotFound,
     DeploymentUnavailableError,
     HeadraceError,
+    NotServableError,
     PoisonousRequestError,
     ReplicaDiedError,
     RequestTimeoutError,
 )
 from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, RevisionEntry, Snapshot
 from headrace.wire.arena import ArenaSender
-from headrace.wire.frames import MORE, ErrorInfo
+from headrace.wire.frames import ARENAS, MORE, ErrorInfo
 from headrace.wire.payload import Payload
 
 
@@ -821,5 +822,56 @@ def test_a_router_among_many_keeps_connections_to_a_share_of_many_replicas(tmp_p
             assert await world.ask(b"x").outcome() == b"x"
         connected = [replica for replica in replicas if replica.server.links]
         assert 15 <= len(connected) <= 30
+
+    in_world(test, tmp_path)
+
+
+def test_a_caller_that_dies_amid_a_body_with_buffers_holds_no_slot(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        (replica,) = await world.add()
+        held: list[Incoming] = []
+        replica.handle = held.append
+        in_work = world.ask(b"in work")
+        await until(lambda: held)
+        world.ask(bytes(20_000_000), buffers=[memoryview(bytes(300_000))], whole=True)
+        await until(lambda: replica.server.ongoing == 2)
+        world.replicas.clear()
+        world.publish()  # nothing that was lost comes again
+        (link,) = world.router.links
+        link.sock.shutdown(2)
+        await until(lambda: held[0].cancelled)
+        held[0].reply(b"")
+        await until(lambda: replica.server.ongoing == 0)
+        assert isinstance(await in_work.outcome(), ReplicaDiedError)
+        replica.server.close()
+
+    in_world(test, tmp_path, repeatable=False)
+
+
+def test_a_body_that_refers_to_no_block_holds_no_slot(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        (replica,) = await world.add()
+        replica.handle = echo
+        call = world.ask(b"fine")
+        assert await call.outcome() == b"fine"
+        call = world.ask(b"\x01\x00 no block", kind=ARENAS)
+        assert isinstance(await call.outcome(), ReplicaDiedError)
+        await until(lambda: replica.server.ongoing == 0)
+
+    in_world(test, tmp_path, repeatable=False)
+
+
+def test_a_head_of_a_reply_that_is_too_large_is_an_error(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        (replica,) = await world.add()
+        call = world.ask(b"")
+        (incoming,) = await replica.until_calls(1)
+        with pytest.raises(NotServableError, match="70000 bytes"):
+            incoming.start_reply(b"body", bytes(70_000), 0)
+        incoming.reply(b"body", bytes(70_000))
+        outcome = await call.outcome()
+        assert isinstance(outcome, ErrorInfo)
+        assert "70000 bytes" in outcome.message
+        assert replica.server.ongoing == 0
 
     in_world(test, tmp_path)

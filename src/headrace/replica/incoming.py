@@ -7,13 +7,16 @@ to the link, the answer, whole or in parts.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from headrace.spec.errors import ProtocolError, RequestCancelledError, RequestTimeoutError
+from headrace.spec.errors import NotServableError, ProtocolError, RequestCancelledError, RequestTimeoutError
+from headrace.wire.buffers import blocks_of
 from headrace.wire.connection import GATHERED_BYTES, Outflow
 from headrace.wire.frames import (
     ARENAS,
@@ -28,11 +31,13 @@ from headrace.wire.frames import (
     CallMeta,
     ErrorInfo,
 )
-from headrace.wire.items import BUFFERS, FAILURE, PLAIN, ItemOutflow
-from headrace.wire.payload import Payload
+from headrace.wire.items import FAILURE, PLAIN, ItemOutflow
+from headrace.wire.payload import Payload, encode_error
 
 if TYPE_CHECKING:
     from headrace.replica.server import CalleeLink
+
+log = logging.getLogger("headrace.replica")
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -95,7 +100,7 @@ class Incoming:
     # --- the answer ------------------------------------------------------------------------------------------------
 
     def reply(self, payload: bytes, meta: bytes = b"", flags: int = 0) -> None:
-        """The whole result, of any size."""
+        """The whole result, of any size. With a head (`meta`) beyond a frame the call fails."""
         if len(payload) + len(meta) <= MAX_PAYLOAD_BYTES:
             self._link.finish(self._stream, REPLY, flags, meta, b"" if self.cancelled else payload)
         else:
@@ -123,9 +128,13 @@ class Incoming:
         self._link.finish(self._stream, ERROR, 0, b"", payload)
 
     def start_reply(self, payload: bytes, meta: bytes, flags: int) -> None:
-        """The first part of a result that follows with `write` and `end`."""
+        """The first part of a result that follows with `write` and `end`. Raises NotServableError for a head beyond a
+        frame.
+        """
         if self.cancelled:
             return
+        if len(meta) > MAX_PAYLOAD_BYTES:
+            raise _head_too_large(meta)
         self._link.send(
             self._stream, REPLY, flags | MORE | HELD, self._link.load, meta, payload[: MAX_PAYLOAD_BYTES - len(meta)]
         )
@@ -179,9 +188,9 @@ class Incoming:
         assert isinstance(item, Payload)
         if not item.buffers:
             return items.put(item.data)
-        parts = self._link.buffers.wrap(item.data, item.buffers)
-        body = b"".join(parts)
-        return items.put(body, BUFFERS, sum(map(len, item.buffers)))
+        buffers = self._link.buffers
+        body = b"".join(buffers.wrap(item.data, item.buffers))
+        return items.put_with_blocks(body, sum(map(len, item.buffers)), partial(buffers.take_back, blocks_of(body)))
 
     async def room(self) -> None:
         """Until the caller has taken enough items for more to be made. Raises RequestCancelledError when it left."""
@@ -208,6 +217,11 @@ class Incoming:
             self._link.finish(self._stream, REPLY, 0, b"", b"")
             return
         room = MAX_PAYLOAD_BYTES - len(meta)
+        if room < 0:
+            error = _head_too_large(meta)
+            log.error("request %s: %s", self.meta.request_id, error)
+            self.fail(encode_error(error))
+            return
         first, rest = parts[0][:room], [parts[0][room:], *parts[1:]]
         rest = [part for part in rest if len(part)]
         self._link.finish(self._stream, REPLY, flags | (MORE if rest else 0), meta, bytes(first))
@@ -318,3 +332,7 @@ class Incoming:
             raise RequestCancelledError(f"the caller of request {self.meta.request_id} has left")
         if self.expired:
             raise RequestTimeoutError(f"the time of request {self.meta.request_id} is over")
+
+
+def _head_too_large(meta: bytes) -> NotServableError:
+    return NotServableError(f"the head of the response takes {len(meta)} bytes, and {MAX_PAYLOAD_BYTES} at most can be")

@@ -238,7 +238,11 @@ class CalleeLink(Connection):
 
     def _start_whole(self, incoming: Incoming) -> None:
         if incoming.flags & ARENAS:
-            incoming.body, incoming.buffers = self.buffers.unwrap(bytes(incoming.body))
+            try:
+                incoming.body, incoming.buffers = self.buffers.unwrap(bytes(incoming.body))
+            except ProtocolError:
+                incoming.reply(b"")  # it never started
+                raise
         if incoming.flags & SUSPECT:
             self.server.start_suspect(incoming)
         else:
@@ -298,11 +302,11 @@ class CalleeLink(Connection):
 
     def settle_lost(self) -> None:
         """Nobody waits for these calls any more: cancel them; their slots stay taken until their work has ended."""
-        self.buffers.close()
         self.server.offer_all(self.gate.disconnect(self, self.loop.time()))
         self.server.grant(self.server.places.disconnect(self, self.loop.time()))
         for incoming in list(self.calls.values()):
             self._cancel(incoming)
+        self.buffers.close()  # after the calls, which may refer to blocks
 
 
 def call_is_by_handle(incoming: Incoming) -> bool:

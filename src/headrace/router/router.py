@@ -159,9 +159,10 @@ class Router:
         return False
 
     def consumed(self, call: Call, n: int) -> None:
-        """`n` bytes of what `on_data` brought are done with: the replica may send as many more."""
-        if call.link is not None:
-            call.link.consumed(call.stream, n)
+        """`n` bytes of what `on_data` or `on_items` brought are done with: the replica may send as many more."""
+        link = call.link
+        if link is not None and link.calls.get(call.stream) is call:  # else it has ended, and nothing is owed
+            link.consumed(call.stream, n)
 
     def alone(self, link: Link) -> bool:
         """Whether no other link has a call under way; where there are many links, not worth finding out."""

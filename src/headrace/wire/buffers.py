@@ -97,13 +97,16 @@ class Buffers:
 
     def discard(self, body: bytes | memoryview) -> None:
         """Nobody will read this body that came with the ARENAS flag (its first frame will do): its blocks are free."""
-        count = COUNT.unpack_from(body)[0] if len(body) >= COUNT.size else 0
-        for at in range(COUNT.size, COUNT.size + count * REFERENCE.size, REFERENCE.size):
-            reference = bytes(body[at : at + REFERENCE.size])
-            if len(reference) == REFERENCE.size and REFERENCE.unpack(reference)[0] != INLINE:
-                if self._receiver is None:
-                    raise ProtocolError("a buffer in an arena, and none was announced")
-                self._receiver.view(reference)  # seen by nobody, and so unused at once
+        for reference in blocks_of(body):
+            if self._receiver is None:
+                raise ProtocolError("a buffer in an arena, and none was announced")
+            self._receiver.view(reference)  # seen by nobody, and so unused at once
+
+    def take_back(self, references: Sequence[bytes]) -> None:
+        """These blocks of ours will not be received: they are free."""
+        if self._sender is not None:
+            for reference in references:
+                self._sender.release(reference)
 
     def on_arena(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         """An ARENA frame: its descriptor has come with it."""
@@ -147,3 +150,11 @@ class Buffers:
         if self._receiver is not None:
             self._receiver.close()
             self._receiver = None
+
+
+def blocks_of(body: bytes | memoryview) -> list[bytes]:
+    """The references to blocks in a body that `wrap` made; its first frame will do."""
+    count = COUNT.unpack_from(body)[0] if len(body) >= COUNT.size else 0
+    starts = range(COUNT.size, COUNT.size + count * REFERENCE.size, REFERENCE.size)
+    references = [bytes(body[at : at + REFERENCE.size]) for at in starts]
+    return [each for each in references if len(each) == REFERENCE.size and REFERENCE.unpack(each)[0] != INLINE]

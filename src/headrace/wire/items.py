@@ -14,6 +14,7 @@ would hold a hundred thousand small ones.
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ def _head(size: int, kind: int) -> bytes:
 class ItemOutflow(Outflow):
     """The sending side. On the loop's thread: `put`, then `put` only after `on_drained` when it said False; `close`."""
 
-    __slots__ = ("_load", "_records", "_scheduled", "room")
+    __slots__ = ("_load", "_placed", "_records", "_scheduled", "_sent", "room")
 
     kind = ITEM
 
@@ -68,6 +69,9 @@ class ItemOutflow(Outflow):
         self._load = load
         self._records: list[bytes] = []  # of this tick
         self._scheduled = False
+        self._sent = 0  # bytes of records
+        # Of items that refer to blocks and may not have left: where each ends, and what gives its blocks back.
+        self._placed: deque[tuple[int, Callable[[], None]]] = deque()
 
     def put(self, data: bytes, kind: int = PLAIN, behind: int = 0) -> bool:
         """Send an item, which refers to `behind` bytes that went another way. False: wait for `on_drained`."""
@@ -82,6 +86,23 @@ class ItemOutflow(Outflow):
             return True
         self.starved = True
         return False
+
+    def put_with_blocks(self, body: bytes, behind: int, give_back: Callable[[], None]) -> bool:
+        """As `put`, for a body that refers to blocks. `give_back` is called if the reader will never have all of it."""
+        placed = self._placed
+        while placed and placed[0][0] <= self._sent:
+            placed.popleft()
+        room = self.put(body, BUFFERS, behind)
+        placed.append((self._sent + self.pending_bytes + sum(map(len, self._records)), give_back))
+        return room
+
+    def forget(self) -> None:
+        """The reader wants no more: what has not left never will."""
+        for end, give_back in self._placed:
+            if end > self._sent:
+                give_back()
+        self._placed.clear()
+        self._records.clear()
 
     def grant(self, count: int) -> None:
         """The reader's user has taken so much."""
@@ -105,21 +126,34 @@ class ItemOutflow(Outflow):
         self._scheduled = False
         if not self._records or self.ended or self._connection.outflows.get(self.stream) is not self:
             return
-        data = self._take()
-        if self._pending or len(data) > MAX_PAYLOAD_BYTES:
-            self.write(data, True)
-        else:
-            self._connection.send(self.stream, ITEM, MORE, self._load(), b"", data)
+        self._send(self._take(), True)
 
     def close(self) -> bytes | None:
         """No item follows. What is left to send in the last frame; None when that leaves by itself in its turn."""
         data = self._take()
         self.on_drained = None
         if self._pending or len(data) > MAX_PAYLOAD_BYTES:
-            self.write(data, False)
+            self._send(data, False)
             return None
         self.ended = True
         return data
+
+    def _send(self, data: bytes, more: bool) -> None:
+        """Send what fits a frame at once, the rest in its turn: the reader hears of items before it hears of their end
+        (FREED overtakes what stands in line).
+        """
+        rest = memoryview(data)
+        if not self._pending:
+            first, rest = data[:MAX_PAYLOAD_BYTES], rest[MAX_PAYLOAD_BYTES:]
+            self._sent += len(first)
+            self._connection.send(self.stream, ITEM, MORE, self._load(), b"", first)
+        if rest or not more:
+            self.write(rest, more)
+
+    def next_frame(self) -> tuple[memoryview | bytes, bool]:
+        piece, more = super().next_frame()
+        self._sent += len(piece)
+        return piece, more
 
     def sent(self) -> None:
         """A bulk frame left: line up again. It is the reader that says when there is room."""
