@@ -22,11 +22,23 @@ from starlette.websockets import WebSocket
 from websocket_stage import WebStage, raw_socket, web_stage
 from websockets.asyncio.client import connect
 
+from headrace.ingress.exchange import RESET
 from headrace.ingress.tls import context_of
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import OptionError
 
 GET = b"GET /scope HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+def hello() -> bytes:
+    """What a client says first."""
+    out = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost").do_handshake()
+    return out.read()
+
+
+HELLO = hello()
 
 
 class Files:
@@ -232,6 +244,39 @@ def test_who_does_not_speak_tls_is_hung_up_on(data: bytes, answered: bool, files
             await s.until(lambda: quiet(s))
             async with httpx.AsyncClient(verify=files.client()) as client:
                 assert (await client.get(f"https://127.0.0.1:{s.port}/scope")).status_code == 200
+
+    run(main())
+
+
+@pytest.mark.parametrize("reply", [False, True])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x16\x03\x01\x02\x00\x01\x00" + b"x" * 100, HELLO, HELLO[:50]],
+    ids=["nothing", "nonsense", "hello", "half a hello"],
+)
+def test_who_resets_the_connection_is_forgotten_at_once(data: bytes, reply: bool, files: Files, tmp_path: Path):
+    """Not when the time of its handshake is over, and without a traceback in the log."""
+
+    def knock(port: int) -> None:
+        sock = socket.create_connection(("127.0.0.1", port))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        sock.sendall(data)
+        if reply and data == HELLO:
+            sock.recv(1)
+        sock.close()
+
+    async def main():
+        async with web_stage(tmp_path, APP, options=files.options(header_timeout_s=1000)) as s:
+            complaints: list[dict[str, Any]] = []
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+            await asyncio.gather(*(asyncio.to_thread(knock, s.port) for _ in range(20)))
+            if not reply:
+                for _ in range(20):  # here all of it is there before the ingress looks
+                    knock(s.port)
+            await s.until(lambda: quiet(s))
+            async with httpx.AsyncClient(verify=files.client()) as client:
+                assert (await client.get(f"https://127.0.0.1:{s.port}/scope")).status_code == 200
+            assert not complaints
 
     run(main())
 

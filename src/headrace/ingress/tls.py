@@ -120,6 +120,7 @@ class TlsHandshake(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
+        self.abort()  # TLS that begins on a connection which is gone would wait until its time is over
 
     def abort(self) -> None:
         """Give the connection up."""
@@ -130,7 +131,7 @@ class TlsHandshake(asyncio.Protocol):
         """Give TLS what came before it had begun."""
         transport, data = self._transport, b"".join(self._early)
         self._early.clear()
-        if transport is None:
+        if transport is None or transport.is_closing():
             return
         # A BufferedProtocol by its methods, whosever loop it is.
         tls = cast("asyncio.BufferedProtocol", transport.get_protocol())
@@ -155,10 +156,13 @@ class TlsHandshake(asyncio.Protocol):
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
             starting = door.loop.create_task(start, name="tls")
-            await asyncio.sleep(0)
-            if self._early:
-                door.loop.call_soon(self._hand_over)
-            encrypted = await starting
+            try:
+                await asyncio.sleep(0)
+                if self._early:
+                    door.loop.call_soon(self._hand_over)
+                encrypted = await starting
+            finally:
+                starting.cancel()  # it is not waited for where this was cancelled before
             if encrypted is None or self._ended:
                 transport.abort()
                 return
