@@ -1,10 +1,12 @@
 """`serve.*` on a real instance, from this process, from its children, and from inside of replicas."""
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import pickle
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -393,8 +395,8 @@ class TestWithoutAnInstance:
         with pytest.raises(InstanceError, match="no instance 'nobody' is running"):
             serve.delete("default")
 
-    def test_shutdown_is_harmless(self, home):
-        process = script("serve.shutdown(); serve.shutdown(); print('well')", home, "nobody")
+    def test_shutdown_is_harmless(self, script):
+        process = script("serve.shutdown(); serve.shutdown(); print('well')", "nobody")
         assert process.communicate(timeout=PATIENCE_S) == ("well\n", "")
 
 
@@ -412,33 +414,65 @@ if __name__ == "__main__":
 """
 
 
-def script(body, home, name, **keywords):
-    """A script of a user's, with an instance of its own."""
-    environment = os.environ | {"HEADRACE_HOME": home, "HEADRACE_INSTANCE": name}
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(body=body)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **keywords,
-    )
+@pytest.fixture
+def script(home):
+    """Starts scripts of a user's, with instances of their own; neither outlives the test."""
+    processes, names = [], set()
+
+    def start(body, name, **keywords):
+        environment = os.environ | {"HEADRACE_HOME": home, "HEADRACE_INSTANCE": name}
+        names.add(name)
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT.format(body=body)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **keywords,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()  # no signal, where it was waited for
+        process.wait()
+    for name in names:
+        end_instance(name)
+    for process in processes:
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def end_instance(name):
+    """Have the keeper end, and with it all of its instance, if there is one still."""
+    keeper = instance_directory(name).keeper_pid()
+    if keeper is None:
+        return
+    with contextlib.suppress(ProcessLookupError):  # it was about to
+        pidfd = os.pidfd_open(keeper)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            assert select.select([pidfd], [], [], PATIENCE_S)[0]
+        finally:
+            os.close(pidfd)
 
 
 START = "serve.start(http_options={'ingress_workers': 0}"
 
 
 class TestScripts:
-    def test_the_instance_ends_with_its_script(self, home):
+    def test_the_instance_ends_with_its_script(self, script):
         body = f"{START}); print(serve.run(Echo.bind(), route_prefix=None).remote(3).result())"
-        process = script(body, home, "ends")
+        process = script(body, "ends")
         out, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, err
         assert out.startswith("3\n")
         assert instance_directory("ends").keeper_pid() is None
 
-    def test_also_when_the_script_is_killed(self, home):
-        process = script(f"{START}); print('up', flush=True); input()", home, "killed", stdin=subprocess.PIPE)
+    def test_also_when_the_script_is_killed(self, script):
+        process = script(f"{START}); print('up', flush=True); input()", "killed", stdin=subprocess.PIPE)
         assert process.stdout.readline() == "up\n"
         keeper = instance_directory("killed").keeper_pid()
         assert keeper is not None
@@ -449,25 +483,25 @@ class TestScripts:
         os.close(pidfd)
         assert instance_directory("killed").keeper_pid() is None
 
-    def test_a_detached_one_stays_and_others_find_it(self, home):
+    def test_a_detached_one_stays_and_others_find_it(self, script):
         body = f"{START}, detached=True); serve.run(Echo.bind(), route_prefix=None); print('left')"
-        process = script(body, home, "detached")
+        process = script(body, "detached")
         out, err = process.communicate(timeout=PATIENCE_S)
         assert (process.returncode, out) == (0, "left\n"), err
         try:
-            process = script("print(serve.get_app_handle('default').remote(4).result())", home, "detached")
+            process = script("print(serve.get_app_handle('default').remote(4).result())", "detached")
             assert process.communicate(timeout=PATIENCE_S)[0] == "4\n"
         finally:
-            process = script("serve.shutdown(); print('ended')", home, "detached")
+            process = script("serve.shutdown(); print('ended')", "detached")
             assert process.communicate(timeout=PATIENCE_S)[0] == "ended\n"
         assert instance_directory("detached").keeper_pid() is None
 
-    def test_ctrl_c_in_blocking_mode_is_no_error(self, home):
+    def test_ctrl_c_in_blocking_mode_is_no_error(self, script):
         run = "serve.run(Echo.bind(), blocking=True, route_prefix=None)"
         body = f"{START}); print('up', flush=True); {run}; print('after')"
-        process = script(body, home, "blocking")
+        process = script(body, "blocking")
         assert process.stdout.readline() == "up\n"
-        application_runs(home, "blocking")
+        application_runs(script, "blocking")
         process.send_signal(2)
         out, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, err
@@ -475,17 +509,17 @@ class TestScripts:
         assert "Traceback" not in err
         assert instance_directory("blocking").keeper_pid() is None
 
-    def test_a_driver_learns_that_its_instance_has_ended(self, home):
+    def test_a_driver_learns_that_its_instance_has_ended(self, script):
         """And of another one under the same name, when there is one."""
         run = "serve.run(Echo.bind(), route_prefix=None)"
-        first = script(f"{START}); {run}; print('up', flush=True); input()", home, "twice", stdin=subprocess.PIPE)
+        first = script(f"{START}); {run}; print('up', flush=True); input()", "twice", stdin=subprocess.PIPE)
         assert first.stdout.readline() == "up\n"
         body = "h = serve.get_app_handle('default'); print(h.remote(1).result(), flush=True); input()\n"
         body += (
             "    try: h.remote(2).result()\n    except Exception as error: print(type(error).__name__, flush=True)\n"
         )
         body += "    input(); print(h.remote(3).result())"
-        driver = script(body, home, "twice", stdin=subprocess.PIPE)
+        driver = script(body, "twice", stdin=subprocess.PIPE)
         assert driver.stdout.readline() == "1\n"
         first.communicate("\n", timeout=PATIENCE_S)
         assert instance_directory("twice").keeper_pid() is None
@@ -493,24 +527,24 @@ class TestScripts:
         driver.stdin.flush()
         # The last that it heard may be that the application was deleted, before the instance ended.
         assert driver.stdout.readline() in ("InstanceError\n", "ApplicationNotFound\n")
-        second = script(f"{START}); {run}; print('up', flush=True); input()", home, "twice", stdin=subprocess.PIPE)
+        second = script(f"{START}); {run}; print('up', flush=True); input()", "twice", stdin=subprocess.PIPE)
         assert second.stdout.readline() == "up\n"
         out, err = driver.communicate("\n", timeout=PATIENCE_S)
         assert out == "3\n", err
         second.communicate("\n", timeout=PATIENCE_S)
 
-    def test_an_exception_in_the_script_ends_it_too(self, home):
-        process = script(f"{START}); sys.exit(5)", home, "fails")
+    def test_an_exception_in_the_script_ends_it_too(self, script):
+        process = script(f"{START}); sys.exit(5)", "fails")
         process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 5
         assert instance_directory("fails").keeper_pid() is None
 
 
-def application_runs(home, name):
+def application_runs(script, name):
     """Wait until the instance's application runs, as another script sees it."""
     running = "any(a.status == 'RUNNING' for a in serve.status().applications.values())"
     body = f"import time\n    while not {running}: time.sleep(0.02)"
-    process = script(body, home, name)
+    process = script(body, name)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
 
