@@ -17,6 +17,7 @@ from headrace import serve
 
 PATIENCE_S = 60
 Code = grpc.StatusCode
+MOST_RPCS = 30
 FUNCTION = "library_pb2_grpc.add_LibraryServicer_to_server"
 
 
@@ -67,6 +68,7 @@ def served(home: Path) -> Iterator[Served]:
             port=0,
             grpc_servicer_functions=(FUNCTION,),
             max_message_bytes=100_000,
+            max_concurrent_rpcs=MOST_RPCS,
             ssl_certfile=str(home / "server.pem"),
             ssl_keyfile=str(home / "server.key"),
             ssl_ca_certs=str(home / "clients.pem"),
@@ -118,6 +120,16 @@ def test_several_processes_share_the_port(served: Served) -> None:
 def test_a_message_beyond_the_limit(library: Any) -> None:
     assert library.Lend(Book(data=bytes(99_000)), timeout=PATIENCE_S).data == bytes(99_000)
     assert failure(library.Lend, Book(data=bytes(101_000))).code() is Code.RESOURCE_EXHAUSTED
+
+
+def test_rpcs_beyond_the_limit_of_a_process_are_refused(served: Served) -> None:
+    with served.channel(served.client) as channel:
+        library, health = served.stub(channel), health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S) for _ in range(MOST_RPCS)]
+        assert {next(watch).status for watch in watches} == {health_pb2.HealthCheckResponse.SERVING}
+        assert failure(library.Lend, Book()).code() is Code.RESOURCE_EXHAUSTED
+        watches[0].cancel()
+        wait_for(lambda: not isinstance(library.Lend.future(Book()).exception(), grpc.RpcError), "there is room again")
 
 
 def test_the_time_of_an_application_ends_its_rpcs(served: Served, library: Any) -> None:

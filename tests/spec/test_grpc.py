@@ -37,6 +37,7 @@ def test_functions_may_be_paths_or_functions() -> None:
         ({"request_timeout_s": "1"}, OptionTypeError, "a number of seconds"),
         ({"host": "a b"}, OptionError, "host='a b'"),
         ({"max_message_bytes": 10}, OptionError, "max_message_bytes=10 must be from 1024"),
+        ({"max_concurrent_rpcs": 0}, OptionError, "max_concurrent_rpcs=0 must be from 1"),
         ({"max_message_bytes": 2**31}, OptionError, "max_message_bytes"),
         ({"ssl_certfile": "a"}, OptionError, "belong together"),
         ({"ssl_ca_certs": "a"}, OptionError, "ssl_ca_certs needs"),

@@ -67,6 +67,7 @@ class GrpcServer:
             methods |= methods_of(path)
         services = sorted({method.service for method in methods.values()})
         server = grpc.aio.server(
+            maximum_concurrent_rpcs=options.max_concurrent_rpcs,
             options=(
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", options.max_message_bytes),
@@ -76,7 +77,7 @@ class GrpcServer:
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
-            )
+            ),
         )
         # Generic, not registered: grpcio would wait for each registered method by a task of its own.
         server.add_generic_rpc_handlers((_Methods({path: self._rpcs.handler(m) for path, m in methods.items()}),))

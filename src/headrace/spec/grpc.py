@@ -14,6 +14,7 @@ from headrace.spec.names import hint
 
 LEAST_MESSAGE_BYTES = 1024
 MOST_MESSAGE_BYTES = (1 << 30) - 1  # what an item of a stream may have
+MOST_RPCS = 2**31 - 1
 
 
 class gRPCOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,8 +23,9 @@ class gRPCOptions(msgspec.Struct, frozen=True, kw_only=True):
     `grpc_servicer_functions` are the functions that protoc's plugin generates for services,
     `package.module_pb2_grpc.add_XServicer_to_server`, by import path (or the functions themselves, from a module that
     can be imported); without any there is no gRPC. `host` None: that of HTTP. `port` 0: any that is free.
-    `request_timeout_s` None: no limit but the client's deadline. `max_message_bytes` bounds a message of a client.
-    `ssl_ca_certs` has clients show a certificate. Raises OptionError, or OptionTypeError for a value of a wrong type.
+    `request_timeout_s` None: no limit but the client's deadline. `max_message_bytes` bounds a message of a client,
+    `max_concurrent_rpcs` what one ingress process has in work at once. `ssl_ca_certs` has clients show a
+    certificate. Raises OptionError, or OptionTypeError for a value of a wrong type.
     """
 
     port: int = 9000
@@ -31,6 +33,7 @@ class gRPCOptions(msgspec.Struct, frozen=True, kw_only=True):
     request_timeout_s: float | None = None
     host: str | None = None
     max_message_bytes: int = 128 * 1024 * 1024
+    max_concurrent_rpcs: int = 10_000
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     ssl_ca_certs: str | None = None
@@ -41,6 +44,7 @@ class gRPCOptions(msgspec.Struct, frozen=True, kw_only=True):
         _check_timeout(self.request_timeout_s)
         _check_host(self.host)
         _check_integer("max_message_bytes", self.max_message_bytes, LEAST_MESSAGE_BYTES, MOST_MESSAGE_BYTES)
+        _check_integer("max_concurrent_rpcs", self.max_concurrent_rpcs, 1, MOST_RPCS)
         for name in ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
