@@ -20,6 +20,8 @@ def test_defaults_are_valid_and_survive_json_and_msgpack():
     ("name", "value"),
     [
         ("host", ""),
+        pytest.param("request_timeout_s", 10**400, id="too large for a float"),
+        ("keep_alive_timeout_s", 2**31),
         ("host", "a b"),
         ("port", -1),
         ("port", 65536),

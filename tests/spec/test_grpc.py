@@ -34,6 +34,7 @@ def test_functions_may_be_paths_or_functions() -> None:
         ({"grpc_servicer_functions": [lambda: None]}, OptionError, "no function that other processes can import"),
         ({"request_timeout_s": 0}, OptionError, "more than 0"),
         ({"request_timeout_s": float("nan")}, OptionError, "more than 0"),
+        ({"request_timeout_s": 10**400}, OptionError, "at most 2147483647"),
         ({"request_timeout_s": "1"}, OptionTypeError, "a number of seconds"),
         ({"host": "a b"}, OptionError, "host='a b'"),
         ({"max_message_bytes": 10}, OptionError, "max_message_bytes=10 must be from 1024"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -12,6 +11,7 @@ from typing import Any
 import msgspec
 
 from headrace.spec.errors import OptionError, OptionTypeError
+from headrace.spec.options import MOST
 
 LEAST_HEADER_BYTES = 1024
 MOST_HEADER_BYTES = 40 * 1024  # the head of a request travels in the metadata of one frame
@@ -130,8 +130,9 @@ def _check_integer(name: str, value: object, least: int, most: int | None) -> No
 def _check_seconds(name: str, value: object, *, zero: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise OptionTypeError(f"{name}={value!r} must be a number of seconds")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise OptionError(f"{name}={value!r} must be a number of seconds, {'0 or more' if zero else 'more than 0'}")
+    if not 0 <= value <= MOST or (value == 0 and not zero):  # comparisons alone: it may be too large for a float
+        least = "0 or more" if zero else "more than 0"
+        raise OptionError(f"{name}={value!r} must be a number of seconds, {least} and at most {MOST}")
 
 
 def _check_root_path(value: object) -> None:

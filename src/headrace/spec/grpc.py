@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +10,10 @@ import msgspec
 from headrace.spec.application import Environment
 from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.names import hint
+from headrace.spec.options import MOST
 
 LEAST_MESSAGE_BYTES = 1024
 MOST_MESSAGE_BYTES = (1 << 30) - 1  # what an item of a stream may have
-MOST_RPCS = 2**31 - 1
 
 
 class gRPCOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +43,7 @@ class gRPCOptions(msgspec.Struct, frozen=True, kw_only=True):
         _check_timeout(self.request_timeout_s)
         _check_host(self.host)
         _check_integer("max_message_bytes", self.max_message_bytes, LEAST_MESSAGE_BYTES, MOST_MESSAGE_BYTES)
-        _check_integer("max_concurrent_rpcs", self.max_concurrent_rpcs, 1, MOST_RPCS)
+        _check_integer("max_concurrent_rpcs", self.max_concurrent_rpcs, 1, MOST)
         for name in ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
@@ -121,8 +120,8 @@ def _check_timeout(value: object) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise OptionTypeError(f"request_timeout_s={value!r} must be a number of seconds, or None")
-    if not math.isfinite(value) or value <= 0:
-        raise OptionError(f"request_timeout_s={value!r} must be more than 0 seconds, or None")
+    if not 0 < value <= MOST:  # comparisons alone: it may be too large for a float
+        raise OptionError(f"request_timeout_s={value!r} must be more than 0 seconds and at most {MOST}, or None")
 
 
 def _check_host(value: object) -> None:
