@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -87,6 +88,22 @@ def test_a_call_cancelled_before_its_first_step_never_runs(call: Any) -> None:
         incoming.cancel()
         await incoming.ended.wait()
         assert not waits.began.is_set()
+
+    run(check())
+
+
+def test_a_call_whose_time_is_over_before_its_first_step_never_runs() -> None:
+    """Its timer has not rung: those that came with it held up the loop."""
+
+    async def check() -> None:
+        waits, incoming = Waits(), handle_call("wait", remaining_s=0.001)
+        invoker_of(waits).start(incoming)
+        assert incoming.deadline is not None
+        while time.monotonic() < incoming.deadline:
+            pass
+        await incoming.ended.wait()
+        assert not waits.began.is_set()
+        assert incoming.error.type_name == "headrace.spec.errors.RequestTimeoutError"
 
     run(check())
 

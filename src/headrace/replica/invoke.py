@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import inspect
 import logging
+import time
 import traceback
 from functools import partial
 from pathlib import Path
@@ -157,6 +158,8 @@ class Invoker:
 
     def enter(self, incoming: Incoming, deadline: float | None) -> None:
         """The first step of a call's own task: it can be cancelled from now on, and its code sees its request."""
+        if deadline is not None and time.monotonic() >= deadline:
+            incoming.expired = True  # what came with it held up the loop, and its timer with it
         incoming.on_cancel = _current_task(self.loop).cancel  # type: ignore[assignment, union-attr]
         if incoming.cancelled or incoming.expired:
             raise asyncio.CancelledError
