@@ -343,6 +343,16 @@ class TestStart:
         with pytest.raises((OptionError, OptionTypeError), match="port"):
             serve.start(**{option: wrong})
 
+    def test_a_password_is_not_quoted(self, port):
+        asked = serve.HTTPOptions(ssl_certfile="cert.pem", ssl_keyfile_password="open sesame")
+        assert "open sesame" not in repr(asked)
+        with pytest.warns(UserWarning, match="ssl_keyfile_password") as told:
+            serve.start(http_options=asked)
+        assert not [warning for warning in told if "open sesame" in str(warning.message)]
+        with pytest.raises(OptionTypeError) as caught:
+            serve.HTTPOptions(ssl_certfile="cert.pem", ssl_keyfile_password=b"open sesame")
+        assert "open sesame" not in str(caught.value)
+
     def test_options_of_a_wrong_type(self, port):
         with pytest.raises(OptionTypeError, match="http_options=8000"):
             serve.start(http_options=8000)

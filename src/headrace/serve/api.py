@@ -364,8 +364,8 @@ class _HttpStart:
 
 
 def _warn_differs(running: HTTPOptions, asked: HTTPOptions) -> None:
-    before, after = _fields(running), _fields(asked)
-    differences = ", ".join(f"{n}={before[n]!r} (asked: {after[n]!r})" for n in before if before[n] != after[n])
+    names = [name for name in running.__struct_fields__ if getattr(running, name) != getattr(asked, name)]
+    differences = ", ".join(f"{name}={running.shown(name)} (asked: {asked.shown(name)})" for name in names)
     warnings.warn(
         f"the instance runs already and keeps its HTTP options: {differences}; serve.shutdown() first to change them",
         stacklevel=4,

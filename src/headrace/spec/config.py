@@ -19,7 +19,8 @@ DEFAULT_HOST = "127.0.0.1"
 LOCATIONS = ("EveryNode", "HeadOnly", "NoServer", "Disabled")
 NOT_YET = ("middlewares",)
 TLS_FILES = ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs")
-TLS = (*TLS_FILES, "ssl_keyfile_password")
+PASSWORD = "ssl_keyfile_password"
+TLS = (*TLS_FILES, PASSWORD)
 
 
 class HTTPOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +87,14 @@ class HTTPOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.num_cpus:
             warnings.warn("num_cpus of HTTPOptions has no effect here: see ingress_workers", stacklevel=3)
 
+    def __repr__(self) -> str:
+        return f"HTTPOptions({', '.join(f'{name}={self.shown(name)}' for name in self.__struct_fields__)})"
+
+    def shown(self, name: str) -> str:
+        """The option's value for messages, which do not quote a password."""
+        value = getattr(self, name)
+        return repr(value) if value is None or name != PASSWORD else "..."
+
     def located(self, directory: str) -> HTTPOptions:
         """These options with the paths of files taken from `directory`, where they are relative."""
         files = {name: getattr(self, name) for name in TLS_FILES}
@@ -96,7 +105,7 @@ class HTTPOptions(msgspec.Struct, frozen=True, kw_only=True):
         for name in TLS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                raise OptionTypeError(f"{name}={value!r} must be a string")
+                raise OptionTypeError(f"{name}={self.shown(name)} must be a string, not {type(value).__name__}")
             if value == "":
                 msgspec.structs.force_setattr(self, name, None)
         if self.ssl_certfile is None:
