@@ -80,7 +80,7 @@ class FakeIncoming:
 
     def write(self, data: bytes) -> bool:
         self.streamed.append(data)
-        return sum(map(len, self.streamed)) <= self.window
+        return not self.cancelled and sum(map(len, self.streamed)) <= self.window
 
     async def drained(self) -> None:
         await self._drained.wait()
@@ -111,7 +111,7 @@ class FakeIncoming:
         assert not self.ended.is_set(), "an item after the end"
         self.items.append(item if isinstance(item, bytes) else payload.decode(item.data, item.buffers))
         self.started.set()
-        return len(self.items) <= self.window
+        return not self.cancelled and len(self.items) <= self.window
 
     async def room(self) -> None:
         await self.drained()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from fake_incoming import FakeIncoming, handle_call, http_call, invoker_of, run, served
 
 from headrace import serve
+from headrace.replica.streaming import ThreadedItems, put_all
 from headrace.spec.errors import NotServableError, RequestCancelledError, RequestTimeoutError
 from headrace.wire.frames import STREAM
 
@@ -170,3 +172,115 @@ def test_code_can_ask_what_its_request_is() -> None:
 def test_outside_of_a_request_there_is_none_to_ask() -> None:
     with pytest.raises(serve.exceptions.RayServeException, match="outside of a request"):
         serve.get_request_context()
+
+
+class Stubborn(Lines):
+    """Code that does not end when it is told to, or goes on elsewhere."""
+
+    async def goes_on(self) -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError:
+                    self.events.append("swallowed")
+        finally:
+            self.events.append("closed")
+
+    def gives_what_never_ends(self, *request: object) -> Any:
+        self.events.append("began")
+        while not serve.get_request_context().cancelled:
+            pass
+        return asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("window", [3, 1 << 30])
+def test_a_stream_whose_code_swallows_the_cancellation_is_closed_at_its_next_item(window: int) -> None:
+    async def check() -> None:
+        lines = Stubborn()
+        call = stream_call("goes_on")
+        call.window = window
+        invoker_of(lines).start(call)
+        await call.started.wait()
+        call.cancel()
+        await call.ended.wait()
+        assert lines.events[-1] == "closed"
+
+    run(check())
+
+
+@pytest.mark.parametrize("flags", [STREAM, 0])
+def test_what_a_thread_gave_to_wait_for_is_not_waited_for_when_the_caller_has_left(flags: int) -> None:
+    async def check() -> None:
+        lines = Stubborn()
+        call = handle_call("gives_what_never_ends")
+        call.flags = flags
+        invoker_of(lines).start(call)
+        while not lines.events:
+            await asyncio.sleep(0)
+        call.cancel()
+        await call.ended.wait()
+        assert isinstance(call.raised, RequestCancelledError)
+
+    run(check())
+
+
+class Leaving(FakeIncoming):
+    """Its caller leaves right after the first look whether it has."""
+
+    told_whom: Any = None
+
+    @property
+    def cancelled(self) -> bool:
+        if self.told_whom is None:
+            self.told_whom = self.on_cancel or "nobody"
+            return False
+        return True
+
+    @cancelled.setter
+    def cancelled(self, value: bool) -> None:
+        pass
+
+
+def test_a_caller_that_leaves_when_a_thread_begins_is_noticed() -> None:
+    async def check() -> None:
+        call = Leaving(handle_call("loops").meta, 0, b"")
+        with contextlib.suppress(RequestCancelledError, RequestTimeoutError):
+            invoker_of(Lines()).enter_thread(call, None)  # type: ignore[arg-type]
+        assert call.told_whom != "nobody"
+
+    run(check())
+
+
+class Breaks:
+    """An outlet that cannot send what it was given."""
+
+    def encode(self, item: Any) -> bytes:
+        return bytes(item)
+
+    def put(self, encoded: Any) -> bool:
+        return False
+
+    async def room(self) -> None:
+        raise NotServableError("too large a head")
+
+    def end(self) -> None:
+        pass
+
+
+def test_a_thread_learns_why_its_items_cannot_be_sent() -> None:
+    async def check() -> None:
+        way = ThreadedItems(asyncio.get_running_loop(), Breaks())
+
+        def endless() -> Iterator[bytes]:
+            while True:
+                yield bytes(10_000)
+
+        with pytest.raises(NotServableError):
+            await asyncio.to_thread(put_all, way, endless())
+        ended = asyncio.Event()
+        way.finish(ended.set)
+        await ended.wait()
+
+    run(check())

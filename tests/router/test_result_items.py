@@ -10,6 +10,7 @@ from test_router import Asked, World, in_world, taken_bytes, until
 
 from headrace.replica.incoming import Incoming
 from headrace.router.call import Item
+from headrace.spec.errors import ReplicaDiedError, RequestCancelledError
 from headrace.wire.frames import STREAM
 from headrace.wire.items import RecordReader
 from headrace.wire.payload import Payload
@@ -95,5 +96,57 @@ def test_credit_for_what_came_last_is_owed_to_nobody(tmp_path: Path) -> None:
         (link,) = world.router.links
         world.router.consumed(call, sum(call.costs))
         assert not link._owed
+
+    in_world(test, tmp_path)
+
+
+def test_the_end_of_the_time_and_of_interest_stop_the_work_once(tmp_path: Path) -> None:
+    """What it does to end is not interrupted when the caller leaves, as it does at about that time."""
+
+    async def test(world: World) -> None:
+        (replica,) = await world.add()
+        call = ask_for_items(world)
+        (incoming,) = await replica.until_calls(1)
+        stops: list[bool] = []
+        incoming.on_cancel = lambda: stops.append(incoming.cancelled)
+        incoming.expire_at(world.router.loop.time())
+        await until(lambda: incoming.expired)
+        world.router.cancel(call)
+        await until(lambda: incoming.cancelled)
+        assert stops == [False]
+        incoming.open_items()
+        assert not incoming.put_item(b"to nobody")
+        with pytest.raises(RequestCancelledError):
+            await incoming.room()
+        incoming.end_items()
+        await until(lambda: replica.server.ongoing == 0)
+
+    in_world(test, tmp_path)
+
+
+def test_a_dead_replica_that_sent_no_item_is_no_loss(tmp_path: Path) -> None:
+    """The call is repeated; with the first item there is no going back."""
+
+    async def test(world: World) -> None:
+        (first,) = await world.add()
+        before, after = ask_for_items(world), ask_for_items(world)
+        _, begun = await first.until_calls(2)
+        begun.open_items()
+        begun.put_item(b"first")
+        await until(lambda: after.items)
+        world.replicas.clear()
+        (second,) = await world.add()
+        first.crash()
+        (again,) = await second.until_calls(1)
+        assert again.meta.attempt == 2
+        again.open_items()
+        again.put_item(b"whole")
+        again.end_items()
+        await until(lambda: before.end.is_set() and after.end.is_set())
+        assert before.items == [b"whole"]
+        assert not before.errors
+        assert after.items == [b"first"]
+        assert isinstance(after.errors[0], ReplicaDiedError)
+        assert second.server.ongoing == 0
 
     in_world(test, tmp_path)

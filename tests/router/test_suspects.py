@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 from test_router import Asked, Replica, World, echo, in_world, until
 
 from headrace.router import Router
 from headrace.spec.errors import PoisonousRequestError
+from headrace.spec.snapshot import RevisionEntry, Snapshot
+from headrace.wire.frames import SUSPECT
 
 
 def with_two_suspects(
@@ -97,3 +100,39 @@ def test_a_suspect_whose_router_is_gone_before_its_turn_gives_its_slot_back(tmp_
         assert len(replica.calls) == 1
 
     with_two_suspects(test, tmp_path)
+
+
+def test_a_suspect_that_is_drawn_to_another_revision_remains_one(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        (replica,) = await world.add()
+        call = world.ask(b"poison")
+        await replica.until_calls(1)
+        world.replicas.clear()
+        world.publish()
+        replica.crash()
+        await until(lambda: call.suspect)
+        replica = Replica(tmp_path, 2, 10)
+        await replica.server.listen(replica.entry.address)
+        old = next(iter(world.snapshot.deployments.values()))
+        new = msgspec.structs.replace(old, key="app/Model@2", replicas=(replica.entry,))
+        app = world.snapshot.applications["app"]
+        second = RevisionEntry(number=2, weight=0.0, deployments={"Model": new.key})
+        both = msgspec.structs.replace(app, revisions=(*app.revisions, second))
+        world.router.update(
+            Snapshot(version=world.version + 1, applications={"app": both}, deployments={old.key: old, new.key: new})
+        )
+        replica.handle = echo
+        assert await world.ask(b"connected", revision=2).outcome() == b"connected"
+        replica.handle = replica.calls.append
+        alone = msgspec.structs.replace(app, revisions=(msgspec.structs.replace(second, weight=1.0),))
+        world.router.update(
+            Snapshot(version=world.version + 2, applications={"app": alone}, deployments={new.key: new})
+        )
+        (incoming,) = await replica.until_calls(1)
+        assert incoming.flags & SUSPECT
+        assert call.revision == 2
+        await until(lambda: call.started)
+        replica.crash()
+        assert isinstance(await call.outcome(), PoisonousRequestError)
+
+    in_world(test, tmp_path)

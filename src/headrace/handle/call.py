@@ -9,6 +9,7 @@ whoever cancels. Everyone else appends a waiter first and looks at the state aft
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 from abc import abstractmethod
@@ -76,6 +77,13 @@ class HandleCall(Call):
             self._withdraw(None)
         elif runtime.alive:
             runtime.post(self._withdraw, None)
+
+    def let_go(self) -> None:
+        """Cancel it from a finalizer, which may run in the midst of anything: the loop does it, in its turn."""
+        if self._state == PENDING and self._runtime.alive:
+            self._state = CANCELLED
+            with contextlib.suppress(InstanceError):  # the loop has ended, and the call with it
+                self._runtime.post(self._withdraw, None)
 
     def cancelled(self) -> bool:
         """Whether the call was cancelled before it ended."""

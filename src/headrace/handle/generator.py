@@ -92,8 +92,8 @@ class DeploymentResponseGenerator:
 
     def __del__(self) -> None:
         call = getattr(self, "_call", None)
-        if call is not None and call._state == PENDING:
-            call.cancel()
+        if call is not None:
+            call.let_go()
 
     def __reduce__(self) -> NoReturn:
         raise PayloadError(

@@ -21,7 +21,7 @@ from headrace.context import request_variable
 from headrace.handle import cancel_calls
 from headrace.replica.grpc_context import Aborted, GrpcContext, gRPCInputStream, gRPCStatusError
 from headrace.replica.methods import Method, find_method
-from headrace.replica.streaming import ThreadedItems, put_all, send_all
+from headrace.replica.streaming import send_all, send_in_thread
 from headrace.replica.threads import Done, in_thread
 from headrace.spec.errors import GeneratorError, HeadraceError, MethodNotFound, PayloadError, ProtocolError
 from headrace.wire.frames import BROKEN, MORE, GrpcHead, GrpcStatus
@@ -279,15 +279,8 @@ class GrpcCalls:
 
     async def _go_on(self, rpc: Rpc, result: Awaitable[Any] | Any) -> None:
         """What is left to do on the loop of an RPC whose plain method gave something to wait for."""
-        incoming = rpc.incoming
         try:
-            incoming.on_cancel = asyncio.current_task(self._loop).cancel  # type: ignore[assignment, union-attr]
-            if incoming.cancelled or incoming.expired:
-                if inspect.iscoroutine(result):
-                    result.close()
-                raise asyncio.CancelledError
-            if inspect.isawaitable(result):
-                result = await result
+            result = await self._invoker.enter_again(rpc.incoming, result)
             if rpc.outlet is None:
                 rpc.answer(rpc.write(result))
             else:
@@ -332,21 +325,7 @@ class GrpcCalls:
     def _iterate(self, rpc: Rpc, items: Iterable[Any]) -> Done:
         """In a thread: send what a plain iterator gives."""
         assert rpc.outlet is not None
-        way = ThreadedItems(self._loop, rpc.outlet)
-        request, incoming = request_variable.get(), rpc.incoming
-
-        def stop() -> None:
-            way.cancel()
-            cancel_calls(request)
-
-        incoming.on_cancel = stop
-        if incoming.cancelled or incoming.expired:
-            way.cancel()  # it came before that
-        try:
-            put_all(way, iter(items))
-        except BaseException as error:  # the top of the thread's work, as in _run_unary
-            return partial(way.finish, self._failure(rpc, error))
-        return partial(way.finish, rpc.outlet.end)
+        return send_in_thread(self._loop, rpc.incoming, rpc.outlet, items, partial(self._failure, rpc))
 
     # ---- errors
 

@@ -147,7 +147,7 @@ class Incoming:
     def write(self, data: bytes) -> bool:
         """The next part. False: wait for `drained` before the next."""
         if self.cancelled or self._outflow is None:
-            return True
+            return not self.cancelled
         if len(data) >= GATHERED_BYTES:
             return self._outflow.write(data, True)
         return not data or self._outflow.gather(data)
@@ -182,7 +182,7 @@ class Incoming:
         """The next item. False: wait for `room` before the next."""
         items = self._items
         if self.cancelled or items is None:
-            return True
+            return not self.cancelled
         if type(item) is bytes:
             return items.put(item, kind)
         assert isinstance(item, Payload)
@@ -295,7 +295,8 @@ class Incoming:
         """The caller is no longer interested."""
         if not self.cancelled:
             self.cancelled = True
-            self._stop()
+            if not self.expired:  # else it has been stopped, and what it does to end is not to be interrupted
+                self._stop()
 
     def expire_at(self, deadline: float) -> None:
         """Have the work on it stop at `deadline`, on the loop's clock, if it has not ended by then."""

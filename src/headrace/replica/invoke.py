@@ -165,6 +165,17 @@ class Invoker:
             raise asyncio.CancelledError
         _set_request(RequestContext(incoming.meta, deadline, self.replica, None, incoming))
 
+    async def enter_again(self, incoming: Incoming, result: Any) -> Any:
+        """As `enter`, for what a method gave that ran in a thread: it can be cancelled from now on. The result, awaited
+        where it is to be.
+        """
+        incoming.on_cancel = _current_task(self.loop).cancel  # type: ignore[assignment, union-attr]
+        if incoming.cancelled or incoming.expired:
+            if inspect.iscoroutine(result):
+                result.close()
+            raise asyncio.CancelledError
+        return await result if inspect.isawaitable(result) else result
+
     async def _run_http(self, incoming: Incoming, method: Method, deadline: float | None) -> None:
         try:
             self.enter(incoming, deadline)
@@ -207,13 +218,7 @@ class Invoker:
     async def _run_rest(self, incoming: Incoming, method: Method, request: HttpRequest | None, result: Any) -> None:
         """What is left to do on the loop of a call whose method ran in a thread."""
         try:
-            incoming.on_cancel = _current_task(self.loop).cancel  # type: ignore[assignment, union-attr]
-            if incoming.cancelled or incoming.expired:
-                if inspect.iscoroutine(result):
-                    result.close()
-                raise asyncio.CancelledError
-            if inspect.isawaitable(result):
-                result = await result
+            result = await self.enter_again(incoming, result)
             if request is None:
                 incoming.answer(_encode_result(result, method))
             else:
@@ -255,9 +260,9 @@ class Invoker:
     def enter_thread(self, incoming: Incoming, deadline: float | None) -> RequestContext:
         """The first step of a call's work in a thread: its code sees its request. Raises what `check` raises."""
         request = RequestContext(incoming.meta, deadline, self.replica, None, incoming)
-        request.check()
-        _set_request(request)
         incoming.on_cancel = partial(cancel_calls, request)
+        request.check()  # after that: who leaves in between is seen by one of the two
+        _set_request(request)
         return request
 
     def _in_thread(self, incoming: Incoming, method: Method, deadline: float | None) -> Done:

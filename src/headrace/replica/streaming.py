@@ -11,7 +11,7 @@ import contextvars
 import inspect
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from headrace.replica.incoming import Incoming
     from headrace.replica.invoke import Invoker
 
-_current_task = asyncio.current_task
 _decode = payload.decode
 
 # What a thread may be ahead of the loop; beyond the reader's own window.
@@ -61,7 +60,19 @@ class ThreadedItems:
     `put` is the thread's; `cancel` and `finish` are the loop's.
     """
 
-    __slots__ = ("_ahead", "_end", "_lock", "_loop", "_outlet", "_queue", "_resuming", "_stopped", "_taken", "_woken")
+    __slots__ = (
+        "_ahead",
+        "_broken",
+        "_end",
+        "_lock",
+        "_loop",
+        "_outlet",
+        "_queue",
+        "_resuming",
+        "_stopped",
+        "_taken",
+        "_woken",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, outlet: Outlet) -> None:
         self._loop = loop
@@ -72,6 +83,7 @@ class ThreadedItems:
         self._taken = 0  # what the loop has sent, counted by the loop
         self._lock: threading.Lock | None = None  # held while the thread waits for it
         self._stopped = False
+        self._broken: Exception | None = None  # why no more can be sent, where it is not that nobody waits
         self._resuming: asyncio.Task[None] | None = None
         self._end: Callable[[], None] | None = None
 
@@ -86,7 +98,7 @@ class ThreadedItems:
         if self._ahead - self._taken >= AHEAD_BYTES:
             self._wait()
         if self._stopped:
-            raise RequestCancelledError("nobody waits for the items any more")
+            raise self._broken or RequestCancelledError("nobody waits for the items any more")
 
     def _wait(self) -> None:
         lock = threading.Lock()
@@ -131,9 +143,10 @@ class ThreadedItems:
     async def _resume(self) -> None:
         try:
             await self._outlet.room()
-        except RequestCancelledError:
+        except (RequestCancelledError, TimeoutError):
             self._stopped = True
-        except TimeoutError:
+        except Exception as error:  # the top of the task: the thread, which may wait for it, is to learn of it
+            self._broken = error
             self._stopped = True
         self._resuming = None
         self._drain()
@@ -154,6 +167,34 @@ def put_all(way: ThreadedItems, items: Iterator[Any]) -> None:
         close = getattr(items, "close", None)
         if close is not None:
             close()
+
+
+def send_in_thread(
+    loop: asyncio.AbstractEventLoop,
+    incoming: Incoming,
+    outlet: Outlet,
+    items: Iterable[Any],
+    failure: Callable[[BaseException], Done],
+) -> Done:
+    """In a thread, in the context of the call: send what a plain generator yields, or any other iterable.
+
+    The loop does what is returned: it ends the call when all has been sent, or does what `failure` says of the error.
+    """
+    way = ThreadedItems(loop, outlet)
+    request = request_variable.get()
+
+    def stop() -> None:
+        way.cancel()
+        cancel_calls(request)
+
+    incoming.on_cancel = stop
+    if incoming.cancelled or incoming.expired:
+        stop()  # it came before that
+    try:
+        put_all(way, iter(items))
+    except BaseException as error:  # the top of the thread's work
+        return partial(way.finish, failure(error))
+    return partial(way.finish, outlet.end)
 
 
 class Streams:
@@ -236,31 +277,22 @@ class Streams:
 
         async def run() -> None:
             try:
-                incoming.on_cancel = _current_task(self._invoker.loop).cancel  # type: ignore[assignment, union-attr]
-                await self.send(incoming, outlet, await result if inspect.isawaitable(result) else result, label)
+                items = await self._invoker.enter_again(incoming, result)
+                await self.send(incoming, outlet, items, method.label)
             except BaseException as error:  # as in _run_http
                 self._invoker.fail(incoming, error)
 
-        label = method.label
         self._invoker.loop.create_task(run(), context=context)
 
     def _iterate(self, incoming: Incoming, outlet: Outlet, items: Generator[Any, Any, Any]) -> Done:
         """In a thread: send what the generator yields."""
-        way = ThreadedItems(self._invoker.loop, outlet)
-        request = request_variable.get()
-
-        def stop() -> None:
-            way.cancel()
-            cancel_calls(request)
-
-        incoming.on_cancel = stop
-        if incoming.cancelled or incoming.expired:
-            way.cancel()  # it came before that
-        try:
-            put_all(way, items)
-        except BaseException as error:  # the top of the thread's work, as in _run_http
-            return partial(way.finish, partial(incoming.fail, self._invoker.error_of(incoming, error)))
-        return partial(way.finish, outlet.end)
+        return send_in_thread(
+            self._invoker.loop,
+            incoming,
+            outlet,
+            items,
+            lambda error: partial(incoming.fail, self._invoker.error_of(incoming, error)),
+        )
 
 
 def _no_generator(label: str, result: object) -> GeneratorError:

@@ -61,7 +61,7 @@ class Call:
     drawn = False  # the router chose the revision, and may choose again while the call has not started
     held = False  # its result streams, and it keeps its slot meanwhile
     answered = False  # on_reply has been called: there is no going back
-    suspect = False  # it was in work when a replica died
+    suspect = False  # it was in work when a replica died, and `kind` says so wherever it goes
     started = False  # the replica has said so; of suspects alone
     queued_since: float | None = None
     sent_at = 0.0  # of calls with a deadline alone

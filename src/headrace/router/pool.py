@@ -136,9 +136,6 @@ class Pool:
         if call.expiry is not None:
             call.expiry.cancel()
             call.expiry = None
-        if call.suspect:
-            flags |= SUSPECT
-            call.started = False
         link.call(call, self.router.snapshot.version, flags, next_age_ms)
 
     def link_to(self, replica: Replica) -> Link | None:
@@ -377,6 +374,7 @@ class Pool:
             self._put_back(call)
         elif verdict is Verdict.REPEAT:
             call.suspect = True
+            call.kind |= SUSPECT
             call.attempt += 1
             call.parts = None
             self._put_back(call)
