@@ -384,7 +384,7 @@ def judge(chaos: Chaos, tally: Tally, account: Account) -> None:
         chaos.problems.append(f"{len(unexpected)} requests failed; the first: {unexpected[0]}")
     if account.wrong:
         chaos.problems.append(f"{len(account.wrong)} clients got what is wrong; the first: {account.wrong[:3]}")
-    restarted = account.words.pop(("websocket", "code 1012"), 0)  # a deploy ends them so
+    restarted = account.words["websocket", "code 1012"]  # a deploy ends them so
     if account.broke.total() + account.refused.total() > restarted and not (
         chaos.killed_doors or chaos.killed_replicas
     ):
