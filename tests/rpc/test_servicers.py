@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization
 
 from headrace.serve.grpc_options import grpc_service
 from headrace.spec.errors import ImportPathError, OptionError, OptionTypeError
@@ -75,6 +77,37 @@ def test_a_certificate_that_is_not_there(tmp_path: Path) -> None:
     options = {"grpc_servicer_functions": [LIBRARY], "ssl_certfile": "no.pem", "ssl_keyfile": "no.key"}
     with pytest.raises(OptionError, match=r"no\.pem.*there is no such file"):
         grpc_service(options)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"ssl_keyfile": "other.key"},
+            r"gRPC: the key in ssl_keyfile='.*other\.key' does not belong to the cert",
+        ),
+        ({"ssl_keyfile": "closed.key"}, r"gRPC: ssl_keyfile='.*closed\.key' is encrypted: give a key that is not"),
+        ({"ssl_certfile": "nonsense.pem"}, r"gRPC: ssl_certfile='.*nonsense\.pem' must be a PEM file that begins with"),
+        ({"ssl_ca_certs": "nonsense.pem"}, r"gRPC: ssl_ca_certs='.*nonsense\.pem' must be a PEM file of certificates"),
+    ],
+)
+def test_certificates_that_do_not_fit_are_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    issued = trustme.CA().issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path("server.pem")
+    issued.private_key_pem.write_to_path("server.key")
+    trustme.CA().issue_cert("else").private_key_pem.write_to_path("other.key")
+    key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)
+    closed = serialization.BestAvailableEncryption(b"open sesame")
+    encrypted = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, closed)
+    (tmp_path / "closed.key").write_bytes(encrypted)
+    (tmp_path / "nonsense.pem").write_text("nonsense")
+    right = {"grpc_servicer_functions": [LIBRARY], "ssl_certfile": "server.pem", "ssl_keyfile": "server.key"}
+    assert grpc_service(right) is not None
+    with pytest.raises(OptionError, match=told):
+        grpc_service(right | given)
 
 
 def test_the_service_says_where_its_modules_are(generated: Path) -> None:

@@ -481,6 +481,13 @@ class TestScripts:
         assert out.startswith("3\n")
         assert instance_directory("ends").keeper_pid() is None
 
+    def test_a_certificate_that_is_not_there_ends_the_start(self, script, tmp_path):
+        process = script("serve.start(http_options={'port': 0, 'ssl_certfile': 'no.pem'})", "certified", cwd=tmp_path)
+        _, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 1
+        assert f"OptionError: ssl_certfile='{tmp_path}/no.pem' cannot be read: No such file" in err
+        assert instance_directory("certified").keeper_pid() is None
+
     def test_also_when_the_script_is_killed(self, script):
         process = script(f"{START}); print('up', flush=True); input()", "killed", stdin=subprocess.PIPE)
         assert process.stdout.readline() == "up\n"

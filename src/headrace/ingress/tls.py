@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 SHUTDOWN_S = 5.0  # for a client to answer our close_notify, so that it has read what came before
 
 
-def context_of(options: HTTPOptions) -> ssl.SSLContext | None:
-    """The context that the options ask for, None for plain HTTP. Raises OptionError naming the option and the file."""
+def context_of(options: HTTPOptions, *, closed_keys: bool = True) -> ssl.SSLContext | None:
+    """The context that the options ask for, None for plain HTTP. Raises OptionError naming the option and the file.
+
+    `closed_keys`: whether there is an option for the password of an encrypted key (gRPC has none).
+    """
     if options.ssl_certfile is None:
         return None
     certificate, key = options.ssl_certfile, options.ssl_keyfile
@@ -40,6 +43,8 @@ def context_of(options: HTTPOptions) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(certificate, key, password)
     except (ssl.SSLError, ValueError) as error:
+        if asked and not closed_keys:
+            raise OptionError(f"ssl_keyfile={key!r} is encrypted: give a key that is not") from error
         raise OptionError(_what_is_wrong(options, bool(asked), error)) from error
     if options.ssl_ca_certs is not None:
         try:

@@ -321,6 +321,10 @@ def _start_http(tie: Driver, options: HTTPOptions | None, grpc: GrpcService | No
         if not proxies:
             wanted = options or HTTPOptions()
             if wanted.ingress_workers:
+                if wanted.ssl_certfile:
+                    from headrace.ingress.tls import context_of  # it takes a while to load, for the few who ask for TLS
+
+                    context_of(wanted)  # an ingress that cannot read its files would be started again and again
                 tie.ask(StartHTTP(wanted, grpc))
             tie.http, tie.grpc = wanted, grpc
             return

@@ -15,11 +15,13 @@ from typing import Any
 import msgspec
 
 from headrace.serve.graph import environment
+from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import ImportPathError, OptionError, OptionTypeError
 from headrace.spec.grpc import GrpcService, gRPCOptions
 from headrace.spec.grpc import grpc_options as parse
 from headrace.wire.servicers import MISSING, methods_of
 
+_TLS_FILES = ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs")
 _NEEDED = ("grpc", "google.protobuf", "grpc_health", "grpc_reflection")
 
 
@@ -43,7 +45,9 @@ def grpc_service(given: gRPCOptions | Mapping[str, Any] | None) -> GrpcService |
     _check_packages()
     for path in options.grpc_servicer_functions:
         methods_of(path)
-    return GrpcService(options=_with_absolute_paths(options), environment=environment())
+    located = _with_absolute_paths(options)
+    _check_certificates(located)
+    return GrpcService(options=located, environment=environment())
 
 
 def _check_packages() -> None:
@@ -56,10 +60,22 @@ def _check_packages() -> None:
             raise ImportPathError(f"{MISSING} (there is no module {name!r})")
 
 
+def _check_certificates(options: gRPCOptions) -> None:
+    if options.ssl_certfile is None:
+        return
+    from headrace.ingress.tls import context_of  # it takes a while to load, for the few who ask for TLS
+
+    files = {name: getattr(options, name) for name in _TLS_FILES}
+    try:
+        context_of(HTTPOptions(**files), closed_keys=False)
+    except OptionError as error:
+        raise OptionError(f"gRPC: {error}") from error.__cause__
+
+
 def _with_absolute_paths(options: gRPCOptions) -> gRPCOptions:
     """The options, with files that the ingress finds from wherever it runs."""
     paths: dict[str, str] = {}
-    for name in ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs"):
+    for name in _TLS_FILES:
         given = getattr(options, name)
         if given is not None:
             path = Path(given).expanduser().absolute()
