@@ -161,6 +161,16 @@ def test_a_request_may_ask_for_a_shorter_time_and_not_for_a_longer_one():
     assert parse_responses(transport.take())[0].status == 408
 
 
+def test_a_time_that_is_no_number_is_quoted():
+    bench = Bench(options=LIMITS, router=FakeRouter(handler=keep))
+    connection, transport = bench.connect()
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: h\r\nX-Request-Timeout-Seconds: 5 min\r\n\r\n")
+    (response,) = parse_responses(transport.take())
+    assert response.status == 400
+    assert b"x-request-timeout-seconds '5 min' must be a number of seconds, such as 2.5" in response.body
+    assert not bench.router.calls
+
+
 def test_the_shortest_of_three_times_counts():
     for instance, app, header, counts in (
         (30, None, None, 30),
