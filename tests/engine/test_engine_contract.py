@@ -26,10 +26,10 @@ CPUS, GPUS = 4.0, 2
 PROGRAMS = {
     "wait": "import os, signal, time; open(os.environ['READY'], 'w'); time.sleep(1000)",
     "orderly": """
-import os, signal, sys
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that it is not missed before the wait
 open(os.environ['READY'], 'w')
-signal.pause()
+signal.sigwait({signal.SIGTERM})
 """,
     "stubborn": """
 import os, signal, time

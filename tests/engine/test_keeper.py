@@ -38,7 +38,7 @@ def drain(*_):
 signal.signal(signal.SIGTERM, drain)
 open(home + "/up", "w")
 while True:
-    signal.pause()
+    time.sleep(0.02)  # not pause(): a signal just before it would be noticed after the next one
 """,
 )
 
