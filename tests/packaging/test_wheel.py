@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,12 +12,13 @@ import sys
 import time
 import urllib.request
 import zipfile
+from importlib.metadata import files, requires
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-QUIET = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+QUIET = ["install", "--quiet", "--disable-pip-version-check"]
 
 
 def run(command: list[str | Path], folder: Path) -> str:
@@ -48,12 +50,36 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a new environment with the wheel and what the README's lines import."""
+    """The interpreter of a new environment with the wheel, all that it asks for, and what the README's lines import."""
     folder = tmp_path_factory.mktemp("empty") / "venv"
-    run([sys.executable, "-m", "venv", folder], folder.parent)
+    run([sys.executable, "-m", "venv", "--without-pip", folder], folder.parent)
     python = folder / "bin" / "python"
-    run([python, *QUIET, wheel, "joblib", "scikit-learn"], folder.parent)
+    run([sys.executable, "-m", "pip", "--python", python, *QUIET, wheel], folder.parent)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for name in with_requirements(["joblib", "scikit-learn"]):
+        link(name, packages)
     return python
+
+
+def with_requirements(names: list[str]) -> list[str]:
+    """These distributions, and all that they need."""
+    found: list[str] = []
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.append(name)
+            needed = [text for text in requires(name) or () if "extra ==" not in text]
+            waiting += [text[: re.match(r"[\w.-]+", text).end()].lower() for text in needed]  # type: ignore[union-attr]
+    return found
+
+
+def link(name: str, packages: Path) -> None:
+    """Have a distribution of the tests' own environment in another: to fetch and unpack it takes a minute."""
+    for file in files(name) or ():
+        top = file.parts[0]
+        if top != ".." and top != "__pycache__" and not (packages / top).exists():
+            (packages / top).symlink_to(Path(str(file.locate())).parents[len(file.parts) - 1] / top)
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
