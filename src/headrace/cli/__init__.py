@@ -67,6 +67,35 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "arguments", nargs="*", default=[], metavar="KEY=VALUE", help="arguments of the function that builds it"
     )
+    _add_listening(run)
+    run.add_argument("--name", default="default", help="name of the application (default: %(default)s)")
+    run.add_argument("--route-prefix", default="/", metavar="/PATH", help="where it answers (default: %(default)s)")
+    run.add_argument(
+        "--request-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="time that a request has, unless it says less (default: no limit)",
+    )
+    run.add_argument("--app-dir", default=".", metavar="DIR", help="where to import MODULE from (default: here)")
+    _add_instance(run)
+
+    status = commands.add_parser(
+        "status", help="show what runs, and what is not well", description="Show what runs, and what is not well."
+    )
+    status.add_argument("--json", action="store_true", help="for programs: everything, as JSON")
+    _add_instance(status)
+
+    shutdown = commands.add_parser(
+        "shutdown",
+        help="end an instance with all that runs on it",
+        description="End an instance with all that runs on it.",
+    )
+    _add_instance(shutdown)
+    return root
+
+
+def _add_listening(run: argparse.ArgumentParser) -> None:
+    """Where and how clients are listened for."""
     run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     run.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one (default: %(default)s)")
     run.add_argument("--ssl-certfile", metavar="FILE", help="serve HTTPS with this certificate (PEM)")
@@ -85,33 +114,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="PORT",
         help="port for gRPC; 0: any free one (default: 9000)",
     )
-    run.add_argument("--name", default="default", help="name of the application (default: %(default)s)")
-    run.add_argument("--route-prefix", default="/", metavar="/PATH", help="where it answers (default: %(default)s)")
-    run.add_argument(
-        "--request-timeout",
-        type=float,
-        metavar="SECONDS",
-        help="time that a request has, unless it says less (default: no limit)",
-    )
-    run.add_argument("--app-dir", default=".", metavar="DIR", help="where to import MODULE from (default: here)")
     run.add_argument(
         "--ingress-workers", type=int, default=1, metavar="N", help="processes that accept HTTP (default: %(default)s)"
     )
-    _add_instance(run)
-
-    status = commands.add_parser(
-        "status", help="show what runs, and what is not well", description="Show what runs, and what is not well."
-    )
-    status.add_argument("--json", action="store_true", help="for programs: everything, as JSON")
-    _add_instance(status)
-
-    shutdown = commands.add_parser(
-        "shutdown",
-        help="end an instance with all that runs on it",
-        description="End an instance with all that runs on it.",
-    )
-    _add_instance(shutdown)
-    return root
 
 
 def _add_instance(command: argparse.ArgumentParser) -> None:
