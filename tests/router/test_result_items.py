@@ -120,6 +120,7 @@ def test_the_end_of_the_time_and_of_interest_stop_the_work_once(tmp_path: Path) 
             await incoming.room()
         incoming.end_items()
         await until(lambda: replica.server.ongoing == 0)
+        assert not any(link.outflows for link in replica.server.links)  # a replica drains until they have left
 
     in_world(test, tmp_path)
 

@@ -176,7 +176,8 @@ class Incoming:
         link = self._link
         self._drain_waiter = None
         self._items = ItemOutflow(link, self._stream, self._on_drained, lambda: link.load)
-        link.outflows[self._stream] = self._items
+        if not self.cancelled:  # else nothing will leave, nor end, by it
+            link.outflows[self._stream] = self._items
 
     def put_item(self, item: Payload | bytes, kind: int = PLAIN) -> bool:
         """The next item. False: wait for `room` before the next."""
