@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -27,7 +26,6 @@ from headrace.spec.errors import (
     RequestTimeoutError,
 )
 from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, RevisionEntry, Snapshot
-from headrace.wire.arena import ArenaSender
 from headrace.wire.frames import ARENAS, MORE, ErrorInfo
 from headrace.wire.payload import Payload
 
@@ -178,9 +176,11 @@ def echo(incoming: Incoming) -> None:
     incoming.reply(bytes(incoming.body))
 
 
-def taken_bytes() -> int:
-    """What all arenas of all connections hold."""
-    senders = [sender for sender in gc.get_objects() if isinstance(sender, ArenaSender)]
+def taken_bytes(world: World, *others: Router) -> int:
+    """What the arenas of all connections of this world hold, at both of their ends."""
+    buffers = [link._buffers for router in (world.router, *others) for link in router.links]
+    buffers += [link.buffers for replica in world.replicas.values() for link in replica.server.links]
+    senders = [each._sender for each in buffers if each._sender is not None]
     return sum(arena.blocks.taken_bytes for sender in senders for arena in sender._arenas.values())
 
 
@@ -383,7 +383,7 @@ def test_buffers_that_nobody_reads_are_free_again(tmp_path: Path) -> None:
         held.pop().answer(Payload(bytes(200_000), [buffer]))
         assert await last.outcome() == bytes(200_000)
         last.buffers = ()
-        await until(lambda: taken_bytes() == 0)
+        await until(lambda: taken_bytes(world) == 0)
 
     in_world(test, tmp_path)
 
@@ -407,7 +407,7 @@ def test_buffers_of_what_is_cancelled_on_its_way_are_free_again(tmp_path: Path) 
         held.pop().answer(Payload(bytes(20_000_000), [buffer]))
         await until(lambda: going.parts is not None)
         world.router.cancel(going)
-        await until(lambda: taken_bytes() == 0)
+        await until(lambda: taken_bytes(world) == 0)
 
     in_world(test, tmp_path)
 
@@ -426,7 +426,7 @@ def test_buffers_of_a_refused_call_are_free_again(tmp_path: Path) -> None:
             held.pop().answer(Payload(b"done", []))
         for call in calls:
             assert await call.outcome() == b"done"
-        await until(lambda: taken_bytes() == 0)
+        await until(lambda: taken_bytes(world, other) == 0)
         await other.close()
 
     in_world(test, tmp_path, limit=1)
