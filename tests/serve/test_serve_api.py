@@ -438,6 +438,9 @@ def script(home):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # As from a terminal. A shell that starts the tests in the background has them ignore Ctrl-C, and that
+            # goes down to every child.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **keywords,
         )
         processes.append(process)
