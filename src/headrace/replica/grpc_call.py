@@ -224,17 +224,18 @@ class GrpcCalls:
 
     # ---- on the loop
 
+    async def _argument(self, rpc: Rpc) -> Any:
+        """What the method is called with: the message, or the stream of messages. Raises gRPCStatusError."""
+        if rpc.served.takes_stream:
+            return self._stream_of(rpc)
+        if rpc.incoming.flags & MORE:
+            return rpc.read(await _whole_body(rpc.incoming))
+        return rpc.read(rpc.incoming.body)
+
     async def _run_unary(self, rpc: Rpc) -> None:
-        incoming = rpc.incoming
         try:
-            self._invoker.enter(incoming, rpc.deadline)
-            if rpc.served.takes_stream:
-                argument = self._stream_of(rpc)
-            elif incoming.flags & MORE:
-                argument = rpc.read(await _whole_body(incoming))
-            else:
-                argument = rpc.read(incoming.body)
-            result = rpc.call(argument)
+            self._invoker.enter(rpc.incoming, rpc.deadline)
+            result = rpc.call(await self._argument(rpc))
             if inspect.isasyncgen(result):
                 raise _many_of_one(rpc)
             rpc.answer(rpc.write(await result))
@@ -242,16 +243,9 @@ class GrpcCalls:
             self._fail(rpc, error)
 
     async def _run_stream(self, rpc: Rpc) -> None:
-        incoming = rpc.incoming
         try:
-            self._invoker.enter(incoming, rpc.deadline)
-            if rpc.served.takes_stream:
-                argument = self._stream_of(rpc)
-            elif incoming.flags & MORE:
-                argument = rpc.read(await _whole_body(incoming))
-            else:
-                argument = rpc.read(incoming.body)
-            result = rpc.call(argument)
+            self._invoker.enter(rpc.incoming, rpc.deadline)
+            result = rpc.call(await self._argument(rpc))
             await self._send(rpc, await result if inspect.isawaitable(result) else result)
         except BaseException as error:  # as in _run_unary
             self._fail(rpc, error)
