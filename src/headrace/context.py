@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -18,10 +19,20 @@ from headrace.wire.frames import CallMeta, HttpHead
 _head_decoder = msgspec.msgpack.Decoder(HttpHead | None)
 
 
+class ModelBoard(Protocol):
+    """Where a replica says which models it has, for routers to see. All on the replica's loop."""
+
+    load: Callable[[str], None] | None  # called with a model that routers would like to be loaded
+
+    def tell(self, ready: Sequence[str] = (), loading: Sequence[str] = (), gone: Sequence[str] = ()) -> None:
+        """These models are ready now, being loaded now, and neither any more."""
+
+
 class ReplicaContext(msgspec.Struct, kw_only=True, eq=False):
     """The replica that the code runs in. `replica_id` is `deployment#n`; `servable_object` the user's instance or
     function, None while it is being constructed. `runtime` is what its handles call by, where that is not the process's
-    own: in an instance inside of a process.
+    own: in an instance inside of a process. `loop` is the event loop that its calls run on. `models` is told which
+    models are loaded. `holds_handles`: it may call other deployments, by handles that its constructor was given.
     """
 
     app_name: str
@@ -31,6 +42,9 @@ class ReplicaContext(msgspec.Struct, kw_only=True, eq=False):
     max_ongoing_requests: int = 0
     servable_object: object = None
     runtime: Any = None  # of a layer above
+    loop: Any = None
+    models: ModelBoard | None = None
+    holds_handles: bool = False
 
     @property
     def replica_tag(self) -> str:
@@ -113,6 +127,11 @@ class RequestContext(msgspec.Struct, gc=False, eq=False):
     @property
     def model_id(self) -> str | None:
         return self.meta.model_id
+
+    @property
+    def waited_s(self) -> float:
+        """How long the call had waited for a replica, in seconds, when it was sent to this one."""
+        return self.meta.waited_s
 
     @property
     def trace(self) -> str | None:

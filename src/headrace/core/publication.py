@@ -78,6 +78,9 @@ def _deployment_entry(
         retry_per_second=options.retry_budget.per_second,
         busy_status=options.backpressure_config.status_code,
         retry_after_s=options.backpressure_config.retry_after_s,
+        hedge=options.hedge,
+        request_router=options.request_router_config,
+        multiplexed=spec.multiplexed,
         routers=routers,
         replicas=tuple(ReplicaEntry(replica.id, replica.address) for replica in replicas),
     )

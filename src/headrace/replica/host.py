@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headrace.context import ReplicaContext, replica_variable
+from headrace.replica.board import ModelBoard
 from headrace.replica.invoke import Invoker, is_of_user_code
 from headrace.replica.server import Server
 from headrace.replica.threads import ThreadPool, in_thread
@@ -66,12 +67,15 @@ class HostedReplica:
     ) -> None:
         self.order = order
         self._awake = awake
+        self._models = ModelBoard()
         self.context = ReplicaContext(
             app_name=order.app,
             deployment=order.spec.name,
             replica_id=order.replica_id,
             revision=order.revision,
             max_ongoing_requests=order.spec.max_ongoing_requests,
+            models=self._models,
+            holds_handles=bool(order.spec.uses),
         )
         self.state: ReplicaState | None = None
         self.error = ""
@@ -135,6 +139,7 @@ class HostedReplica:
     async def run(self) -> None:
         """Live until drained; every error of user code is reported as FAILED, and then waits for the drain."""
         replica_variable.set(self.context)
+        self.context.loop = asyncio.get_running_loop()
         self._become(ReplicaState.STARTING)
         starting = asyncio.get_running_loop().create_task(self._start(), name="start")
         try:
@@ -251,7 +256,7 @@ class HostedReplica:
         limit = self._spec.max_ongoing_requests
         servable, application = self.context.servable_object, self._application
         self._invoker = Invoker(loop, servable, self.context, self._thread_pool(), application)
-        self._server = Server(loop, self.order.replica_id, limit, self._invoker.start, self._awake)
+        self._server = Server(loop, self.order.replica_id, limit, self._invoker.start, self._awake, self._models)
         self._server.limit_queues(self._spec.options.max_queued_requests)
         try:
             await self._server.listen(self.order.address)

@@ -21,6 +21,7 @@ from headrace.core.gate import Gate
 from headrace.core.places import Grant, PlaceLedger, Question
 from headrace.core.turns import Turns
 from headrace.engine.linux import peer_uid
+from headrace.replica.board import ModelBoard
 from headrace.replica.incoming import Incoming
 from headrace.spec.errors import ProtocolError
 from headrace.wire.awake import Awake
@@ -42,6 +43,7 @@ from headrace.wire.frames import (
     HEADER,
     HELLO,
     LEASED,
+    LOAD,
     MORE,
     OFFER,
     OFFERED,
@@ -81,7 +83,7 @@ class CalleeLink(Connection):
         super().__init__(server.loop, sock)
         self.server = server
         self.gate = server.gate
-        self.peer = "?"
+        self.peer = ""  # until it has said hello
         self.calls: dict[int, Incoming] = {}
         self.buffers = Buffers(self)
         self._awake = server.awake
@@ -194,6 +196,8 @@ class CalleeLink(Connection):
         handlers[WITHDRAW] = self._on_withdraw
         handlers[DECLINE] = self._on_decline
         handlers[PLACES] = self._on_places
+        handlers[LOAD] = self._on_load
+        self.server.models.greet(self)
         if self.server.draining:
             self.send(0, GOAWAY)
 
@@ -292,6 +296,13 @@ class CalleeLink(Connection):
         question = Question(*PLACES_COUNTS.unpack(payload))
         self.server.grant(self.server.places.ask(self, question, self.loop.time()))
 
+    def _on_load(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        try:
+            model = payload.decode()
+        except UnicodeDecodeError as error:
+            raise ProtocolError(f"not the id of a model: {error}") from error
+        self.server.models.wanted(model)
+
     def on_lost(self, error: BaseException | None) -> None:
         self.server.links.discard(self)
         self.settle_lost()
@@ -323,6 +334,7 @@ class Server:
         limit: int,
         start: Callable[[Incoming], None],
         awake: Awake | None = None,
+        models: ModelBoard | None = None,
     ) -> None:
         self.loop = loop
         self.replica_id = replica_id
@@ -331,6 +343,8 @@ class Server:
         self.suspects: Turns[Incoming] = Turns()
         self.places: PlaceLedger[CalleeLink] = PlaceLedger()
         self.links: set[CalleeLink] = set()
+        self.models = models or ModelBoard()
+        self.models.links = self.links
         self.awake = awake  # None: the loop sleeps whenever there is nothing to do
         self.draining = False
         self.on_drain: set[Callable[[], None]] = set()  # of calls that last until they are told to end

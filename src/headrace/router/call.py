@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.spec.errors import HeadraceError
+from headrace.spec.hedging import HedgingConfig
 from headrace.wire.frames import ErrorInfo
 from headrace.wire.items import RecordReader
 
@@ -52,6 +53,8 @@ class Call:
     buffers: Sequence[memoryview | bytes] = ()  # external buffers of the payload; after on_reply, those of the result
     near = True  # its answer is worth waiting for awake, when it is the only one
     whole = False  # join the parts of the result before on_reply
+    hedge: HedgingConfig | bool | None = None  # None: as the deployment says; False: never
+    target: str | None = None  # the one replica that it is for
     reader: RecordReader | None = None  # set where `kind` has STREAM and not HTTP: the result comes by on_items
 
     # What the router keeps.
@@ -64,7 +67,9 @@ class Call:
     suspect = False  # it was in work when a replica died, and `kind` says so wherever it goes
     started = False  # the replica has said so; of suspects alone
     queued_since: float | None = None
-    sent_at = 0.0  # of calls with a deadline alone
+    observed = False  # how long it takes is of interest: it has a deadline, or may be hedged
+    reservation = 0  # the stream on its link that keeps a slot for it
+    sent_at = 0.0  # of observed calls alone
     expiry: asyncio.TimerHandle | None = None
     outflow: Outflow | None = None
     streamed = False  # its body was not whole when it was sent

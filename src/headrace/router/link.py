@@ -38,7 +38,9 @@ from headrace.wire.frames import (
     HELD,
     HELLO,
     ITEM,
+    LOAD,
     MAX_PAYLOAD_BYTES,
+    MODELS,
     MORE,
     OFFER,
     OFFERED,
@@ -52,8 +54,10 @@ from headrace.wire.frames import (
     WAITING,
     WAITING_COUNTS,
     WITHDRAW,
+    CallMeta,
     ErrorInfo,
     HelloInfo,
+    ModelsInfo,
 )
 from headrace.wire.items import BUFFERS, FAILURE, PLAIN, Record, cost
 
@@ -67,6 +71,7 @@ NONE_WAITS = 0xFFFF  # in the load field of a leased call: this caller has no ot
 _encode_meta = msgspec.msgpack.Encoder().encode
 _decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
 _decode_hello = msgspec.msgpack.Decoder(HelloInfo).decode
+_decode_models = msgspec.msgpack.Decoder(ModelsInfo).decode
 
 
 class Abandoned(Call):
@@ -128,6 +133,7 @@ class Link(Connection):
         handlers[GOAWAY] = self._on_goaway
         handlers[GRANT] = self._on_grant
         handlers[CANCEL] = self._on_cancel
+        handlers[MODELS] = self._on_models
         handlers[ARENA] = self._buffers.on_arena
         handlers[RELEASE] = self._buffers.on_release
         hello = HelloInfo(PROTOCOL_VERSION, role, f"{identity}/{os.getpid()}")
@@ -146,23 +152,27 @@ class Link(Connection):
         if deadline is not None:
             now = call.sent_at = self.loop.time()
             remaining_s = deadline - now if deadline > now else 0.0
-        meta = _encode_meta(
-            (  # the fields of CallMeta, in their order: a tuple is made faster than a struct
-                call.request_id,
-                call.app,
-                call.revision,
-                snapshot,
-                self.pool.key,
-                call.method,
-                remaining_s,
-                call.attempt,
-                call.sticky,
-                call.model_id,
-                call.trace,
-                call.priority,
-                call.http,
+            call.observed = True
+        if call.queued_since is not None or call.reservation:
+            meta = self._meta_of_waited(call, snapshot, remaining_s)
+        else:
+            meta = _encode_meta(
+                (  # the fields of CallMeta, in their order: a tuple is made faster than a struct
+                    call.request_id,
+                    call.app,
+                    call.revision,
+                    snapshot,
+                    self.pool.key,
+                    call.method,
+                    remaining_s,
+                    call.attempt,
+                    call.sticky,
+                    call.model_id,
+                    call.trace,
+                    call.priority,
+                    call.http,
+                )
             )
-        )
         flags |= call.kind
         body = call.body
         length = len(body) + len(meta)
@@ -176,6 +186,29 @@ class Link(Connection):
             self._out += (_pack(length, stream, len(meta), next_age_ms, CALL, flags), meta, body)
             if len(self._out) >= BURST_PARTS:
                 self._flush_burst()
+
+    def _meta_of_waited(self, call: Call, snapshot: int, remaining_s: float) -> bytes:
+        """The metadata of a call that has waited, or whose slot is reserved."""
+        since = call.queued_since
+        return _encode_meta(
+            CallMeta(
+                request_id=call.request_id,
+                app=call.app,
+                revision=call.revision,
+                snapshot=snapshot,
+                key=self.pool.key,
+                method=call.method,
+                remaining_s=remaining_s,
+                attempt=call.attempt,
+                sticky=call.sticky,
+                model_id=call.model_id,
+                trace=call.trace,
+                priority=call.priority,
+                http=call.http,
+                waited_s=0.0 if since is None else max(0.0, self.loop.time() - since),
+                reservation=call.reservation,
+            )
+        )
 
     def _call_large(self, call: Call, meta: bytes, flags: int, next_age_ms: int) -> None:
         """What does not fit the first frame waits for the replica's credit: a call that is refused lost nothing."""
@@ -233,6 +266,10 @@ class Link(Connection):
     def decline(self) -> None:
         self.send(0, DECLINE)
 
+    def load(self, model: str) -> None:
+        """Ask the replica to load a model for calls to come."""
+        self.send(0, LOAD, payload=model.encode())
+
     def leave(self) -> None:
         """No new calls go here; when those in work have been answered, the connection closes."""
         self.leaving = True
@@ -271,7 +308,7 @@ class Link(Connection):
         if flags & HELD:
             call.held = True
         else:
-            if call.deadline is not None:
+            if call.observed:
                 self.pool.served(call)
             self.pool.replied(self.replica, load, flags & OFFERED, call.suspect)
         if call.__class__ is not Abandoned:
@@ -378,8 +415,8 @@ class Link(Connection):
             raise ProtocolError(f"an error on stream {stream}, which has no call")
         self.drop_outflow(stream)
         self.forget_inflow(stream)
-        if call.deadline is not None:
-            self.pool.served(call)
+        if call.observed:
+            self.pool.served(call, failed=True)
         if call.held or not call.answered:
             self.pool.replied(self.replica, load, flags & OFFERED, call.suspect)
         if not isinstance(call, Abandoned):
@@ -415,6 +452,13 @@ class Link(Connection):
             raise ProtocolError(f"a GRANT frame of {len(payload)} bytes")
         number, places = GRANT_COUNTS.unpack(payload)
         self.pool.places.granted(self.replica.id, number, places, bool(flags & MORE))
+
+    def _on_models(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+        try:
+            info = _decode_models(payload)
+        except BROKEN as error:
+            raise ProtocolError(f"not a list of models: {error}") from error
+        self.pool.models_changed(self.replica, info)
 
     def _on_offer(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         self.pool.offered(self.replica, load)

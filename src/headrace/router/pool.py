@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from headrace.core.balance import Balancer, Replica
 from headrace.core.repeat import Repeats, RetryBudget, Verdict
 from headrace.router.call import Call
+from headrace.router.hedges import Hedges
 from headrace.router.link import NONE_WAITS, Link, connect
 from headrace.router.places import Places
 from headrace.spec.errors import (
@@ -24,7 +25,7 @@ from headrace.spec.errors import (
     RequestTimeoutError,
 )
 from headrace.spec.snapshot import DeploymentEntry
-from headrace.wire.frames import LEASED, SUSPECT
+from headrace.wire.frames import LEASED, SUSPECT, ModelsInfo
 
 if TYPE_CHECKING:
     from headrace.router.router import Router
@@ -50,6 +51,7 @@ class Pool:
             RetryBudget(entry.retry_ratio, max(100, limit), entry.retry_per_second, max(1000, 2 * limit))
         )
         self.places = Places(self)
+        self.hedges = Hedges(self)
         self._addresses: dict[str, str] = {}
         self._announcing = False
 
@@ -315,9 +317,9 @@ class Pool:
         if offered:
             self.offered(replica, load)
 
-    def served(self, call: Call) -> None:
-        """A call with a deadline is answered, or given up after its deadline. Of streams nothing is learned."""
-        if not call.answered and not call.held:
+    def served(self, call: Call, failed: bool = False) -> None:
+        """An observed call is answered, or given up after its deadline. Of streams nothing is learned."""
+        if call.deadline is not None and not call.answered and not call.held:
             now = self.loop.time()
             self.balancer.lateness.times.observe(now - call.sent_at, now)
 
@@ -333,6 +335,9 @@ class Pool:
         if balancer.shed:
             self._answer_shed()
         self._announce_soon()
+
+    def models_changed(self, replica: Replica, info: ModelsInfo) -> None:
+        """The replica has loaded models, or let go of some."""
 
     def rejected(self, replica: Replica, load: int, call: Call | None, suspect: bool) -> None:
         """The replica had no slot: the call, which has not started, waits in its old place."""

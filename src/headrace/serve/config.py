@@ -8,7 +8,9 @@ from headrace.serve.unsupported import unsupported_class
 from headrace.spec.backpressure import BackpressureConfig
 from headrace.spec.config import HTTPOptions
 from headrace.spec.grpc import gRPCOptions
+from headrace.spec.hedging import HedgingConfig
 from headrace.spec.options import NOT_YET, DeploymentOptions
+from headrace.spec.request_router import RequestRouterConfig
 from headrace.spec.retries import RetryBudgetConfig
 
 
@@ -35,7 +37,6 @@ DeploymentActorConfig = unsupported_class("config", "DeploymentActorConfig", NOT
 GangPlacementStrategy = unsupported_class("config", "GangPlacementStrategy", NOT_YET["gang_scheduling_config"])
 GangRuntimeFailurePolicy = unsupported_class("config", "GangRuntimeFailurePolicy", NOT_YET["gang_scheduling_config"])
 GangSchedulingConfig = unsupported_class("config", "GangSchedulingConfig", NOT_YET["gang_scheduling_config"])
-RequestRouterConfig = unsupported_class("config", "RequestRouterConfig", NOT_YET["request_router_config"])
 
 __all__ = [
     "AggregationFunction",
@@ -50,6 +51,7 @@ __all__ = [
     "GangRuntimeFailurePolicy",
     "GangSchedulingConfig",
     "HTTPOptions",
+    "HedgingConfig",
     "ProxyLocation",
     "RequestRouterConfig",
     "RetryBudgetConfig",

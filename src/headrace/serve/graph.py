@@ -18,9 +18,11 @@ from headrace.serve.deployment import Application, Deployment
 from headrace.serve.digest import digest
 from headrace.serve.ingress import complete
 from headrace.spec.application import ApplicationSpec, Code, DeploymentSpec, Environment, checked_request_timeout
+from headrace.spec.batching import least_ongoing
 from headrace.spec.errors import GraphError, OptionError, OptionTypeError, PayloadError
 from headrace.spec.ingress import Interface, ingress_of
 from headrace.spec.method import options_of
+from headrace.spec.multiplexing import is_multiplexed
 from headrace.spec.names import checked_name, checked_route_prefix
 from headrace.spec.options import DeploymentOptions
 from headrace.wire.code import pack_arguments, pack_code
@@ -140,6 +142,7 @@ class _Graph:
                 uses=uses,
                 is_function=not inspect.isclass(bound.func_or_class),
                 unrepeatable=unrepeatable_methods(bound.func_or_class, name, options),
+                multiplexed=is_multiplexed(bound.func_or_class),
             )
         )
         return name
@@ -192,12 +195,17 @@ def unrepeatable_methods(target: Callable[..., Any], name: str, options: Deploym
 
 
 def resolved_max_ongoing(target: Callable[..., Any], options: DeploymentOptions) -> int:
-    """`max_ongoing_requests` as given; else 100 where calls are coroutines, and a replica's CPUs where they are not.
+    """`max_ongoing_requests` as given; else 100 where calls are coroutines, and a replica's CPUs where they are not,
+    but never less than its batches need to be full.
 
     A WSGI application has a few threads, and a CPU's worth at least; other web applications count as coroutines.
     """
     if options.max_ongoing_requests is not None:
         return options.max_ongoing_requests
+    return max(_by_kind(target, options), least_ongoing(target))
+
+
+def _by_kind(target: Callable[..., Any], options: DeploymentOptions) -> int:
     cpus = max(1, math.ceil(options.num_cpus or 1))
     ingress = ingress_of(target)
     if ingress is not None:

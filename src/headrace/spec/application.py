@@ -33,7 +33,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
     persistent id `("deployment", name)` and becomes a handle in the replica. `digest` is over code, arguments and
     resources: equal digests may share replicas. `max_ongoing_requests` is resolved (never None). `uses` names the
     deployments that the arguments refer to: callees start before and stop after their callers. `unrepeatable` names the
-    methods whose calls must not run twice.
+    methods whose calls must not run twice. `multiplexed`: it keeps several models, and its calls may name one.
     """
 
     name: str
@@ -45,6 +45,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
     uses: tuple[str, ...] = ()
     is_function: bool = False
     unrepeatable: tuple[str, ...] = ()
+    multiplexed: bool = False
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):

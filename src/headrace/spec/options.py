@@ -19,6 +19,8 @@ import msgspec
 
 from headrace.spec.backpressure import BackpressureConfig, backpressure_config
 from headrace.spec.errors import OptionError, OptionTypeError
+from headrace.spec.hedging import HedgingConfig, hedging
+from headrace.spec.request_router import RequestRouterConfig, request_router_config
 from headrace.spec.retries import RetryBudgetConfig, retry_budget
 
 NO_EFFECT: dict[str, str] = {
@@ -39,7 +41,6 @@ NOT_YET: dict[str, str] = {
     "gang_scheduling_config": "replicas start one by one",
     "placement_group_bundles": "name the resources of a replica by num_cpus and num_gpus",
     "placement_group_bundle_label_selector": "the local engine has one machine",
-    "request_router_config": "the less loaded of two random replicas is chosen",
 }
 """Options of Ray Serve that would change an answer, but do not work yet, and what to do instead: an error."""
 
@@ -70,9 +71,9 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     `max_ongoing_requests` None: chosen by the kind of the methods. `max_queued_requests` -1: no limit. `num_cpus` None:
     none is reserved. `environment` is set in the process of each replica. `user_config` is JSON-like data. `repeatable`
-    False: a call that a replica had started is not tried on another when the replica dies. `backpressure_config` and
-    `retry_budget` are also taken as what a user writes for them. Raises OptionError for a value that is not allowed,
-    OptionTypeError for one of a wrong type.
+    False: a call that a replica had started is not tried on another when the replica dies. `backpressure_config`,
+    `retry_budget`, `hedge` and `request_router_config` are also taken as what a user writes for them. Raises
+    OptionError for a value that is not allowed, OptionTypeError for one of a wrong type.
     """
 
     num_replicas: int = 1
@@ -85,6 +86,8 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
     user_config: Any = None
     repeatable: bool = True
     retry_budget: RetryBudgetConfig = RetryBudgetConfig()
+    hedge: HedgingConfig | None = None
+    request_router_config: RequestRouterConfig | None = None
     graceful_shutdown_timeout_s: float = 20.0
     max_constructor_retry_count: int = 3
     start_timeout_s: float = 600.0
@@ -106,6 +109,13 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
         if not isinstance(self.repeatable, bool):
             raise OptionTypeError(f"repeatable={self.repeatable!r} must be True or False")
         msgspec.structs.force_setattr(self, "retry_budget", retry_budget(self.retry_budget))
+        msgspec.structs.force_setattr(self, "hedge", hedging(self.hedge))
+        if self.hedge is not None and not self.repeatable:
+            raise OptionError(
+                "hedge and repeatable=False contradict: a call that is hedged may run twice. Leave one out"
+            )
+        config = request_router_config(self.request_router_config)
+        msgspec.structs.force_setattr(self, "request_router_config", config)
         _check_number("graceful_shutdown_timeout_s", self.graceful_shutdown_timeout_s)
         _check_integer("max_constructor_retry_count", self.max_constructor_retry_count, 1)
         _check_number("start_timeout_s", self.start_timeout_s)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
+from headrace.spec.hedging import HedgingConfig
+from headrace.spec.request_router import RequestRouterConfig
+
 
 class ReplicaEntry(msgspec.Struct, frozen=True, array_like=True):
     """A replica that takes calls at `address` (`unix:PATH`, `tcp:HOST:PORT`). `id`: `deployment#n`, unique per app."""
@@ -23,7 +26,9 @@ class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True):
     `routers` is about how many processes call it, at least 1 and rather too few than too many. `unrepeatable` are the
     methods whose calls are not repeated when a replica dies, besides all where `repeatable` is False. Repeats are
     bounded to `retry_ratio` of the calls and `retry_per_second` more. A call that is refused for load gets the HTTP
-    status `busy_status` and, if set, `retry_after_s`.
+    status `busy_status` and, if set, `retry_after_s`. `hedge` says which slow calls get a copy (None: none), and
+    `request_router` what chooses replicas (None: the power of two choices). `multiplexed`: calls that name a model go
+    where it is loaded.
     """
 
     key: str
@@ -37,6 +42,9 @@ class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True):
     retry_per_second: float = 10.0
     busy_status: int = 503
     retry_after_s: float | None = None
+    hedge: HedgingConfig | None = None
+    request_router: RequestRouterConfig | None = None
+    multiplexed: bool = False
     failed: str = ""
     routers: int = 1
     replicas: tuple[ReplicaEntry, ...] = ()

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 HEADER = struct.Struct("<IIHHBB")
 HEADER_BYTES = HEADER.size
 MAX_FRAME_BYTES = 64 * 1024
@@ -28,7 +28,9 @@ HELLO, CALL, DATA, REPLY, ERROR, CANCEL, CREDIT, REJECT = 1, 2, 3, 4, 5, 6, 7, 8
 WAITING, WITHDRAW, OFFER, DECLINE, ITEM, ARENA, RELEASE, GOAWAY, FREED = 9, 10, 11, 12, 13, 14, 15, 16, 17
 STARTED = 18  # the call, a SUSPECT, has started
 PLACES, GRANT = 19, 20  # places for calls that wait: how many the caller needs, how many it may hold (MORE may come)
-LAST_KIND = GRANT
+MODELS = 21  # to a router: a ModelsInfo, what has changed of the models that the replica has loaded
+LOAD = 22  # to a replica: load the model whose id is the payload, as soon as it may, for calls to come
+LAST_KIND = LOAD
 
 # What msgspec raises of bytes that are not the message they should be.
 BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -39,6 +41,7 @@ HTTP = 2  # CALL: meta has an HTTP head; REPLY: payload is an HTTP body, meta it
 LEASED = 4  # CALL: uses the slot that was offered
 STREAM = 8  # CALL: the result is wanted as items; with HTTP: the request is to become a WebSocket
 OFFERED = 16  # REPLY, ERROR, FREED: the slot that this frees is offered to the same caller
+RESERVED = 16  # CALL: it is no call, but keeps a slot for one; or, with meta.reservation, that one
 ARENAS = 32  # payload refers to blocks of arenas
 HELD = 128  # REPLY with MORE: the call keeps its slot while it streams, until FREED
 GRPC = 128  # CALL: meta.http is a GrpcHead and the body protobuf; so is the result, whose meta is a GrpcStatus
@@ -49,7 +52,9 @@ class CallMeta(msgspec.Struct, array_like=True, gc=False):
     """What every call carries. `remaining_s` is how long its answer still matters, no clock time (-1: no deadline).
 
     `http` is the msgpack of an HttpHead, or of a GrpcHead where the flag GRPC is set, decoded only when asked for (nil:
-    the call was made by a handle). Of calls that wait, those of higher `priority` go first.
+    the call was made by a handle). Of calls that wait, those of higher `priority` go first. `waited_s` is how long it
+    had waited for a replica when it was sent, `reservation` the stream that keeps its slot (0: none does): most calls
+    are sent without these two.
     """
 
     request_id: str
@@ -65,6 +70,8 @@ class CallMeta(msgspec.Struct, array_like=True, gc=False):
     trace: str | None = None
     priority: int = 0
     http: msgspec.Raw = msgspec.Raw(b"\xc0")
+    waited_s: float = 0.0
+    reservation: int = 0
 
 
 class HttpHead(msgspec.Struct, array_like=True, gc=False):
@@ -136,3 +143,14 @@ class HelloInfo(msgspec.Struct, array_like=True, gc=False):
     role: str
     id: str
     limit: int = 0  # from a replica: its max_ongoing_requests
+
+
+class ModelsInfo(msgspec.Struct, array_like=True, gc=False):
+    """What has changed of the models in a replica: those `ready` now, those being loaded now, and those not any more.
+
+    The first after the HELLO names all that there are.
+    """
+
+    ready: list[str] = []
+    loading: list[str] = []
+    gone: list[str] = []
