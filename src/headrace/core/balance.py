@@ -12,7 +12,9 @@ Invariants:
 - after `announce`, each replica that could take a call that waits here has been told, and none other;
 - a replica is not taken to be full for ever on what was last heard of it: with no call of ours there, it fades.
 
-Where locality, sticky keys or loaded models are to come before the lesser load, they belong in `_draw`.
+A call may be *bound*: to one replica, or to those that have its model (`core.homes`). It waits in a line of its own
+(`core.bound`), only for replicas that it may go to, and holds up no other. A `policy` (`core.routing`) comes before the
+lesser load for calls that are not bound.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from collections.abc import Hashable
 from random import Random
 from typing import Any, Generic, TypeVar
 
+from headrace.core.bound import BoundLines, Key
+from headrace.core.homes import Homes
 from headrace.core.lateness import Lateness
 from headrace.core.queue import AGING_S, CallQueue
+from headrace.core.routing import RoutingPolicy
 from headrace.spec.priority import LOWEST_PRIORITY
 
 _HEAD_START_S = -LOWEST_PRIORITY * AGING_S  # of priority 0 over the lowest
@@ -64,7 +69,9 @@ class Balancer(Generic[CallT]):
     """
 
     __slots__ = (
+        "_bound",
         "_deadlines",
+        "_loaders",
         "_news",
         "_open",
         "_queue",
@@ -74,11 +81,14 @@ class Balancer(Generic[CallT]):
         "_told",
         "_told_due",
         "_urgent",
+        "homes",
         "lateness",
         "limit",
         "max_queued",
+        "policy",
         "replicas",
         "shed",
+        "to_load",
     )
 
     def __init__(self, limit: int, max_queued: int, rng: Random) -> None:
@@ -90,7 +100,12 @@ class Balancer(Generic[CallT]):
         self._silent: list[Replica] = []
         self._queue: CallQueue[CallT] = CallQueue()
         self._suspects: CallQueue[CallT] = CallQueue()
+        self._bound: BoundLines[CallT] = BoundLines()
+        self._loaders: dict[CallT, tuple[str, Replica]] = {}
         self._random = rng.random
+        self.homes = Homes(rng.random)
+        self.policy: RoutingPolicy | None = None
+        self.to_load: list[tuple[str, Replica]] = []  # models that replicas are to be asked to load: take them out
         self.lateness = Lateness()
         self.shed: list[CallT] = []
         self._deadlines: dict[CallT, tuple[float, int]] = {}  # and priority, of the calls that wait and have one
@@ -104,8 +119,8 @@ class Balancer(Generic[CallT]):
 
     @property
     def queued(self) -> int:
-        """Calls that wait, suspects included."""
-        return self._queue.count + self._suspects.count
+        """Calls that wait, suspects and bound ones included."""
+        return self._queue.count + self._suspects.count + self._bound.count
 
     # --- replicas --------------------------------------------------------------------------------------------------
 
@@ -116,18 +131,23 @@ class Balancer(Generic[CallT]):
         replica = self.replicas[replica_id] = Replica(replica_id, self.limit, link)
         self._refresh(replica)
         self._news = True
+        if self.policy is not None:
+            self.policy.added(replica)
         return replica
 
     def remove(self, replica_id: str) -> Replica | None:
         """The replica takes no more calls (it is gone, drains, or its connection broke). None: it was not known.
 
-        Calls that it still works on may be told as `finished` or `rejected` as before.
+        Calls that it still works on may be told as `finished` or `rejected` as before. Look after the `stranded`.
         """
         replica = self.replicas.pop(replica_id, None)
         if replica is not None:
             replica.limit = 0
             self._note(replica, False)
             self._refresh(replica)
+            self.homes.removed(replica)
+            if self.policy is not None:
+                self.policy.removed(replica)
         return replica
 
     def resize(self, limit: int) -> None:
@@ -140,16 +160,51 @@ class Balancer(Generic[CallT]):
 
     # --- calls -----------------------------------------------------------------------------------------------------
 
-    def choose(self) -> Replica | None:
-        """The replica to send a new call to now; it is booked. None: there is no room, or others wait: `enqueue` it."""
+    def choose(self, call: Any = None) -> Replica | None:
+        """The replica to send a new call to now; it is booked. None: there is no room, or others wait: `enqueue` it.
+
+        `call` matters where there is a policy (then it is an `Asked`).
+        """
         if self._queue.count or not self._open:
             return None
-        return self._draw()
+        if self._bound.count:
+            return self._draw_beside_bound()
+        return self._draw() if self.policy is None else self._draw_by_policy(call)
 
-    def enqueue(self, call: CallT, now: float, priority: int = 0, deadline: float | None = None) -> bool:
+    def choose_bound(self, call: CallT, key: Key, now: float) -> Replica | None:
+        """As `choose`, for a call that is bound; None: `enqueue` it with its key. Send what `to_load` names."""
+        replica: Replica | None = None
+        if key.kind == "replica":
+            replica = self.replicas.get(key.name)
+            if replica is None or key in self._bound or replica.shelf is not self._open:
+                return None
+        else:
+            homes = self.homes
+            if not homes.known(key.name):
+                homes.expect(key.name, self._open or list(self.replicas.values()))
+            if key not in self._bound:
+                replica = homes.pick(key.name, self._has_room)
+            # Busy is what is full, or has so many calls that another with few would be as quick.
+            if self._open and (replica is None or replica.ours + replica.others > 1):
+                other = homes.spread(key.name, now, self._open)
+                if other is not None:
+                    self.to_load.append((key.name, other))
+            if replica is None:
+                return None
+            self._note_loader(call, key, replica)
+        self._book(replica)
+        return replica
+
+    def enqueue(
+        self, call: CallT, now: float, priority: int = 0, deadline: float | None = None, key: Key | None = None
+    ) -> bool:
         """The call waits. False: too many wait already. It is refused, or takes the place of one that `evict` gives."""
-        if 0 <= self.max_queued <= self._queue.count + self._suspects.count:
+        if 0 <= self.max_queued <= self._queue.count + self._suspects.count + self._bound.count:
             return False
+        if key is not None:
+            self._bound.put(key, call, now, priority)
+            self._news = True
+            return True
         if deadline is not None:
             self._note_deadline(call, deadline, priority, now)
         if priority:
@@ -164,7 +219,7 @@ class Balancer(Generic[CallT]):
 
         None: none waits, or none of a priority under `below`. Suspects stay.
         """
-        call = self._queue.take_lowest(below)
+        call = self._queue.take_lowest(below) or self._bound.take_lowest(below)
         if call is not None:
             self._news = True
             self._deadlines.pop(call, None)
@@ -178,8 +233,14 @@ class Balancer(Generic[CallT]):
         ahead = self._queue.ahead(priority)
         return self.lateness.hopeless(deadline - now, ahead if ahead == self._queue.count else 0, now)
 
-    def requeue(self, call: CallT, since: float, priority: int = 0, deadline: float | None = None) -> None:
+    def requeue(
+        self, call: CallT, since: float, priority: int = 0, deadline: float | None = None, key: Key | None = None
+    ) -> None:
         """A call that was sent but not started waits again, before later ones. Then send what `drain` gives."""
+        if key is not None:
+            self._bound.put(key, call, since, priority, back=True)
+            self._news = True
+            return
         if deadline is not None:
             self._note_deadline(call, deadline, priority, since)
         if priority:
@@ -194,7 +255,7 @@ class Balancer(Generic[CallT]):
 
     def discard(self, call: CallT) -> bool:
         """The call does not wait any more: it was cancelled, or its time is over. False: it did not wait."""
-        if not self._queue.discard(call) and not self._suspects.discard(call):
+        if not self._queue.discard(call) and not self._suspects.discard(call) and not self._bound.discard(call):
             if call in self.shed:
                 self.shed.remove(call)
                 return True
@@ -209,6 +270,9 @@ class Balancer(Generic[CallT]):
         calls: list[CallT] = []
         for queue in (self._suspects, self._queue):
             while (call := queue.take()) is not None:
+                calls.append(call)
+        for key in self._bound:
+            while (call := self._bound.take(key)) is not None:
                 calls.append(call)
         self._deadlines.clear()
         self._news = True
@@ -225,11 +289,56 @@ class Balancer(Generic[CallT]):
                 replica.suspect = True
                 self._book(replica)
                 pairs.append((suspect, replica))
+        if self._bound.count:
+            self._drain_bound(pairs)
         while self._open and (call := self._take_in_time(now) if self._deadlines else self._queue.take()) is not None:
-            pairs.append((call, self._draw()))
+            pairs.append((call, self._draw() if self.policy is None else self._draw_by_policy(call)))
         if pairs or self.shed:
             self._news = True
         return pairs
+
+    def _drain_bound(self, pairs: list[tuple[CallT, Replica]]) -> None:
+        for key in self._bound:
+            if key.kind == "model" and not self.homes.known(key.name):
+                self.homes.expect(key.name, self._open or list(self.replicas.values()))
+            while (replica := self._with_room(key)) is not None and (call := self._bound.take(key)) is not None:
+                if key.kind == "model":
+                    self._note_loader(call, key, replica)
+                self._book(replica)
+                pairs.append((call, replica))
+
+    def stranded(self) -> list[CallT]:
+        """The calls that are bound to replicas which are not there: they wait no more."""
+        stranded: list[CallT] = []
+        for key in self._bound:
+            if key.kind == "replica" and key.name not in self.replicas:
+                while (call := self._bound.take(key)) is not None:
+                    stranded.append(call)
+        return stranded
+
+    # --- models ----------------------------------------------------------------------------------------------------
+
+    def models_changed(self, replica: Replica, ready: list[str], loading: list[str], gone: list[str]) -> None:
+        """The replica says so of its models. Then send what `drain` gives."""
+        if self.replicas.get(replica.id) is replica:
+            self.homes.told(replica, ready, loading, gone)
+            self._news = self._news or self._bound.count > 0
+
+    def loads(self, call: CallT) -> bool:
+        """Whether the call, which has been sent, is the first for its model there: say when it has `loader_ended`."""
+        return call in self._loaders
+
+    def loader_ended(self, call: CallT, started: bool = True) -> bool:
+        """It was answered, was cancelled, or (not `started`) refused. True: send what `drain` gives."""
+        model, replica = self._loaders.pop(call, (None, None))
+        if model is None or replica is None or not self.homes.ended(model, replica, started):
+            return False
+        self._news = True
+        return True
+
+    def _note_loader(self, call: CallT, key: Key, replica: Replica) -> None:
+        if self.homes.sent(key.name, replica):
+            self._loaders[call] = key.name, replica
 
     # --- what replicas say -----------------------------------------------------------------------------------------
 
@@ -260,6 +369,12 @@ class Balancer(Generic[CallT]):
             if self._suspects.count and not replica.suspect:
                 call = self._suspects.take()
                 replica.suspect = True
+                self._news = True
+            elif self._bound.count and (key := self._bound_before_others(replica)) is not None:
+                call = self._bound.take(key)
+                assert call is not None
+                if key.kind == "model":
+                    self._note_loader(call, key, replica)
                 self._news = True
             elif self._queue.count:
                 call = self._take_in_time(now) if self._deadlines else self._queue.take()
@@ -292,7 +407,8 @@ class Balancer(Generic[CallT]):
         self._news = False
         urgent = (self._urgent or self._told_due is not None) and self._urgency_changed()
         told: list[Replica] = []
-        if not urgent and not self._suspects.count and self._told == (len(self.replicas) if self._queue.count else 0):
+        settled = self._told == (len(self.replicas) if self._queue.count else 0)
+        if settled and not urgent and not self._suspects.count and not self._bound.count:
             return told
         for replica in self.replicas.values():
             waits = self.waiting_for(replica) > 0
@@ -303,7 +419,10 @@ class Balancer(Generic[CallT]):
 
     def waiting_for(self, replica: Replica) -> int:
         """How many of the calls that wait could go to this replica."""
-        return self._queue.count + (self._suspects.count > 0 and not replica.suspect)
+        count = self._queue.count + (self._suspects.count > 0 and not replica.suspect)
+        if self._bound.count:
+            count += self._bound.waiting(lambda key: self._serves(replica, key))
+        return count
 
     def urgency_s(self, now: float, replica: Replica | None = None) -> float | None:
         """How urgent the most urgent call is (of those that could go to `replica`); None: none waits.
@@ -312,6 +431,10 @@ class Balancer(Generic[CallT]):
         negative, so that routers can be compared by it.
         """
         due = self._queue.due()
+        if self._bound.count and replica is not None:
+            foremost = self._bound.foremost(lambda key: self._serves(replica, key))
+            if foremost is not None and (due is None or foremost[1] < due):
+                due = foremost[1]
         if self._suspects.count and (replica is None or not replica.suspect):
             suspect_due = self._suspects.due()
             if due is None or (suspect_due is not None and suspect_due < due):
@@ -382,6 +505,47 @@ class Balancer(Generic[CallT]):
         if ours + replica.others >= replica.limit:
             self._refresh(replica)
         return replica
+
+    def _draw_by_policy(self, call: Any) -> Replica:
+        assert self.policy is not None
+        replica = self.policy.choose(call, self._open)
+        if replica is None or replica.shelf is not self._open:
+            return self._draw()
+        self._book(replica)
+        return replica
+
+    def _draw_beside_bound(self) -> Replica | None:
+        """As `_draw`, but of replicas with room for which no bound call waits; None: there is none."""
+        free = [replica for replica in self._open if not self._waits_for(replica)]
+        if not free:
+            return None
+        replica = min(free, key=lambda replica: (replica.ours + replica.others, self._random()))
+        self._book(replica)
+        return replica
+
+    def _bound_before_others(self, replica: Replica) -> Key | None:
+        """The key whose call is next at this replica; None: no bound call is, or another has waited longer."""
+        foremost = self._bound.foremost(lambda key: self._serves(replica, key))
+        if foremost is None:
+            return None
+        due = self._queue.due()
+        return foremost[0] if due is None or foremost[1] <= due else None
+
+    def _waits_for(self, replica: Replica) -> bool:
+        return self._bound.foremost(lambda key: self._serves(replica, key)) is not None
+
+    def _has_room(self, replica: Replica) -> bool:
+        return replica.shelf is self._open
+
+    def _serves(self, replica: Replica, key: Key) -> bool:
+        return key.name == replica.id if key.kind == "replica" else self.homes.takes(key.name, replica)
+
+    def _with_room(self, key: Key) -> Replica | None:
+        """A replica with room that serves the key."""
+        if key.kind == "model":
+            return self.homes.pick(key.name, self._has_room)
+        replica = self.replicas.get(key.name)
+        return replica if replica is not None and replica.shelf is self._open else None
 
     def _fade(self) -> None:
         """A call of ours has ended somewhere, so time has passed: a replica that we hear nothing of may have room."""

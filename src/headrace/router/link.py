@@ -307,6 +307,8 @@ class Link(Connection):
             awake.came()
         if flags & HELD:
             call.held = True
+            if call.observed:
+                self.pool.begun(call)
         else:
             if call.observed:
                 self.pool.served(call)
@@ -367,6 +369,8 @@ class Link(Connection):
         if not call.answered:
             call.answered = call.held = True
             call.buffers = ()  # those of the arguments
+            if call.observed:
+                self.pool.begun(call)
         if not more:
             if call.held:
                 call.held = False

@@ -11,11 +11,13 @@ import logging
 from typing import TYPE_CHECKING
 
 from headrace.core.balance import Balancer, Replica
+from headrace.core.bound import Key, to_model, to_replica
 from headrace.core.repeat import Repeats, RetryBudget, Verdict
 from headrace.router.call import Call
 from headrace.router.hedges import Hedges
 from headrace.router.link import NONE_WAITS, Link, connect
 from headrace.router.places import Places
+from headrace.router.policy import make_policy
 from headrace.spec.errors import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -52,6 +54,8 @@ class Pool:
         )
         self.places = Places(self)
         self.hedges = Hedges(self)
+        self._special = entry.multiplexed  # how a call is placed depends on the call
+        self._adopt_policy()
         self._addresses: dict[str, str] = {}
         self._announcing = False
 
@@ -62,8 +66,11 @@ class Pool:
 
     def update(self, entry: DeploymentEntry) -> None:
         """Adopt the entry: new replicas take calls, those that are gone from it finish what they have."""
-        self.entry = entry
+        before, self.entry = self.entry, entry
         balancer = self.balancer
+        if before.request_router != entry.request_router:
+            self._adopt_policy()
+        self._special = entry.multiplexed or balancer.policy is not None
         self.repeats.budget.tune(entry.retry_ratio, entry.retry_per_second)
         if balancer.limit != entry.max_ongoing_requests:
             balancer.resize(entry.max_ongoing_requests)
@@ -78,6 +85,14 @@ class Pool:
         if entry.failed:
             self.fail_queued(self._unavailable())
         self._pump()
+
+    def _adopt_policy(self) -> None:
+        entry, balancer = self.entry, self.balancer
+        policy = balancer.policy = make_policy(entry.request_router, f"{entry.app}/{entry.name}")
+        if policy is not None:
+            self._special = True
+            for replica in balancer.replicas.values():
+                policy.added(replica)
 
     def close(self) -> list[Call]:
         """The entry is gone. The calls that had not started are the caller's to place elsewhere."""
@@ -105,6 +120,9 @@ class Pool:
             call.on_error(_expired(call, "came when"))
             return
         self.repeats.budget.calls += 1
+        if self._special or call.target is not None:
+            self._submit_special(call)
+            return
         replica = self.balancer.choose()
         if replica is not None:
             link = replica.link
@@ -117,6 +135,59 @@ class Pool:
         else:
             self._wait(call)
 
+    def _submit_special(self, call: Call) -> None:
+        """As `submit`, where not every replica is as good as another for the call."""
+        if call.target is not None and not self._knows(call.target):
+            call.on_error(self._no_such_replica(call.target))
+            return
+        key = self._key_of(call)
+        balancer = self.balancer
+        replica = balancer.choose(call) if key is None else balancer.choose_bound(call, key, self.loop.time())
+        if balancer.to_load:
+            self._ask_to_load()
+        if replica is not None:
+            self._send(replica, call)
+        elif self.entry.failed:
+            call.on_error(self._unavailable())
+        else:
+            self._wait(call, key)
+
+    def _key_of(self, call: Call) -> Key | None:
+        """What the call is bound to. A suspect goes wherever no other suspect is."""
+        if call.target is not None:
+            return to_replica(call.target)
+        if call.model_id is not None and self.entry.multiplexed:
+            return to_model(call.model_id)
+        return None
+
+    def _knows(self, replica_id: str) -> bool:
+        """Whether calls can go to this replica, also where this router has a share of the replicas that it is not of.
+
+        A replica whose connection broke a moment ago is tried again.
+        """
+        if replica_id not in self._addresses:
+            for listed in self.entry.replicas:
+                if listed.id == replica_id:
+                    self._addresses[replica_id] = listed.address
+        if replica_id in self._addresses and replica_id not in self.balancer.replicas:
+            self.balancer.add(replica_id)
+        return replica_id in self._addresses
+
+    def _no_such_replica(self, replica_id: str) -> ReplicaDiedError:
+        entry = self.entry
+        return ReplicaDiedError(
+            f"replica {replica_id} of deployment {entry.name} of application {entry.app} takes no calls: it has ended, "
+            "or drains"
+        )
+
+    def _ask_to_load(self) -> None:
+        """Have models loaded where the balancer wants them: at the end of the tick, for links may have to be opened."""
+        wanted, self.balancer.to_load = self.balancer.to_load, []
+        for model, replica in wanted:
+            link = self.link_to(replica)
+            if link is not None:
+                link.load(model)
+
     def cancel(self, call: Call) -> None:
         """Forget a call that waits, or tell the replica that works on it."""
         if call.expiry is not None:
@@ -126,6 +197,8 @@ class Pool:
             if overdue and call.link.calls.get(call.stream) is call:
                 self.served(call)  # it takes longer still: if only those in time were told, all would seem quick
             call.link.cancel(call)
+            if self._special:
+                self._loader_ended(call)
         elif self.balancer.discard(call):
             self._announce_soon()
 
@@ -138,6 +211,8 @@ class Pool:
         if call.expiry is not None:
             call.expiry.cancel()
             call.expiry = None
+        if self._special and self.balancer.loads(call):
+            call.observed = True  # the end of it is of interest
         link.call(call, self.router.snapshot.version, flags, next_age_ms)
 
     def link_to(self, replica: Replica) -> Link | None:
@@ -173,18 +248,18 @@ class Pool:
 
     # --- waiting ---------------------------------------------------------------------------------------------------
 
-    def _wait(self, call: Call) -> None:
+    def _wait(self, call: Call, key: Key | None = None) -> None:
         balancer, now, deadline, priority = self.balancer, self.loop.time(), call.deadline, call.priority
-        if deadline is not None and balancer.hopeless(now, deadline, priority):
+        if deadline is not None and key is None and balancer.hopeless(now, deadline, priority):
             call.on_error(self._busy(f"{balancer.queued} calls waiting: request {call.request_id} would be late"))
             return
         evicted: list[Call] = []
-        waits = balancer.enqueue(call, now, priority, deadline)
+        waits = balancer.enqueue(call, now, priority, deadline, key)
         if not waits and self.places.make_room():
-            waits = balancer.enqueue(call, now, priority, deadline)
+            waits = balancer.enqueue(call, now, priority, deadline, key)
         while not waits and (other := balancer.evict(below=priority)) is not None:
             evicted.append(other)
-            waits = balancer.enqueue(call, now, priority, deadline)
+            waits = balancer.enqueue(call, now, priority, deadline, key)
         if waits:
             call.queued_since = now
             self._park(call)
@@ -238,7 +313,8 @@ class Pool:
         if call.suspect:
             self.balancer.quarantine(call, call.queued_since, call.priority)
         else:
-            self.balancer.requeue(call, call.queued_since, call.priority, call.deadline)
+            key = self._key_of(call) if self._special or call.target is not None else None
+            self.balancer.requeue(call, call.queued_since, call.priority, call.deadline, key)
         if 0 <= self.balancer.max_queued < self.balancer.queued:
             self.places.watch()
 
@@ -283,6 +359,10 @@ class Pool:
 
     def _pump(self) -> None:
         """Send what waits to replicas that have room: a replica has come, or a call has come back."""
+        for call in self.balancer.stranded():
+            if call.expiry is not None:
+                call.expiry.cancel()
+            call.on_error(self._no_such_replica(call.target or ""))
         for call, replica in self.balancer.drain(self.loop.time()):
             self._send(replica, call)
         if self.balancer.shed:
@@ -322,6 +402,13 @@ class Pool:
         if call.deadline is not None and not call.answered and not call.held:
             now = self.loop.time()
             self.balancer.lateness.times.observe(now - call.sent_at, now)
+        if self._special:
+            self._loader_ended(call)
+
+    def begun(self, call: Call) -> None:
+        """The first part of the result of an observed call has come, and more will."""
+        if self._special:
+            self._loader_ended(call)
 
     def offered(self, replica: Replica, load: int) -> None:
         """The replica holds a slot for us: send the most urgent call that waits, or decline."""
@@ -338,6 +425,12 @@ class Pool:
 
     def models_changed(self, replica: Replica, info: ModelsInfo) -> None:
         """The replica has loaded models, or let go of some."""
+        self.balancer.models_changed(replica, info.ready, info.loading, info.gone)
+        self._pump()
+
+    def _loader_ended(self, call: Call, started: bool = True) -> None:
+        if self.balancer.loader_ended(call, started):
+            self._pump_soon()
 
     def rejected(self, replica: Replica, load: int, call: Call | None, suspect: bool) -> None:
         """The replica had no slot: the call, which has not started, waits in its old place."""
@@ -345,6 +438,8 @@ class Pool:
         if suspect:
             self.balancer.suspect_ended(replica)
         if call is not None:
+            if self._special:
+                self._loader_ended(call, started=False)
             self._put_back(call)
         self._pump_soon()
 
@@ -362,6 +457,8 @@ class Pool:
         self.places.lost(replica.id)
         now = self.loop.time()
         for call in calls:
+            if self._special:
+                self._loader_ended(call)
             self._judge(call, replica, now)
         self._pump()
 
@@ -371,7 +468,7 @@ class Pool:
             now,
             started=started,
             suspect=call.suspect,
-            repeatable=self._repeatable(call),
+            repeatable=self._repeatable(call) and call.target is None,
             kept=call.take_back_body(started),
             answered=call.answered,
         )

@@ -1,0 +1,102 @@
+"""Calls that wait for certain replicas alone: for one replica, or for those that have a model.
+
+In: calls with their key, which says what they wait for. Out: of the keys that a replica serves, the call whose turn it
+is. A line that is empty is forgotten, so all that asks "which lines are for this replica" is O(lines with calls).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Generic, NamedTuple, TypeVar
+
+from headrace.core.queue import CallQueue
+
+CallT = TypeVar("CallT", bound=Hashable)
+
+
+class Key(NamedTuple):
+    """What a call is bound to: the replica of that id, or those that have that model."""
+
+    kind: str
+    name: str
+
+
+def to_replica(replica_id: str) -> Key:
+    return Key("replica", replica_id)
+
+
+def to_model(model_id: str) -> Key:
+    return Key("model", model_id)
+
+
+class BoundLines(Generic[CallT]):
+    """A queue for each key for which calls wait. `count`: of all."""
+
+    __slots__ = ("_keys", "_lines", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lines: dict[Key, CallQueue[CallT]] = {}
+        self._keys: dict[CallT, Key] = {}
+
+    def __repr__(self) -> str:
+        return f"<BoundLines {self.count} calls for {len(self._lines)} keys>"
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._lines
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(list(self._lines))
+
+    def put(self, key: Key, call: CallT, since: float, priority: int, back: bool = False) -> None:
+        """`call` waits since then; `back`: before those that were never taken."""
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = CallQueue()
+        (line.put_back if back else line.put)(call, since, priority)
+        self._keys[call] = key
+        self.count += 1
+
+    def take(self, key: Key) -> CallT | None:
+        """The call of this key whose turn it is."""
+        line = self._lines.get(key)
+        call = None if line is None else line.take()
+        if call is not None:
+            self._taken(key, call)
+        return call
+
+    def take_lowest(self, below: int | None) -> CallT | None:
+        """A young call of a low priority (under `below`), of the longest line that has one."""
+        for key in sorted(self._lines, key=lambda key: -self._lines[key].count):
+            call = self._lines[key].take_lowest(below)
+            if call is not None:
+                self._taken(key, call)
+                return call
+        return None
+
+    def discard(self, call: CallT) -> bool:
+        """`call` waits no more. False: it did not wait."""
+        key = self._keys.get(call)
+        if key is None or not self._lines[key].discard(call):
+            return False
+        self._taken(key, call)
+        return True
+
+    def waiting(self, serves: Callable[[Key], bool]) -> int:
+        """How many calls wait for keys that are served."""
+        return sum(line.count for key, line in self._lines.items() if serves(key))
+
+    def foremost(self, serves: Callable[[Key], bool]) -> tuple[Key, float] | None:
+        """Of the keys that are served, that with the call that became due first, and when it did."""
+        found: tuple[Key, float] | None = None
+        for key, line in self._lines.items():
+            due = line.due()
+            if due is not None and (found is None or due < found[1]) and serves(key):
+                found = key, due
+        return found
+
+    def _taken(self, key: Key, call: CallT) -> None:
+        self.count -= 1
+        del self._keys[call]
+        if not self._lines[key].count:
+            del self._lines[key]

@@ -1,0 +1,197 @@
+"""Where each model is: which replicas of a deployment have it loaded, as one router knows it, and where it goes next.
+
+In: what replicas say of their models, calls for a model and what becomes of those that load one, replicas that go.
+Out: for a call, the replica that has its model; for a model that is nowhere, its first home; for one whose homes are
+busier than others, one home more.
+
+A replica is to load a model once, and nobody is to wait for that without need: so the first call for a model that is
+nowhere goes to its home as its *loader*, and those that follow wait here, where they take no slot from calls of other
+models, until the home says that it is ready. Where the model is ready somewhere, calls go there, and a further home is
+asked to load it without any call waiting for it.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headrace.core.balance import Replica
+
+PRESSURE = 4.0  # so many calls found all homes busy within about PRESSURE_HALF_LIFE_S: one home more
+PRESSURE_HALF_LIFE_S = 1.0
+HINT_LASTS_S = 10.0  # a replica that was asked to load a model has so long before another is asked
+
+
+class State(enum.Enum):
+    """Of a model in a replica."""
+
+    EXPECTED = "expected"  # its loader may go there
+    LOADER = "loader"  # its loader went there, and the replica has not said that it loads
+    LOADING = "loading"  # it says so
+    READY = "ready"
+    OPEN = "open"  # its load failed, or its loader ended without one: calls go there all the same
+
+
+class Model:
+    """One model: where it is, and how hard its homes are pressed."""
+
+    __slots__ = ("_pressed_at", "_pressure", "hinted_until", "states", "taking")
+
+    def __init__(self) -> None:
+        self.states: dict[Replica, State] = {}
+        self.taking: list[Replica] = []  # those READY or OPEN
+        self.hinted_until = float("-inf")
+        self._pressure = 0.0
+        self._pressed_at = 0.0
+
+    def set(self, replica: Replica, state: State | None) -> None:
+        """It is so there now; None: it is not there any more."""
+        takes = state is State.READY or state is State.OPEN
+        if takes is not (replica in self.taking):
+            (self.taking.append if takes else self.taking.remove)(replica)
+        if state is None:
+            self.states.pop(replica, None)
+        else:
+            self.states[replica] = state
+
+    def press(self, now: float) -> bool:
+        """A call found all its homes busy. True: that has happened often of late."""
+        self._pressure *= 0.5 ** (max(0.0, now - self._pressed_at) / PRESSURE_HALF_LIFE_S)
+        self._pressed_at = now
+        self._pressure += 1.0
+        if self._pressure < PRESSURE:
+            return False
+        self._pressure = 0.0
+        return True
+
+
+class Homes:
+    """The models of one deployment's replicas. O(homes of the model) per call, and O(replicas) for a new home."""
+
+    __slots__ = ("_models", "_random")
+
+    def __init__(self, random: Callable[[], float]) -> None:
+        self._models: dict[str, Model] = {}
+        self._random = random
+
+    def __repr__(self) -> str:
+        return f"<Homes of {len(self._models)} models>"
+
+    # --- what replicas say -----------------------------------------------------------------------------------------
+
+    def told(
+        self, replica: Replica, ready: Iterable[str] = (), loading: Iterable[str] = (), gone: Iterable[str] = ()
+    ) -> None:
+        """What has changed of the replica's models."""
+        for name in loading:
+            self._model(name).set(replica, State.LOADING)
+        for name in ready:
+            model = self._model(name)
+            model.set(replica, State.READY)
+            model.hinted_until = float("-inf")
+        for name in gone:
+            model = self._model(name)
+            before = model.states.get(replica)
+            # A load that failed: those that waited for it find out there, by one further load at most.
+            model.set(replica, None if before is State.READY else State.OPEN)
+            self._forget(name)
+
+    def removed(self, replica: Replica) -> None:
+        """The replica takes no more calls."""
+        for name, model in list(self._models.items()):
+            if replica in model.states:
+                model.set(replica, None)
+                self._forget(name)
+
+    # --- where calls go --------------------------------------------------------------------------------------------
+
+    def takes(self, name: str, replica: Replica) -> bool:
+        """Whether a call for the model may go to this replica now."""
+        model = self._models.get(name)
+        state = None if model is None else model.states.get(replica)
+        return state is State.READY or state is State.OPEN or state is State.EXPECTED
+
+    def known(self, name: str) -> bool:
+        """Whether it is somewhere, or on its way there."""
+        return name in self._models
+
+    def pick(self, name: str, has_room: Callable[[Replica], bool]) -> Replica | None:
+        """A home with room for a call: of two random ones the lesser load."""
+        model = self._models.get(name)
+        if model is None:
+            return None
+        taking = model.taking
+        if len(taking) > 2:
+            first = taking[int(self._random() * len(taking))]
+            second = taking[int(self._random() * len(taking))]
+            pair = [replica for replica in (first, second) if has_room(replica)]
+            if pair:
+                return min(pair, key=load)
+        fit = [replica for replica in taking if has_room(replica)]
+        if not fit:
+            fit = [r for r, state in model.states.items() if state is State.EXPECTED and has_room(r)]
+        return min(fit, key=load) if fit else None
+
+    def expect(self, name: str, replicas: Sequence[Replica]) -> None:
+        """The model is nowhere: the first of `replicas` by rendezvous hashing is to be its home.
+
+        All routers come to the same one, as long as they see the same replicas. (Thaler and Ravishankar, Using
+        name-based mappings to increase hit rates, 1998.) Without replicas nothing is expected.
+        """
+        if replicas:
+            self._model(name).set(max(replicas, key=lambda replica: _rank(name, replica)), State.EXPECTED)
+
+    def sent(self, name: str, replica: Replica) -> bool:
+        """A call for the model goes to this replica. True: it is the model's loader there; say when it has `ended`."""
+        model = self._models.get(name)
+        if model is None or model.states.get(replica) is not State.EXPECTED:
+            return False
+        model.set(replica, State.LOADER)
+        return True
+
+    def ended(self, name: str, replica: Replica, started: bool = True) -> bool:
+        """The model's loader has ended. True: calls for it may go there now that could not before."""
+        model = self._models.get(name)
+        if model is None or model.states.get(replica) is not State.LOADER:
+            return False
+        model.set(replica, State.OPEN if started else State.EXPECTED)
+        return True
+
+    def spread(self, name: str, now: float, others: Sequence[Replica]) -> Replica | None:
+        """The homes of the model are busy. One of the `others`, which have room, that is to load it too; None: none is.
+
+        It is less than half as loaded as the least loaded home, and none is asked while another home is on its way.
+        """
+        model = self._models.get(name)
+        if model is None or not model.taking or len(model.states) > len(model.taking) or now < model.hinted_until:
+            return None
+        if not model.press(now):
+            return None
+        least = min(map(load, model.taking))
+        strangers = [replica for replica in others if replica not in model.states and 2 * load(replica) < least]
+        if not strangers:
+            return None
+        model.hinted_until = now + HINT_LASTS_S
+        return max(strangers, key=lambda replica: _rank(name, replica))
+
+    def _model(self, name: str) -> Model:
+        model = self._models.get(name)
+        if model is None:
+            model = self._models[name] = Model()
+        return model
+
+    def _forget(self, name: str) -> None:
+        if not self._models[name].states:
+            del self._models[name]
+
+
+def load(replica: Replica) -> int:
+    """The calls there, as far as is known."""
+    return replica.ours + replica.others
+
+
+def _rank(name: str, replica: Replica) -> bytes:
+    return hashlib.blake2b(f"{name}\0{replica.id}".encode(), digest_size=8).digest()
