@@ -10,7 +10,7 @@ never refused, and of calls in a row that are too late by what is known, each PR
 
 from __future__ import annotations
 
-from math import ceil, exp2, log
+from headrace.core.quantiles import LiveQuantiles
 
 LIKELY, DOUBTFUL = 0.9, 0.5  # quantiles of service times: how likely a call is in time that has so much left
 LEAST_OBSERVATIONS = 10  # before that many have been seen, nothing is known
@@ -18,90 +18,27 @@ HALF_LIFE_S = 30.0
 HALF_LIFE_OBSERVATIONS = 100.0
 PROBE_EVERY = 10
 
-_LEAST_S, _MOST_S = 1e-5, 1e4
-_GAMMA = 1.1  # from one bucket to the next
-_LOG_GAMMA = log(_GAMMA)
-_BUCKETS = ceil(log(_MOST_S / _LEAST_S) / _LOG_GAMMA) + 1
-_HEAVY = 1e12  # weights are scaled down when they have grown so far
-_MOST_HALVINGS = 60.0  # at once: what is older weighs nothing
-
 STARTS = 16  # in a row, by which their rate is told
 SLACK_STARTS = 4  # so many may be overdue before a rate counts as fallen
 
 
-class ServiceTimes:
-    """Quantiles of service times, those of late counting most. `likely_s` and `doubtful_s` are 0 while not known.
+class ServiceTimes(LiveQuantiles):
+    """How long calls take. `likely_s` and `doubtful_s` are 0 while not known."""
 
-    A histogram over buckets that grow by 10 %, so a quantile is at most that much too high (DDSketch: Masson, Rim and
-    Lee, VLDB 2019), under forward decay (Cormode, Shkapenyuk, Srivastava and Xu, ICDE 2009): the weight of an
-    observation halves in HALF_LIFE_S, and with every HALF_LIFE_OBSERVATIONS that follow. A mark in the histogram moves
-    with each quantile, so an observation costs O(1), amortised.
-    """
-
-    __slots__ = ("_at", "_marks", "_total", "_weight", "_weights", "count", "doubtful_s", "likely_s")
+    __slots__ = ()
 
     def __init__(self) -> None:
-        self.count = 0
-        self.likely_s = 0.0
-        self.doubtful_s = 0.0
-        self._weights = [0.0] * _BUCKETS
-        self._marks = (_Mark(LIKELY), _Mark(DOUBTFUL))
-        self._total = 0.0
-        self._weight = 1.0  # of the next observation
-        self._at: float | None = None
+        super().__init__((LIKELY, DOUBTFUL), LEAST_OBSERVATIONS, HALF_LIFE_S, HALF_LIFE_OBSERVATIONS)
 
-    def __repr__(self) -> str:
-        return f"<ServiceTimes {self.doubtful_s:.6f} s, {self.likely_s:.6f} s from {self.count}>"
+    @property
+    def likely_s(self) -> float:
+        """A call that has so much time left is likely to be in time."""
+        return self.values[0]
 
-    def observe(self, seconds: float, now: float) -> None:
-        """A call has taken so long; or at least so long, when it was given up after its deadline."""
-        elapsed = 0.0 if self._at is None else max(0.0, now - self._at)
-        self._at = now if self._at is None else max(now, self._at)
-        self._weight *= exp2(min(elapsed / HALF_LIFE_S, _MOST_HALVINGS) + 1 / HALF_LIFE_OBSERVATIONS)
-        if self._weight > _HEAVY:
-            self._scale_down()
-        place = ceil(log(max(seconds, _LEAST_S) / _LEAST_S) / _LOG_GAMMA)
-        bucket = min(place, _BUCKETS - 1)
-        self._weights[bucket] += self._weight
-        self._total += self._weight
-        for mark in self._marks:
-            if bucket > mark.bucket:
-                mark.above += self._weight
-            mark.settle(self._weights, self._total)
-        self.count += 1
-        if self.count >= LEAST_OBSERVATIONS:
-            self.likely_s, self.doubtful_s = (_LEAST_S * _GAMMA**mark.bucket for mark in self._marks)
-
-    def _scale_down(self) -> None:
-        scale = 1 / self._weight
-        self._weights = [weight * scale for weight in self._weights]
-        self._weight = 1.0
-        # Sums anew: what rounding had added up to is gone.
-        self._total = sum(self._weights)
-        for mark in self._marks:
-            mark.above = sum(self._weights[mark.bucket + 1 :])
-
-
-class _Mark:
-    """Where a quantile is in the histogram: in `bucket`, with `above` the weight of all higher ones."""
-
-    __slots__ = ("above", "bucket", "share_above")
-
-    def __init__(self, quantile: float) -> None:
-        self.share_above = 1 - quantile
-        self.bucket = 0
-        self.above = 0.0
-
-    def settle(self, weights: list[float], total: float) -> None:
-        """The weights have changed: move to where the quantile is now."""
-        most, bucket = self.share_above * total, self.bucket
-        while self.above > most and bucket + 1 < len(weights):
-            bucket += 1
-            self.above -= weights[bucket]
-        while bucket and self.above + weights[bucket] <= most:
-            self.above += weights[bucket]
-            bucket -= 1
-        self.bucket = bucket
+    @property
+    def doubtful_s(self) -> float:
+        """One that has less is likely to be late."""
+        return self.values[1]
 
 
 class StartRate:
