@@ -26,10 +26,18 @@ class Asked(Protocol):
 
 
 class RoutingPolicy(Protocol):
-    """Chooses replicas for the calls of one deployment in one process. Nothing in it may wait."""
+    """Chooses replicas for the calls of one deployment in one process. Nothing in it may wait.
+
+    `sees_all`: it must know every replica of the deployment, not only those that this process keeps connections to.
+    """
+
+    sees_all: bool
 
     def choose(self, call: Asked, replicas: Sequence[Replica]) -> Replica | None:
         """One of `replicas`, which have room and are in no order, at least one; None: no preference."""
+
+    def sent(self, call: Asked, replica: Replica) -> None:
+        """The call leaves for this replica: the one that was chosen, or one that had a slot after it had waited."""
 
     def added(self, replica: Replica) -> None:
         """The replica takes calls from now on."""
