@@ -74,7 +74,9 @@ class Pool:
         self.repeats.budget.tune(entry.retry_ratio, entry.retry_per_second)
         if balancer.limit != entry.max_ongoing_requests:
             balancer.resize(entry.max_ongoing_requests)
-        listed = {replica.id: replica.address for replica in self.router.subset(entry)}
+        policy = balancer.policy
+        replicas = entry.replicas if policy is not None and policy.sees_all else self.router.subset(entry)
+        listed = {replica.id: replica.address for replica in replicas}
         for replica_id in [known for known in self._addresses if known not in listed]:
             self._forget(replica_id)
         for replica_id, address in listed.items():
@@ -211,8 +213,11 @@ class Pool:
         if call.expiry is not None:
             call.expiry.cancel()
             call.expiry = None
-        if self._special and self.balancer.loads(call):
-            call.observed = True  # the end of it is of interest
+        if self._special:
+            if self.balancer.policy is not None:
+                self.balancer.policy.sent(call, replica)
+            if self.balancer.loads(call):
+                call.observed = True  # the end of it is of interest
         link.call(call, self.router.snapshot.version, flags, next_age_ms)
 
     def link_to(self, replica: Replica) -> Link | None:
