@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from headrace.router.asked import text_of
 from headrace.spec.errors import HeadraceError
 from headrace.spec.hedging import HedgingConfig
 from headrace.wire.frames import ErrorInfo
@@ -111,6 +112,10 @@ class Call:
         if not all(isinstance(buffer, bytes) or type(buffer.obj) is bytes for buffer in self.buffers):
             return False  # they are the caller's own, and may have changed
         return not started or len(self.body) + sum(map(len, self.buffers)) <= KEPT_BYTES
+
+    def text(self) -> str:
+        """The text that it is about, for those who choose a replica by it; "" for none. Costs a decode."""
+        return text_of(self)
 
     def on_reply(self, flags: int, meta: bytes, payload: bytes) -> None:
         """The result, or its first part."""
