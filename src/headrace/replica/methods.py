@@ -17,6 +17,7 @@ import msgspec
 from headrace.spec.errors import MethodNotFound
 
 if TYPE_CHECKING:
+    from headrace.replica.batch_run import BatchedFunction
     from headrace.replica.request import HttpRequest
 
 
@@ -67,12 +68,22 @@ def find_method(servable: object, name: str) -> Method:
 
 
 def kind_of(function: object) -> Kind:
-    """The kind of a function or bound method."""
+    """The kind of a function or bound method. A batched one is called on the loop, however its batches run."""
+    batched = batched_of(function)
+    if batched is not None:
+        return Kind.ASYNC_GENERATOR if batched.kind in GENERATORS else Kind.COROUTINE
     if inspect.iscoroutinefunction(function):
         return Kind.COROUTINE
     if inspect.isasyncgenfunction(function):
         return Kind.ASYNC_GENERATOR
     return Kind.GENERATOR if inspect.isgeneratorfunction(function) else Kind.PLAIN
+
+
+def batched_of(function: object) -> BatchedFunction | None:
+    """What `@serve.batch` decorated to make this function or method of it; None where it is none."""
+    if getattr(type(function), "__headrace_batched__", None) is None:  # not of the instance: it may have any attribute
+        return None
+    return function.__headrace_batched__  # type: ignore[attr-defined, no-any-return]
 
 
 def _takes_an_argument(function: Callable[..., Any]) -> bool:

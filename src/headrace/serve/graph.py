@@ -18,7 +18,8 @@ from headrace.serve.deployment import Application, Deployment
 from headrace.serve.digest import digest
 from headrace.serve.ingress import complete
 from headrace.spec.application import ApplicationSpec, Code, DeploymentSpec, Environment, checked_request_timeout
-from headrace.spec.batching import least_ongoing
+from headrace.spec.batching import MARK as BATCH_MARK
+from headrace.spec.batching import BatchOptions, least_ongoing
 from headrace.spec.errors import GraphError, OptionError, OptionTypeError, PayloadError
 from headrace.spec.ingress import Interface, ingress_of
 from headrace.spec.method import options_of
@@ -227,4 +228,6 @@ def _is_async(target: Callable[..., Any]) -> bool:
 
 def _is_async_function(function: object) -> bool:
     plain = function.__func__ if isinstance(function, staticmethod | classmethod) else function
+    if isinstance(inspect.getattr_static(plain, BATCH_MARK, None), BatchOptions):
+        return True  # its calls wait on the loop, also where its batches run in threads
     return inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain)
