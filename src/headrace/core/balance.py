@@ -195,6 +195,20 @@ class Balancer(Generic[CallT]):
         self._book(replica)
         return replica
 
+    def choose_beside(self, replica: Replica, key: Key | None = None) -> Replica | None:
+        """The replica for a copy of a call that `replica` has; it is booked. None: none has room and less to do.
+
+        Of two random ones the lesser load, as in `choose`, and it must have less to do than `replica`, with this call.
+        """
+        if key is not None:
+            other = self.homes.pick(key.name, lambda home: home is not replica and home.shelf is self._open)
+        else:
+            other = self._draw_beside(replica)
+        if other is None or other.ours + other.others >= replica.ours + replica.others:
+            return None
+        self._book(other)
+        return other
+
     def enqueue(
         self, call: CallT, now: float, priority: int = 0, deadline: float | None = None, key: Key | None = None
     ) -> bool:
@@ -505,6 +519,21 @@ class Balancer(Generic[CallT]):
         if ours + replica.others >= replica.limit:
             self._refresh(replica)
         return replica
+
+    def _draw_beside(self, replica: Replica) -> Replica | None:
+        replicas = self._open
+        is_open = replica.shelf is replicas
+        count = len(replicas) - is_open
+        if not count:
+            return None
+        first = int(self._random() * count)
+        second = int(self._random() * (count - 1)) if count > 1 else first
+        second += second >= first and count > 1
+        if is_open:  # all places but its own
+            first += first >= replica.index
+            second += second >= replica.index
+        one, two = replicas[first], replicas[second]
+        return two if two.ours + two.others < one.ours + one.others else one
 
     def _draw_by_policy(self, call: Any) -> Replica:
         assert self.policy is not None
