@@ -8,12 +8,13 @@ more calls in work than allowed), they assert.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 from headrace.core.balance import Balancer, Replica
+from headrace.core.bound import Key
 from headrace.core.gate import Gate
 from headrace.core.repeat import Repeats, RetryBudget, Verdict
 from headrace.core.turns import Turns
@@ -27,12 +28,17 @@ class Call:
     router: Router
     since: float
     poisonous: bool = False
+    key: Key | None = None
     priority: int = 0
     deadline: float | None = None
     sent_at: float = 0.0
     suspect: bool = False
     started: bool = True  # as far as the router knows; of a suspect, the replica tells when it starts
     outcome: str = ""
+
+    @property
+    def model(self) -> str:
+        return self.key.name if self.key is not None and self.key.kind == "model" else ""
 
     def __repr__(self) -> str:
         return f"<call {self.number} {self.outcome or 'open'}{' suspect' if self.suspect else ''}>"
@@ -82,6 +88,8 @@ class ReplicaProcess:
         self.work: dict[Job, None] = {}
         self.suspects: Turns[Job] = Turns()
         self.alive = True
+        self.models: dict[str, bool] = {}  # whether it is ready, or being loaded; the least recently used first
+        self.room_for_models = 2
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.gate} work={list(self.work)}>"
@@ -99,6 +107,8 @@ class ReplicaProcess:
             self._offer(self.gate.withdraw(connection, now))
         elif kind == "decline":
             self._offer(self.gate.decline(connection, now))
+        elif kind == "load":
+            self._load(rest[0])
         elif kind == "eof":
             connection.replica_knows = True
             self._offer(self.gate.disconnect(connection, now))
@@ -119,11 +129,56 @@ class ReplicaProcess:
     def _run(self, job: Job, suspect: bool) -> None:
         if suspect and not job.connection.replica_knows:
             self.world.post_to_router(job.connection, ("started", job.call))
+        model = job.call.model
+        if model:
+            self._load(model)
         self.world.on_start(self, job)
 
     def running(self) -> list[Job]:
-        """The calls in work but for suspects that wait for their turn."""
-        return [job for job in self.work if not self.suspects.waits(job)]
+        """The calls in work but for suspects that wait for their turn, and those that wait for their model."""
+        return [
+            job
+            for job in self.work
+            if not self.suspects.waits(job) and (not job.call.model or self.models.get(job.call.model))
+        ]
+
+    def _load(self, model: str) -> None:
+        ready = self.models.pop(model, None)
+        self.models[model] = bool(ready)
+        if ready is None:
+            self._tell(loading=[model])
+
+    def loading(self) -> list[str]:
+        return [model for model, ready in self.models.items() if not ready]
+
+    def end_load(self, model: str, well: bool) -> None:
+        """It is loaded, and others that nobody uses make room; or it fails, and with it those that wait for it."""
+        if well:
+            self.models[model] = True
+            in_use = {job.call.model for job in self.work}
+            idle = [name for name, ready in self.models.items() if ready and name not in in_use and name != model]
+            gone = idle[: max(0, len(self.models) - self.room_for_models)]
+            for name in gone:
+                del self.models[name]
+            self._tell(ready=[model], gone=gone)
+            return
+        del self.models[model]
+        self._tell(gone=[model])
+        for job in [job for job in self.work if job.call.model == model and not self.suspects.waits(job)]:
+            if job in self.work:
+                self.finish(job)
+
+    def greet(self, connection: Connection) -> None:
+        self._tell_one(connection, [n for n, ready in self.models.items() if ready], self.loading(), [])
+
+    def _tell(self, ready: Sequence[str] = (), loading: Sequence[str] = (), gone: Sequence[str] = ()) -> None:
+        for connection in self.world.connections:
+            if connection.replica is self and not connection.replica_knows:
+                self._tell_one(connection, list(ready), list(loading), list(gone))
+
+    def _tell_one(self, connection: Connection, *told: list[str]) -> None:
+        if any(told):
+            self.world.post_to_router(connection, ("models", *told))
 
     def finish(self, job: Job) -> None:
         del self.work[job]
@@ -131,6 +186,8 @@ class ReplicaProcess:
         following = self.suspects.leave(job)
         if following is not None:
             self._run(following, True)
+        if call.model and self.models.get(call.model):
+            self.models[call.model] = self.models.pop(call.model)
         chosen = self.gate.leave(self.world.now)
         if not connection.replica_knows:
             self.world.post_to_router(connection, ("reply", call, self.gate.load, chosen is connection))
@@ -172,7 +229,15 @@ class Router:
             self._drain()
 
     def submit(self, call: Call) -> None:
-        replica = self.balancer.choose()
+        balancer, key = self.balancer, call.key
+        if key is not None and key.kind == "replica" and key.name not in balancer.replicas:
+            call.end("no such replica")
+            return
+        replica = balancer.choose() if key is None else balancer.choose_bound(call, key, self.world.now)
+        for model, other in balancer.to_load:
+            assert other is not replica
+            self.world.post_to_replica(other.link, ("load", model))
+        balancer.to_load.clear()
         if replica is not None:
             self._send(call, replica.link)
         else:
@@ -180,11 +245,11 @@ class Router:
 
     def _wait(self, call: Call) -> None:
         balancer, now = self.balancer, self.world.now
-        if call.deadline is not None and balancer.hopeless(now, call.deadline, call.priority):
+        if call.deadline is not None and call.key is None and balancer.hopeless(now, call.deadline, call.priority):
             call.end("hopeless")
             return
         # More may wait than are allowed, for some have come back: then several give way.
-        while not balancer.enqueue(call, now, call.priority, call.deadline):
+        while not balancer.enqueue(call, now, call.priority, call.deadline, call.key):
             other = balancer.evict(below=call.priority)
             if other is None:
                 call.end("refused")
@@ -198,6 +263,8 @@ class Router:
 
     def cancel(self, call: Call) -> None:
         call.end("cancelled")
+        if self.balancer.loader_ended(call):
+            self._drain()
         self.balancer.discard(call)
 
     def end_tick(self) -> None:
@@ -221,19 +288,23 @@ class Router:
             self._rejected(connection, *rest)
         elif kind == "offer":
             self._offered(connection, *rest)
+        elif kind == "models":
+            self.balancer.models_changed(connection.record, *rest)
+            self._drain()
         elif kind == "eof":
             self._lost(connection)
 
     def _replied(self, connection: Connection, call: Call, load: int, offered: bool) -> None:
         del connection.calls[call]
         self.balancer.finished(connection.record, load)
+        loaded = self.balancer.loader_ended(call)
         if call.deadline is not None:
             self.balancer.lateness.times.observe(self.world.now - call.sent_at, self.world.now)
         if call.suspect:
             self.balancer.suspect_ended(connection.record)
         if offered:
             self._offered(connection, load)
-        if call.suspect:
+        if call.suspect or loaded:
             self._drain()
         if call.outcome != "cancelled":
             call.end("answered")
@@ -243,6 +314,7 @@ class Router:
         self.balancer.rejected(connection.record, load)
         if call.suspect:
             self.balancer.suspect_ended(connection.record)
+        self.balancer.loader_ended(call, started=False)
         if call.outcome != "cancelled":
             self._wait_again(call)
         self._drain()
@@ -260,7 +332,11 @@ class Router:
         del self.connections[connection.replica.name]
         self.balancer.remove(connection.replica.name)
         for call in connection.calls:
+            self.balancer.loader_ended(call)
             if call.outcome == "cancelled":
+                continue
+            if call.key is not None and call.key.kind == "replica":
+                call.end("died")
                 continue
             verdict = self.repeats.judge(self.world.now, started=call.started, suspect=call.suspect)
             if verdict is Verdict.REPEAT or verdict is Verdict.MOVE:
@@ -276,9 +352,11 @@ class Router:
         if call.suspect:
             self.balancer.quarantine(call, call.since, call.priority)
         else:
-            self.balancer.requeue(call, call.since, call.priority, call.deadline)
+            self.balancer.requeue(call, call.since, call.priority, call.deadline, call.key)
 
     def _drain(self) -> None:
+        for call in self.balancer.stranded():
+            call.end("stranded")
         for call, replica in self.balancer.drain(self.world.now):
             self._send(call, replica.link)
         self._answer_shed()
@@ -328,8 +406,15 @@ class World:
             router.news.append(replica)
         return replica
 
-    def submit(self, router: Router, poisonous: bool = False, priority: int = 0, deadline: float | None = None) -> Call:
-        call = Call(len(self.calls), router, self.now, poisonous, priority=priority, deadline=deadline)
+    def submit(
+        self,
+        router: Router,
+        poisonous: bool = False,
+        priority: int = 0,
+        deadline: float | None = None,
+        key: Key | None = None,
+    ) -> Call:
+        call = Call(len(self.calls), router, self.now, poisonous, key, priority, deadline)
         self.calls.append(call)
         router.submit(call)
         return call
@@ -337,6 +422,7 @@ class World:
     def connect(self, router: Router, replica: ReplicaProcess, record: Replica) -> Connection:
         connection = Connection(router, replica, record)
         self.connections.append(connection)
+        replica.greet(connection)
         return connection
 
     def post_to_replica(self, connection: Connection, message: tuple[Any, ...]) -> None:

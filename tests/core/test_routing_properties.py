@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from simulated_routing import World
 
+from headrace.core.bound import to_model, to_replica
+
 numbers = st.integers(0, 1 << 16)
 
 
@@ -67,6 +69,28 @@ class RoutingMachine(RuleBasedStateMachine):
             for _ in range(count):
                 deadline = None if time_s is None else world.now + time_s
                 world.submit(router, priority=priority, deadline=deadline)
+
+    @rule(n=numbers, count=st.integers(1, 6), model=st.sampled_from("AAABC"), priority=st.sampled_from([0, 0, 1]))
+    def submit_for_a_model(self, n: int, count: int, model: str, priority: int) -> None:
+        router = self.world.routers[n % len(self.world.routers)]
+        if not router.stalled:
+            for _ in range(count):
+                self.world.submit(router, priority=priority, key=to_model(model))
+
+    @rule(n=numbers, count=st.integers(1, 3))
+    def submit_for_a_replica(self, n: int, count: int) -> None:
+        world = self.world
+        router = world.routers[n % len(world.routers)]
+        if not router.stalled and world.replicas:
+            for _ in range(count):
+                world.submit(router, key=to_replica(world.replicas[n % len(world.replicas)].name))
+
+    @rule(n=numbers, well=st.booleans())
+    def end_a_load(self, n: int, well: bool) -> None:
+        loads = [(replica, model) for replica in self.world.replicas for model in replica.loading()]
+        if loads:
+            replica, model = loads[n % len(loads)]
+            replica.end_load(model, well)
 
     @rule(n=numbers)
     def expire(self, n: int) -> None:
@@ -170,8 +194,11 @@ class RoutingMachine(RuleBasedStateMachine):
             world.settle()
             world.check()
             world.check_at_rest()
+            loads = [(replica, model) for replica in world.replicas for model in replica.loading()]
+            for replica, model in loads:
+                replica.end_load(model, True)
             work = [(replica, job) for replica in world.replicas for job in replica.running()]
-            if not work:
+            if not work and not loads:
                 break
             for replica, job in work:
                 if job in replica.work:
