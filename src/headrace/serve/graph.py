@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from headrace.serve.builder import not_an_application
 from headrace.serve.deployment import Application, Deployment
 from headrace.serve.digest import digest
@@ -64,6 +66,19 @@ def environment() -> Environment:
     """Where this process imports code from, as paths that hold in any working directory."""
     cwd = Path.cwd()
     return Environment(sys_path=tuple(str(cwd / entry) for entry in sys.path), cwd=str(cwd))
+
+
+def with_router(options: DeploymentOptions) -> DeploymentOptions:
+    """The options with all that other processes need to find the router that they name, if they do.
+
+    Raises ImportPathError, OptionError, OptionTypeError.
+    """
+    config = options.request_router_config
+    if config is None:
+        return options
+    from headrace.router.router_class import complete  # loaded where it is used
+
+    return msgspec.structs.replace(options, request_router_config=complete(config, environment().sys_path))
 
 
 class Packing(Protocol):
@@ -131,7 +146,7 @@ class _Graph:
         name = self._unique(bound.name)
         self._names[key] = name
         self._nodes.append(app)
-        options = bound._options
+        options = with_router(bound._options)
         self.deployments.append(
             DeploymentSpec(
                 name=name,

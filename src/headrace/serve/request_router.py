@@ -1,27 +1,34 @@
-"""Routers of Ray Serve's, which do not work yet: they can be imported, and say so when they are used."""
+"""Which replica a call goes to: the routers that there are, and what a router of your own is made from.
 
-from headrace.serve.unsupported import unsupported_class
+Name one in `request_router_config`: `RequestRouterConfig(request_router_class=ConsistentHashRouter)`.
+"""
 
-FIFOMixin = unsupported_class("request_router", "FIFOMixin", "the less loaded of two random replicas is chosen")
-LocalityMixin = unsupported_class("request_router", "LocalityMixin", "the less loaded of two random replicas is chosen")
-MultiplexMixin = unsupported_class(
-    "request_router", "MultiplexMixin", "the less loaded of two random replicas is chosen"
+from headrace.router.request_router import (
+    ConsistentHashRouter,
+    FIFOMixin,
+    LocalityMixin,
+    MultiplexMixin,
+    PendingRequest,
+    PowerOfTwoChoicesRequestRouter,
+    PrefixCacheAffinityRouter,
+    ReplicaID,
+    RequestRouter,
+    RoundRobinRouter,
+    RunningReplica,
 )
-PendingRequest = unsupported_class(
-    "request_router", "PendingRequest", "the less loaded of two random replicas is chosen"
-)
-ReplicaID = unsupported_class("request_router", "ReplicaID", "the less loaded of two random replicas is chosen")
-RequestRouter = unsupported_class("request_router", "RequestRouter", "the less loaded of two random replicas is chosen")
-RunningReplica = unsupported_class(
-    "request_router", "RunningReplica", "the less loaded of two random replicas is chosen"
-)
+from headrace.spec.request_router import RequestRouterConfig
 
 __all__ = [
+    "ConsistentHashRouter",
     "FIFOMixin",
     "LocalityMixin",
     "MultiplexMixin",
     "PendingRequest",
+    "PowerOfTwoChoicesRequestRouter",
+    "PrefixCacheAffinityRouter",
     "ReplicaID",
     "RequestRouter",
+    "RequestRouterConfig",
+    "RoundRobinRouter",
     "RunningReplica",
 ]
