@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench import budgets, overload, results, rounds, table
+from bench import budgets, results, rounds, table
 from bench.peers import BENCH, PEERS, Peer
 from bench.sections import SECTIONS
 
@@ -115,29 +115,31 @@ def only_budgets(choice: rounds.Choice) -> rounds.Choice:
 
 
 def write(found: results.Results) -> Path:
-    """The results as JSON, and beside it the tables and the picture; the path of the JSON."""
+    """The results as JSON, and beside it the tables and the pictures; the path of the JSON."""
     path = BENCH / "results" / f"{found.when.replace(':', '')}.json"
     found.write(path)
-    pictures = draw(found, path.with_suffix(".svg"))
+    pictures = draw(found, path.parent, f"{path.stem}-")
     path.with_suffix(".md").write_text(table.report(found, SECTIONS, pictures))
     return path
 
 
 def write_docs(found: results.Results) -> None:
-    """Put tables and picture where the documents have them."""
-    pictures = draw(found, ROOT / "docs" / "overload.svg")
+    """Put tables and pictures where the documents have them."""
+    pictures = draw(found, ROOT / "docs")
     table.write_between(ROOT / "docs" / "benchmarks.md", table.report(found, SECTIONS, pictures))
     table.write_between(ROOT / "README.md", table.short(found))
 
 
-def draw(found: results.Results, path: Path) -> dict[str, str]:
-    """Draw what can be drawn of the run; the file's name by section, for documents beside it."""
-    name = overload.OVERLOAD.name
-    drawn = overload.picture(found.sections.get(name, {}))
-    if drawn is None:
-        return {}
-    path.write_text(drawn)
-    return {name: path.name}
+def draw(found: results.Results, folder: Path, prefix: str = "") -> dict[str, str]:
+    """Draw what can be drawn of the run; the files' names by section, for documents beside them."""
+    pictures = {}
+    for name, entries in found.sections.items():
+        drawing = SECTIONS[name].drawing
+        drawn = drawing.draw(entries) if drawing is not None else None
+        if drawing is not None and drawn is not None:
+            (folder / f"{prefix}{drawing.file}").write_text(drawn)
+            pictures[name] = f"{prefix}{drawing.file}"
+    return pictures
 
 
 def machine() -> str:

@@ -43,6 +43,18 @@ def poisson(rate: float, seconds: float, high_share: float, seed: int) -> list[A
     return arrivals
 
 
+def stepped(steps: Iterable[tuple[float, float]], seed: int) -> list[Arrival]:
+    """Arrivals at a rate for so many seconds, then at the next rate for as many as it has, and so on."""
+    chance, begins_s, schedule = random.Random(seed), 0.0, list[Arrival]()
+    for rate, seconds in steps:
+        due_s = begins_s + chance.expovariate(rate)
+        while due_s < begins_s + seconds:
+            schedule.append(Arrival(due_s, False))
+            due_s += chance.expovariate(rate)
+        begins_s += seconds
+    return schedule
+
+
 def quantile(values: Sequence[float], share: float) -> float:
     """The least of the values that so large a share of them does not exceed. nan without values."""
     if not values:

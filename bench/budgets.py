@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bench import batching
 from bench.results import Results
 
 Figure = Callable[[Results], float | None]
@@ -68,12 +69,26 @@ def _best(*figures: Figure) -> Figure:
     return figure
 
 
+def _least(*figures: Figure) -> Figure:
+    """The lowest of those that were measured."""
+
+    def figure(results: Results) -> float | None:
+        values = [value for one in figures if (value := one(results)) is not None]
+        return min(values) if values else None
+
+    return figure
+
+
 def _against(section: str, entrant: str, name: str, what: str, limit: float) -> Budget:
     return Budget(what, _ratio(_of(section, "headrace", name), _of(section, entrant, name)), limit, " ×", True)
 
 
 def _stream(name: str, what: str) -> Budget:
     return _against("http-streams", "fastapi", name, f"StreamingResponse of 100 chunks, {what}: against uvicorn", 1.0)
+
+
+def _of_batching_peers(name: str) -> list[Figure]:
+    return [_of("batching", peer, name) for peer in batching.PEERS]
 
 
 def _percent(figure: Figure) -> Figure:
@@ -194,6 +209,72 @@ BUDGETS = (
         _of("slow-reader", "headrace", "made_meanwhile"),
         0.0,
         "",
+        False,
+    ),
+    Budget(
+        "a model that batches, 20 requests/s: p50 against the same without batches",
+        _ratio(_of("batching", "headrace", "p50_ms"), _of("batching", "headrace-bare", "p50_ms")),
+        1.1,
+        " ×",
+        False,
+    ),
+    Budget(
+        "the same: p50 against the best of Mosec, LitServe, BentoML and Ray Serve",
+        _ratio(_of("batching", "headrace", "p50_ms"), _least(*_of_batching_peers("p50_ms"))),
+        1.0,
+        " ×",
+        False,
+    ),
+    Budget(
+        "at its limit: answers/s against the best fixed size",
+        _ratio(_of("batching", "headrace", "full"), _of("batching", "headrace-fixed", "full")),
+        0.95,
+        " ×",
+        True,
+    ),
+    Budget(
+        "at its limit, batches of at most 32 on all: answers/s against the best of the four",
+        _ratio(_of("batching", "headrace-32", "full"), _best(*_of_batching_peers("full"))),
+        1.0,
+        " ×",
+        True,
+    ),
+    Budget(
+        "target_latency_s, load × 4: batches until misses settle",
+        _of("objective", "headrace", "load_settled_after"),
+        100.0,
+        "",
+        False,
+    ),
+    Budget(
+        "target_latency_s, a batch's cost × 3: batches until misses settle",
+        _of("objective", "headrace", "cost_settled_after"),
+        100.0,
+        "",
+        False,
+    ),
+    Budget(
+        "one replica of four stalls: p99.9 without hedging against with it",
+        _ratio(_of("hedging", "headrace-without", "p999_ms"), _of("hedging", "headrace", "p999_ms")),
+        5.0,
+        " ×",
+        True,
+    ),
+    Budget("the same: calls more", _percent(_of("hedging", "headrace", "extra")), 5.0, " %", False),
+    Budget("all replicas slow: calls more", _percent(_of("hedging", "headrace", "slow_extra")), 0.5, " %", False),
+    Budget(
+        "200 small models in one replica: memory against a FastAPI process each",
+        _ratio(_of("multiplexing", "headrace", "memory_mb"), _of("multiplexing", "fastapi", "memory_mb")),
+        0.05,
+        " ×",
+        False,
+    ),
+    Budget("replicas with a model that one is too few for", _of("hot-model", "headrace", "replicas"), 2.0, "", True),
+    Budget(
+        "requests for loaded models while others load: p99 against without loads",
+        _of("hot-model", "headrace", "slowed"),
+        1.5,
+        " ×",
         False,
     ),
 )

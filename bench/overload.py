@@ -25,7 +25,7 @@ from bench.fastapi_apps import headrace_run, uvicorn
 from bench.open_loop import OpenLoop
 from bench.peers import BENCH, WEB, Peer
 from bench.results import Entry, Measured
-from bench.section import Column, Section
+from bench.section import Column, Drawing, Section
 from bench.server import PeerFailed, Question, running
 
 SERVICE_S = 0.010  # as the applications have it
@@ -83,6 +83,26 @@ def measure(peer: Peer, seconds: float) -> Measured:
     return measure_offer(peer, Offer(seconds=max(3.0, min(10.0, 3 * seconds))))
 
 
+def picture(entries: Mapping[str, Entry]) -> str | None:
+    """The section's last round as SVG; None when nothing of it was measured."""
+    panels, seconds = [], 0.0
+    for entry in entries.values():
+        if not entry.rounds or not entry.rounds[-1].series:
+            continue
+        measured = entry.rounds[-1]
+        share = measured.figures["in_time_share"]
+        words = f"in time: {share:.0%} of capacity"
+        if "high_in_time_share" in measured.figures:
+            words += f", {100 * measured.figures['high_in_time_share']:.3g}% of high priority"
+        panels.append(plot.Panel(entry.title, words, measured.series))
+        seconds = BIN_S * len(next(iter(measured.series.values())))
+    if not panels:
+        return None
+    return plot.draw(
+        f"What became of requests, by when they were due (in time: {DEADLINE_S * 1e3:g} ms)", panels, seconds, CAPACITY
+    )
+
+
 OVERLOAD = Section(
     "overload",
     "At twice the capacity",
@@ -108,27 +128,8 @@ OVERLOAD = Section(
     measure,
     picture=frozenset({"headrace-without", "fastapi"}),
     once=True,
+    drawing=Drawing("overload.svg", picture),
 )
-
-
-def picture(entries: Mapping[str, Entry]) -> str | None:
-    """The section's last round as SVG; None when nothing of it was measured."""
-    panels, seconds = [], 0.0
-    for entry in entries.values():
-        if not entry.rounds or not entry.rounds[-1].series:
-            continue
-        measured = entry.rounds[-1]
-        share = measured.figures["in_time_share"]
-        words = f"in time: {share:.0%} of capacity"
-        if "high_in_time_share" in measured.figures:
-            words += f", {100 * measured.figures['high_in_time_share']:.3g}% of high priority"
-        panels.append(plot.Panel(entry.title, words, measured.series))
-        seconds = BIN_S * len(next(iter(measured.series.values())))
-    if not panels:
-        return None
-    return plot.draw(
-        f"What became of requests, by when they were due (in time: {DEADLINE_S * 1e3:g} ms)", panels, seconds, CAPACITY
-    )
 
 
 def main() -> int:

@@ -1,16 +1,19 @@
-"""Draws what became of requests over time as SVG: stacked areas for each server, side by side, with a line of capacity.
+"""Draws what became of requests over time as SVG: stacked areas for each server, side by side, with a line of capacity,
+or with lines where something changed.
 
 In: courses, as `arrivals.course` makes them, and a line of words for each. Out: the text of a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-# In the order of arrivals.KINDS, from the bottom up; told apart by lightness too.
-COLOURS = ("#0b3c5d", "#3a9d6a", "#e8a33d", "#c9ccd1", "#8b2f3a")
+from bench.arrivals import KINDS
+
+# Told apart by lightness too.
+COLOURS = dict(zip(KINDS, ("#0b3c5d", "#3a9d6a", "#e8a33d", "#c9ccd1", "#8b2f3a"), strict=True))
 PANEL_WIDTH, PANEL_HEIGHT = 300, 220
 LEFT, TOP, GAP, BELOW = 64, 66, 28, 74
 FONT = 'font-family="system-ui, sans-serif"'
@@ -18,18 +21,27 @@ FONT = 'font-family="system-ui, sans-serif"'
 
 @dataclass(frozen=True)
 class Panel:
-    """One server: its name, one line on what happened, and requests a second of each kind in each bin."""
+    """One server: its name, one line on what happened, and requests a second of each kind (of KINDS) in each bin, from
+    the bottom up.
+    """
 
     title: str
     words: str
     course: Mapping[str, Sequence[float]]
 
 
-def draw(title: str, panels: Sequence[Panel], seconds: float, capacity: float) -> str:
-    """The picture. All panels share one scale."""
+def draw(
+    title: str,
+    panels: Sequence[Panel],
+    seconds: float,
+    capacity: float | None = None,
+    marks: Sequence[tuple[float, str]] = (),
+) -> str:
+    """The picture. All panels share one scale; a mark is a moment, and what changed then."""
     width = LEFT + len(panels) * (PANEL_WIDTH + GAP)
     height = TOP + PANEL_HEIGHT + BELOW
-    top = 1.05 * max(max(map(sum, zip(*panel.course.values(), strict=True))) for panel in panels)
+    room = 1.15 if marks else 1.05  # for their words
+    top = room * max(max(map(sum, zip(*panel.course.values(), strict=True))) for panel in panels)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {FONT} font-size="12" fill="#222">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
@@ -38,16 +50,21 @@ def draw(title: str, panels: Sequence[Panel], seconds: float, capacity: float) -
     ]
     for place, panel in enumerate(panels):
         parts.append(f'<g transform="translate({LEFT + place * (PANEL_WIDTH + GAP)} {TOP})">')
-        parts += _panel(panel, seconds, capacity, top, with_scale=place == 0)
+        parts += _areas(panel, top)
+        if capacity is not None:
+            parts += _capacity(capacity, top, with_word=place == 0)
+        parts += _marks(marks, seconds)
+        parts += _axes(seconds, top, with_scale=place == 0)
         parts.append("</g>")
     parts += _legend(list(panels[0].course), height - 18)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _panel(panel: Panel, seconds: float, capacity: float, top: float, *, with_scale: bool) -> list[str]:
-    def y(value: float) -> float:
-        return round(PANEL_HEIGHT * (1 - value / top), 1)
+def _y(value: float, top: float) -> float:
+    return round(PANEL_HEIGHT * (1 - value / top), 1)
 
+
+def _areas(panel: Panel, top: float) -> list[str]:
     parts = [
         f'<text y="-22" font-weight="600">{escape(panel.title)}</text>',
         f'<text y="-7" fill="#555" font-size="11">{escape(panel.words)}</text>',
@@ -55,19 +72,35 @@ def _panel(panel: Panel, seconds: float, capacity: float, top: float, *, with_sc
     bins = len(next(iter(panel.course.values())))
     step = PANEL_WIDTH / bins
     below = [0.0] * bins
-    for colour, heights in zip(COLOURS, panel.course.values(), strict=True):
+    for kind, heights in panel.course.items():
         above = [low + height for low, height in zip(below, heights, strict=True)]
         if any(heights):
-            parts.append(f'<path d="{_area(below, above, step, y)}" fill="{colour}"/>')
+            parts.append(f'<path d="{_area(below, above, step, top)}" fill="{COLOURS[kind]}"/>')
         below = above
-    parts.append(
-        f'<line x2="{PANEL_WIDTH}" y1="{y(capacity)}" y2="{y(capacity)}" stroke="#000" stroke-dasharray="4 3"/>'
-    )
-    if with_scale:
-        parts.append(f'<text x="4" y="{y(capacity) - 4}" font-size="11">capacity</text>')
-        for value in _ticks(top):
-            parts.append(f'<text x="-6" y="{y(value) + 4}" text-anchor="end" fill="#555">{value:g}</text>')
-    parts.append(f'<path d="M0 0V{PANEL_HEIGHT}H{PANEL_WIDTH}" fill="none" stroke="#555"/>')
+    return parts
+
+
+def _capacity(capacity: float, top: float, *, with_word: bool) -> list[str]:
+    y = _y(capacity, top)
+    parts = [f'<line x2="{PANEL_WIDTH}" y1="{y}" y2="{y}" stroke="#000" stroke-dasharray="4 3"/>']
+    if with_word:
+        parts.append(f'<text x="4" y="{y - 4}" font-size="11">capacity</text>')
+    return parts
+
+
+def _marks(marks: Sequence[tuple[float, str]], seconds: float) -> list[str]:
+    parts = []
+    for moment, words in marks:
+        x = round(PANEL_WIDTH * moment / seconds, 1)
+        parts.append(f'<line x1="{x}" x2="{x}" y2="{PANEL_HEIGHT}" stroke="#000" stroke-dasharray="4 3"/>')
+        parts.append(f'<text x="{x + 4}" y="11" font-size="11">{escape(words)}</text>')
+    return parts
+
+
+def _axes(seconds: float, top: float, *, with_scale: bool) -> list[str]:
+    parts = [f'<path d="M0 0V{PANEL_HEIGHT}H{PANEL_WIDTH}" fill="none" stroke="#555"/>']
+    for value in _ticks(top) if with_scale else ():
+        parts.append(f'<text x="-6" y="{_y(value, top) + 4}" text-anchor="end" fill="#555">{value:g}</text>')
     for value in _ticks(seconds):
         x = round(PANEL_WIDTH * value / seconds, 1)
         words = f"{value:g} s" if value == 0 else f"{value:g}"
@@ -75,10 +108,10 @@ def _panel(panel: Panel, seconds: float, capacity: float, top: float, *, with_sc
     return parts
 
 
-def _area(below: Sequence[float], above: Sequence[float], step: float, y: Callable[[float], float]) -> str:
+def _area(below: Sequence[float], above: Sequence[float], step: float, top: float) -> str:
     """Steps along the top from left to right, and along the bottom back."""
-    there = [f"{round(place * step, 1)},{y(value)}" for i, value in enumerate(above) for place in (i, i + 1)]
-    back = [f"{round(place * step, 1)},{y(value)}" for i, value in enumerate(below) for place in (i, i + 1)]
+    there = [f"{round(place * step, 1)},{_y(value, top)}" for i, value in enumerate(above) for place in (i, i + 1)]
+    back = [f"{round(place * step, 1)},{_y(value, top)}" for i, value in enumerate(below) for place in (i, i + 1)]
     return "M" + " L".join([*there, *reversed(back)]) + "Z"
 
 
@@ -96,8 +129,8 @@ def _ticks(top: float) -> list[float]:
 
 def _legend(kinds: Sequence[str], y: float) -> list[str]:
     parts, x = [], LEFT
-    for kind, colour in zip(kinds, COLOURS, strict=True):
-        parts.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="{colour}"/>')
+    for kind in kinds:
+        parts.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="{COLOURS[kind]}"/>')
         parts.append(f'<text x="{x + 17}" y="{y}">{escape(kind)}</text>')
         x += 40 + 7 * len(kind)
     return parts

@@ -5,11 +5,11 @@ In: nothing; each section's module builds its own. Out: `Section`, which the run
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bench.peers import Peer
-from bench.results import Measured
+from bench.results import Entry, Measured
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,20 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A picture of a section: the name of its file, and what makes it of the entries, None where nothing is seen."""
+
+    file: str
+    draw: Callable[[Mapping[str, Entry]], str | None]
+
+
+@dataclass(frozen=True)
 class Section:
     """`measure` takes an entrant whose environment stands, and seconds for each figure; it raises PeerFailed.
 
     `picture` names the entrants that no budget needs. One that is `once` is measured in the first round alone, for it
     looks at a course in time. `compare` is the figure of the last column: how many times theirs Headrace makes. `note`
-    stands under the title.
+    stands under the title, `drawing` below the table.
     """
 
     name: str
@@ -40,3 +48,4 @@ class Section:
     picture: frozenset[str] = frozenset()
     once: bool = False
     compare: str = ""
+    drawing: Drawing | None = None

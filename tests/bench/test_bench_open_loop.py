@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from bench.arrivals import NEVER, Arrival, Outcome
-from bench.open_loop import OpenLoop
+from bench.open_loop import OpenLoop, run_exact
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
@@ -149,6 +151,40 @@ def test_what_is_never_answered_is_waited_for_in_vain_and_counted() -> None:
             unanswered = [outcome for outcome in outcomes if outcome.status == NEVER]
             assert [outcome.arrival.high for outcome in unanswered] == [True, True]
             assert len(loop.lags_s) == 20
+
+    asyncio.run(main())
+
+
+def test_exact_timers_need_no_loop_around_them() -> None:
+    """The server's loop runs in a thread, as `run_exact` makes its own."""
+    ports: queue.Queue[int] = queue.Queue()
+    over = threading.Event()
+
+    async def serve() -> None:
+        async with running(lambda request: asyncio.sleep(0, OK)) as (_, port):
+            ports.put(port)
+            await asyncio.to_thread(over.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=[serve()])
+    thread.start()
+    try:
+        outcomes = run_exact(OpenLoop(ports.get(timeout=60), schedule(30), get))
+    finally:
+        over.set()
+        thread.join()
+    assert len(outcomes) == 30
+    assert statuses(outcomes) == {200}
+
+
+def test_a_moment_of_the_schedule_can_be_waited_for() -> None:
+    async def main() -> None:
+        async with running(lambda request: asyncio.sleep(0, OK)) as (_, port):
+            loop = OpenLoop(port, schedule(60), get)
+            clock = asyncio.get_running_loop().time
+            began, under_way = clock(), asyncio.create_task(loop.run())
+            await loop.reached(0.030)
+            assert clock() - began >= 0.129, "the schedule begins after 0.1 s"
+            assert statuses(await under_way) == {200}
 
     asyncio.run(main())
 

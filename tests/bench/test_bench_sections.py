@@ -95,7 +95,7 @@ def test_sections_and_peers_are_chosen_by_name() -> None:
 def test_peers_alone_take_part_wherever_they_can() -> None:
     choice = choose(["ray-fast"], http=False)
     assert [peer.name for peer in choice.peers] == ["ray-fast"]
-    assert [section.name for section, _ in choice.sections] == ["composed", "streams"]
+    assert [section.name for section, _ in choice.sections] == ["composed", "streams", "batching"]
 
 
 def test_handle_calls_alone_start_no_server_without_handles() -> None:
@@ -176,6 +176,21 @@ def test_rays_best_is_the_better_of_its_modes() -> None:
     del results.sections["composed"]["ray-fast"]
     (verdict,) = verdicts(results).values()
     assert verdict.met
+
+
+def test_the_batching_peers_best_counts_for_each_end() -> None:
+    results = run_of(
+        "batching",
+        headrace={"p50_ms": [2.2], "full": [9600.0]},
+        headrace_32={"full": [7000.0]},
+        headrace_fixed={"full": [10000.0]},
+        headrace_bare={"p50_ms": [2.1]},
+        mosec={"p50_ms": [12.0], "full": [7100.0]},
+        bentoml={"p50_ms": [4.0], "full": [500.0]},
+    )
+    found = {name: (round(verdict.figure or 0, 3), verdict.met) for name, verdict in verdicts(results).items()}
+    assert sorted(found.values()) == [(0.55, True), (0.96, True), (0.986, False), (1.048, True)]
+    assert len(budgets.judge(results)) == len(budgets.BUDGETS)
 
 
 @pytest.mark.parametrize(("share", "high", "met"), [(0.9, 1.0, [True, True]), (0.899, 0.999, [False, False])])

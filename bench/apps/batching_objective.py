@@ -1,0 +1,63 @@
+"""A model whose cost changes while it runs, in batches by an objective and by fixed settings, for the bench.
+
+`app` has an objective, `fixed` a size and a time to wait, `idle` neither. POST {"x": [...], "due": a number} asks the
+model, {"factor": f} makes batches cost f times as much from now on, {"batches": true} gives the `due` of the requests
+of every batch so far, in the order of their start. BENCH_TARGET_S: the objective.
+"""
+
+import os
+
+import msgspec
+from batch_model import infer
+
+from headrace import serve
+
+decode = msgspec.json.Decoder().decode
+TARGET_S = float(os.environ.get("BENCH_TARGET_S", "0.040"))
+
+
+class Model:
+    """What the deployments share; each has a `predict` of its own."""
+
+    def __init__(self):
+        self.factor = 1.0
+        self.batches = []
+
+    def run(self, asked):
+        self.batches.append([one["due"] for one in asked])
+        return infer([one["x"] for one in asked], self.factor)
+
+    async def __call__(self, request):
+        asked = decode(await request.body())
+        if "x" in asked:
+            return {"y": await self.predict(asked)}
+        if "factor" in asked:
+            self.factor = asked["factor"]
+            return asked
+        return self.batches
+
+
+@serve.deployment(max_ongoing_requests=1000)
+class Objective(Model):
+    @serve.batch(max_batch_size=256, target_latency_s=TARGET_S)
+    def predict(self, asked):
+        return self.run(asked)
+
+
+@serve.deployment(max_ongoing_requests=1000)
+class Fixed(Model):
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.010)
+    def predict(self, asked):
+        return self.run(asked)
+
+
+@serve.deployment(max_ongoing_requests=1000)
+class Idle(Model):
+    @serve.batch(max_batch_size=256)
+    def predict(self, asked):
+        return self.run(asked)
+
+
+app = Objective.bind()
+fixed = Fixed.bind()
+idle = Idle.bind()
