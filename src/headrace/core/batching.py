@@ -2,18 +2,42 @@
 
 In: items that wait for one batched function of one servable, with `now`, and batches that ended. Out: the batches to
 start, each with its reason; when to ask again; the items to refuse. All times are seconds on one clock.
+
+Work-conserving: while fewer batches run than may, whatever waits leaves, unless `batch_wait_timeout_s` asks to wait;
+even so a full batch leaves, and one whose earliest deadline would else be missed. Of several keys the one goes first
+whose first item is the most urgent.
+
+The order within a key is that of arrival, a level of priority being worth AGING_S of waiting; with `target_latency_s`
+that of deadlines, the earlier of the objective and of the request's own. Items that cannot meet the objective even
+alone are late whatever one does: they fill what room the others leave, and while those leave none they have LATE_SHARE
+of it. Where the objective is less than what a batch of one costs, it is no objective (`attainable`): batches are as
+large as they may be, by arrival. Only items whose own deadline cannot be met are refused, and of those in a row each
+PROBE_EVERY-th is tried all the same, so that nothing believed wrongly is believed for ever.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
+from heapq import heapify, heappop, heappush
+from math import ceil
 from typing import Generic, TypeVar
 
+from headrace.core.batch_cost import BatchCost, Curve
+from headrace.core.batch_line import NEVER, Line, Waiting
+from headrace.core.batch_size import ArrivalRate, Sizing, largest
+from headrace.core.lateness import PROBE_EVERY
+from headrace.core.queue import AGING_S
 from headrace.spec.batching import BatchOptions
+from headrace.spec.errors import OptionError, OptionTypeError
 
 ItemT = TypeVar("ItemT", bound=Hashable)
+
+LATE_SHARE = 0.25  # of the places, for late items, while others want them all
+MOST_ROWS = 1 << 53  # that a measure may answer
+
+_SLACK = 64  # stale places in the heap of turns, before it is made anew
 
 
 class Reason(Enum):
@@ -22,7 +46,7 @@ class Reason(Enum):
     IDLE = "idle"  # fewer batches ran than may: what waited left at once
     FULL = "full"
     TIMEOUT = "timeout"  # the eldest had waited for batch_wait_timeout_s
-    DEADLINE = "deadline"  # later, its earliest deadline would have been missed
+    DEADLINE = "deadline"  # before that: its earliest deadline would have been missed
     FREED = "freed"  # a running batch ended, and this had gathered meanwhile
 
 
@@ -31,11 +55,13 @@ class Batch(Generic[ItemT]):
 
     __slots__ = ("items", "key", "padded_size", "reason", "size", "started_at")
 
-    def __init__(self, items: list[ItemT], key: Hashable, size: int, reason: Reason, started_at: float) -> None:
+    def __init__(
+        self, items: list[ItemT], key: Hashable, size: int, padded_size: int, reason: Reason, started_at: float
+    ) -> None:
         self.items = items
         self.key = key
         self.size = size
-        self.padded_size = size
+        self.padded_size = padded_size
         self.reason = reason
         self.started_at = started_at
 
@@ -46,33 +72,52 @@ class Batch(Generic[ItemT]):
 class Batcher(Generic[ItemT]):
     """The batches of one function. After every event, ask `next` until it answers None, then empty `shed` and `failed`.
 
-    `measure` counts the rows of items as one batch (None: one each); it is the user's code, and may raise anything:
-    the items for which it does come to `failed`, with the error.
+    `measure` counts the rows of items as one batch (None: one each), and counts no fewer for more items; it is the
+    user's code, and may raise anything.
     """
 
     def __init__(self, options: BatchOptions, measure: Callable[[Sequence[ItemT]], int] | None = None) -> None:
         self.options = options
         self.measure = measure
+        self.cost = BatchCost()
+        self.running = 0
+        self.releases: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self.shed: list[ItemT] = []  # out of the queue: their own deadline cannot be met
         self.failed: list[tuple[ItemT, Exception]] = []  # out of the queue: they could not be measured
-        self.releases: dict[Reason, int] = dict.fromkeys(Reason, 0)
-        self.waiting = 0
-        self.running = 0
-        self._lines: dict[Hashable, OrderedDict[ItemT, float]] = {}
-        self._keys: dict[ItemT, Hashable] = {}
-        self._freed = False
+        self._entries: dict[ItemT, Waiting] = {}
+        self._lines: dict[Hashable, Line] = {}  # none is empty
+        self._turns: list[tuple[float, int, Line]] = []  # heap of first entries; stale where they are first no more
+        self._serial = 0
+        self._freed = False  # a slot came free, and nothing has left since
+        self._arrivals = ArrivalRate()
+        self._rows_each = 1.0  # of late, the mean
+        self._late = 0  # items that wait and are late
+        self._owed = 0.0  # places of batches, to late items
+        self._hopeless = 0  # in a row
 
     def __repr__(self) -> str:
-        return f"<Batcher {self.waiting} waiting, {self.running} running>"
+        late = f", {self._late} of them late" if self._late else ""
+        return f"<Batcher {self.waiting} waiting{late}, {self.running} running, {self.cost}>"
+
+    @property
+    def waiting(self) -> int:
+        return len(self._entries)
 
     @property
     def attainable(self) -> bool:
         """Whether an item that finds the model idle can be answered within `target_latency_s`, by what is known."""
-        return True
+        return self._attainable(self.cost.curve(None) if self.cost.known else None)
 
     def configure(self, options: BatchOptions) -> None:
         """Other options from now on; batches that run are not touched."""
         self.options = options
+        entries = sorted(self._entries.values(), key=lambda entry: entry.serial)
+        self._lines.clear()
+        self._turns.clear()
+        self._late, self._owed = 0, 0.0
+        for entry in entries:
+            if entry.line is not None:
+                self._place(entry, entry.line.key)
 
     def add(
         self,
@@ -85,58 +130,350 @@ class Batcher(Generic[ItemT]):
         priority: int = 0,
     ) -> None:
         """`item` waits; only items of the same key share a batch. It has waited `waited_s` already, elsewhere."""
-        self._lines.setdefault(key, OrderedDict())[item] = now - waited_s
-        self._keys[item] = key
-        self.waiting += 1
+        if item in self._entries:
+            raise ValueError(f"{item!r} waits already")
+        expires = NEVER if deadline is None else deadline
+        self._serial += 1
+        entry = Waiting(0.0, self._serial, item, None, now - waited_s, expires, expires, priority)
+        self._entries[item] = entry
+        self._place(entry, key)
 
     def discard(self, item: ItemT) -> bool:
         """`item` waits no more. False: it did not."""
-        if item not in self._keys:
+        entry = self._entries.get(item)
+        if entry is None:
             return False
-        key = self._keys.pop(item)
-        del self._lines[key][item]
-        if not self._lines[key]:
-            del self._lines[key]
-        self.waiting -= 1
+        self._remove(entry)
         return True
 
     def next(self, now: float) -> Batch[ItemT] | None:
         """A batch to start now; it counts as running. None: none is due."""
-        if self.running >= self.options.max_concurrent_batches or not self.waiting:
-            return None
-        for key, line in self._lines.items():
-            full = len(line) >= self.options.max_batch_size
-            over = now >= next(iter(line.values())) + self.options.batch_wait_timeout_s
-            if full or over:
-                return self._start(key, line, full, now)
+        while self._entries and self.running < self.options.max_concurrent_batches:
+            turn = self._turn(now)
+            if turn is None:
+                break
+            line, reason = turn
+            try:
+                chosen = self._choose(line, now)
+                if chosen:
+                    return self._start(line, chosen, reason, now)
+            except _Unmeasured as unmeasured:
+                self._fail(unmeasured)
+            self._tidy(line)
+        self._freed = False
         return None
-
-    def _start(self, key: Hashable, line: OrderedDict[ItemT, float], full: bool, now: float) -> Batch[ItemT]:
-        items = []
-        while line and len(items) < self.options.max_batch_size:
-            item = line.popitem(last=False)[0]
-            del self._keys[item]
-            items.append(item)
-        if not line:
-            del self._lines[key]
-        self.waiting -= len(items)
-        self.running += 1
-        if full:
-            reason = Reason.FULL
-        elif self.options.batch_wait_timeout_s:
-            reason = Reason.TIMEOUT
-        else:
-            reason = Reason.FREED if self._freed else Reason.IDLE
-        self.releases[reason] += 1
-        return Batch(items, key, len(items) if self.measure is None else self.measure(items), reason, now)
 
     def due(self) -> float | None:
         """When `next` must be asked again if nothing else happens; None: not before something else happens."""
-        if self.running >= self.options.max_concurrent_batches or not self.waiting:
+        if not self._entries or self.running >= self.options.max_concurrent_batches:
             return None
-        return min(next(iter(line.values())) for line in self._lines.values()) + self.options.batch_wait_timeout_s
+        return min(self._leaves(line)[0] for line in self._lines.values())
 
     def ended(self, batch: Batch[ItemT], now: float, learn: bool = True) -> None:
         """`batch` runs no more. `learn` False: it failed or was cancelled, so its duration says nothing."""
+        if self.running >= self.options.max_concurrent_batches and self._entries:
+            self._freed = True
         self.running -= 1
-        self._freed = bool(self.waiting)
+        if learn:
+            self.cost.observe(batch.padded_size, now - batch.started_at, batch.key)
+
+    # Waiting
+
+    def _place(self, entry: Waiting, key: Hashable) -> None:
+        target = self.options.target_latency_s
+        head_start_s = entry.priority * AGING_S
+        entry.late = False
+        if target is None:
+            entry.deadline = entry.expires
+            entry.urgency = entry.since - head_start_s
+        else:
+            entry.deadline = min(entry.since + target, entry.expires)
+            entry.urgency = entry.deadline - head_start_s
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = Line(key)
+        entry.line = line
+        if line.put(entry):
+            heappush(self._turns, (entry.urgency, entry.serial, line))
+            if len(self._turns) > 2 * len(self._lines) + _SLACK:
+                self._turns = [
+                    (e.entries[0].urgency, e.entries[0].serial, e) for e in self._lines.values() if e.entries
+                ]
+                heapify(self._turns)
+
+    def _remove(self, entry: Waiting) -> None:
+        line = entry.line
+        assert line is not None, "what waits has a line"
+        del self._entries[entry.item]
+        self._late -= entry.late
+        first = line.remove(entry)
+        self._tidy(line, first)
+
+    def _tidy(self, line: Line, first_left: bool = True) -> None:
+        """Items have left `line`."""
+        if line.entries:
+            if first_left:
+                heappush(self._turns, (line.entries[0].urgency, line.entries[0].serial, line))
+        elif not line.late and self._lines.get(line.key) is line:
+            del self._lines[line.key]
+
+    # Turns
+
+    def _turn(self, now: float) -> tuple[Line, Reason] | None:
+        """The line that a batch is due of, and why."""
+        reason = Reason.FREED if self._freed else Reason.IDLE
+        line = None
+        if self.options.batch_wait_timeout_s == 0:
+            line = self._foremost()
+        else:
+            for each in self._lines.values():
+                if each.entries and (line is None or each.entries[0] < line.entries[0]):
+                    leaves, why = self._leaves(each)
+                    if leaves <= now:
+                        line, reason = each, why
+            if self._freed and reason is not Reason.FULL:
+                reason = Reason.FREED
+        if self._late:
+            eldest = min([each for each in self._lines.values() if each.late], key=lambda each: each.late[0])
+            share = min(len(eldest.late), self.options.max_batch_size)
+            if line is None or (line is not eldest and self._owed >= share):
+                return eldest, Reason.FREED if self._freed else Reason.IDLE
+        return None if line is None else (line, reason)
+
+    def _foremost(self) -> Line | None:
+        """The line whose first item is the most urgent of those that are not late."""
+        turns = self._turns
+        while turns:
+            _, serial, line = turns[0]
+            if line.entries and line.entries[0].serial == serial:
+                return line
+            heappop(turns)
+        return None
+
+    def _leaves(self, line: Line) -> tuple[float, Reason]:
+        """When a batch of `line` leaves that nothing is added to, and why."""
+        window_s = self.options.batch_wait_timeout_s
+        if line.late or not window_s:
+            return -NEVER, Reason.IDLE
+        curve = self.cost.curve(line.key) if self.cost.known else None
+        limit = self._limit(curve)
+        if self._full(line, limit):
+            return -NEVER, Reason.FULL
+        over = line.eldest() + window_s
+        if line.timed and curve is not None:
+            seconds = self._sizing(0.0, curve, len(line)).cost(len(line))
+            forced = line.tightest(self._attainable(curve)) - seconds
+            if forced < over:
+                return forced, Reason.DEADLINE
+        return over, Reason.TIMEOUT
+
+    def _full(self, line: Line, limit: int) -> bool:
+        if self.measure is None:
+            return len(line) >= limit
+        if line.rows is None:
+            try:
+                line.rows = self._rows(line.entries)
+            except _Unmeasured:
+                return True  # those whose fault it is will be found when the batch is made
+        return line.rows >= limit
+
+    # Size
+
+    def _attainable(self, curve: Curve | None) -> bool:
+        target = self.options.target_latency_s
+        return target is None or curve is None or curve.of(self._padded(ceil(self._rows_each))) <= target
+
+    def _limit(self, curve: Curve | None) -> int:
+        """The most rows of a batch: with an objective, sizes never seen are approached by doubling."""
+        most = self.options.max_batch_size
+        if self.options.target_latency_s is None or not self._attainable(curve):
+            return most
+        return min(most, max(1, 2 * self.cost.largest))
+
+    def _sizing(self, now: float, curve: Curve, most: int) -> Sizing:
+        if self.measure is None and not self.options.allowed_batch_sizes:
+            return Sizing(now, curve.of, most)
+        return Sizing(now, lambda items: curve.of(self._padded(ceil(items * self._rows_each))), most)
+
+    def _choose(self, line: Line, now: float) -> list[Waiting]:
+        """Those that go as one batch; none: nobody of this line could, and it has changed."""
+        curve = self.cost.curve(line.key) if line.timed and self.cost.known else None
+        limit = self._limit(curve)
+        if not line.timed:
+            return self._fit(line.entries, limit)
+        objective = self._attainable(curve)
+        if curve is None:
+            self._set_aside(line, now, limit, 0.0, objective)
+            return self._fit(line.entries + line.late, limit) if len(line) else []
+        most = limit if self.measure is None else max(1, int(limit / max(self._rows_each, 1e-9)))
+        sizing = self._sizing(now, curve, min(most, len(line)))
+        if not line.late and line.not_before(objective) >= now + sizing.cost(sizing.most):
+            return self._fit(line.entries, limit)
+        self._set_aside(line, now, sizing.most, sizing.cost(1), objective)
+        if not len(line):
+            return []
+        chosen = self._sized(line, sizing, curve, objective)
+        if self.measure is not None:  # they were chosen by the mean number of rows
+            earliest = min([entry.deadline if objective else entry.expires for entry in chosen])
+            limit = max(1, self._padded_down(curve.room(earliest - now, limit)))
+        return self._fit(chosen, limit)
+
+    def _set_aside(self, line: Line, now: float, most: int, alone_s: float, objective: bool) -> None:
+        """Of the first `most` of a line, those that cannot be in time even alone leave it: for the lane of late ones, or
+        the queue, when it is their own deadline.
+        """
+        found = 0
+        gone = []
+        for entry in line.entries:
+            if (entry.deadline if objective else entry.expires) < now + alone_s:
+                gone.append(entry)
+            else:
+                found += 1
+                if found >= most:
+                    break
+        gone += [entry for entry in line.late if entry.expires < now + alone_s]
+        for entry in gone:
+            if entry.expires >= now + alone_s:
+                line.make_late(entry)
+                self._late += 1
+                continue
+            self._hopeless += 1
+            if self._hopeless % PROBE_EVERY or entry.expires <= now:
+                self._remove(entry)
+                self.shed.append(entry.item)
+            else:  # tried all the same: from now on it has no deadline
+                entry.expires = entry.deadline = NEVER
+        if found:
+            self._hopeless = 0
+
+    def _sized(self, line: Line, sizing: Sizing, curve: Curve, objective: bool) -> list[Waiting]:
+        """Those that go, by their deadlines."""
+        most, now = sizing.most, sizing.now
+        share = min(int(self._owed), len(line.late))
+        candidates = line.late[:share] + line.entries[:most] + line.late[share : share + most]
+        deadlines = [entry.deadline if objective else entry.expires for entry in candidates[:most]]
+        count = sizing.in_time(deadlines)
+        if count >= len(deadlines) or (not self._late and sizing.heals(deadlines, count)):
+            return candidates[: max(1, count)]
+        every = sorted([entry.deadline if objective else entry.expires for entry in line.entries])
+        keeping_up = sizing.keeping_up(self._arrivals.per_s, self.options.max_concurrent_batches, curve.margin)
+        size = sizing.best(every, len(line), keeping_up, share)
+        kept, given_up = [], []
+        bound = now + sizing.cost(size)
+        for entry in line.entries:
+            if (entry.deadline if objective else entry.expires) >= bound:
+                kept.append(entry)
+                if len(kept) >= size - share:
+                    break
+            elif entry.expires >= bound:
+                given_up.append(entry)
+        for entry in given_up:
+            line.make_late(entry)
+            self._late += 1
+        late = [entry for entry in line.late if entry.expires >= bound]
+        chosen = (late[:share] + kept + late[share:])[:size]
+        return chosen or candidates[: max(1, count)]
+
+    def _padded(self, rows: int) -> int:
+        sizes = self.options.allowed_batch_sizes
+        place = bisect_left(sizes, rows)
+        return sizes[place] if place < len(sizes) else rows
+
+    def _padded_down(self, rows: int) -> int:
+        """The most rows that need no more padding than to `rows`."""
+        sizes = self.options.allowed_batch_sizes
+        place = bisect_left(sizes, rows + 1)
+        return sizes[place - 1] if place else rows
+
+    def _fit(self, entries: list[Waiting], limit: int) -> list[Waiting]:
+        """The first of `entries`, as many as have no more rows than `limit`, at least one."""
+        if self.measure is None:
+            chosen = entries[:limit]
+            rows = len(chosen)
+        else:
+            chosen = self._fit_rows(entries, limit)
+            rows = self._rows(chosen)
+        sizes = self.options.allowed_batch_sizes
+        if sizes and self._padded(rows) > 2 * rows:
+            place = bisect_left(sizes, rows)
+            if place:  # just above a size: half of the batch would be padding, so the rest goes in another one
+                return self._fit(chosen, sizes[place - 1])
+        return chosen
+
+    def _fit_rows(self, entries: list[Waiting], limit: int) -> list[Waiting]:
+        most = min(len(entries), max(1, limit))
+        while most < len(entries) and self._rows(entries[:most]) < limit:
+            most = min(len(entries), 2 * most)  # items of no rows
+        return entries[: max(1, largest(most, lambda count: self._rows(entries[:count]) <= limit))]
+
+    def _rows(self, entries: list[Waiting]) -> int:
+        """Raises _Unmeasured."""
+        if self.measure is None:
+            return len(entries)
+        try:
+            return _checked_rows(self.measure([entry.item for entry in entries]))
+        except Exception as error:  # the user's code: whatever it raises ends these items' requests and no more
+            raise _Unmeasured(list(entries), error) from error
+
+    def _fail(self, unmeasured: _Unmeasured) -> None:
+        """Those that cannot be measured alone leave; or all, if each of them can."""
+        alone = []
+        for entry in unmeasured.entries if len(unmeasured.entries) > 1 else ():
+            try:
+                self._rows([entry])
+            except _Unmeasured as own:
+                alone.append((entry, own.error))
+        for entry, error in alone or [(entry, unmeasured.error) for entry in unmeasured.entries]:
+            self._remove(entry)
+            self.failed.append((entry.item, error))
+
+    # Start
+
+    def _start(self, line: Line, chosen: list[Waiting], reason: Reason, now: float) -> Batch[ItemT]:
+        rows = len(chosen) if self.measure is None else self._rows(chosen)
+        items = [entry.item for entry in chosen]
+        for item in items:
+            del self._entries[item]
+        if self._late or line.timed:
+            self._settle_late(line, chosen)
+            line.take(chosen)
+        else:
+            line.take_first(len(chosen))
+        self._tidy(line)
+        self._arrivals.batch(self._serial, now)
+        self._rows_each += (rows / len(chosen) - self._rows_each) / 8
+        self.running += 1
+        self._freed = False
+        if rows >= self.options.max_batch_size:
+            reason = Reason.FULL
+        self.releases[reason] += 1
+        return Batch(items, line.key, rows, self._padded(rows), reason, now)
+
+    def _settle_late(self, line: Line, chosen: list[Waiting]) -> None:
+        late = sum(entry.late for entry in chosen)
+        self._late -= late
+        if not self._late:
+            self._owed = 0.0
+        else:
+            owed = self._owed + LATE_SHARE * len(chosen) - late
+            self._owed = max(0.0, min(owed, float(self.options.max_batch_size)))
+
+
+class _Unmeasured(Exception):
+    """The measure failed over these."""
+
+    def __init__(self, entries: list[Waiting], error: Exception) -> None:
+        super().__init__(error)
+        self.entries = entries
+        self.error = error
+
+
+def _checked_rows(answer: object) -> int:
+    """What a measure answered, when it is a number of rows. Raises OptionTypeError, OptionError."""
+    if isinstance(answer, bool) or not hasattr(answer, "__index__"):
+        kind = type(answer).__name__
+        raise OptionTypeError(f"batch_size_fn answered {answer!r:.100}: it must be a whole number of rows, not {kind}")
+    rows = answer.__index__()
+    if not 0 <= rows <= MOST_ROWS:
+        raise OptionError(f"batch_size_fn answered {rows!r:.100}: it must be a number of rows, 0 or more")
+    return int(rows)

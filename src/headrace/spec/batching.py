@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -103,6 +104,6 @@ def _check_sizes(sizes: object, max_batch_size: int) -> None:
         raise OptionTypeError(f"batch: allowed_batch_sizes={sizes!r} must be {allowed}")
     if not sizes:
         return
-    grows = all(less < more for less, more in zip(sizes, sizes[1:], strict=False))
+    grows = all(less < more for less, more in pairwise(sizes))
     if sizes[0] < 1 or not grows or sizes[-1] < max_batch_size:
         raise OptionError(f"batch: allowed_batch_sizes={sizes!r} must be {allowed}")
