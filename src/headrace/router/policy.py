@@ -12,6 +12,7 @@ import itertools
 import logging
 import random
 import threading
+import traceback
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
@@ -184,13 +185,12 @@ class GuardedRouter:
         self._told.add(kind)
         unknown = not isinstance(error, HeadraceError | Nonsense)
         log.error(
-            "the router %s of %s: %s: %s: %s; the less busy of two random replicas is taken instead, here and whenever "
-            "this happens again",
+            "the router %s of %s: %s: %s; the less busy of two random replicas is taken instead, here and whenever this "
+            "happens again",
             self._config.request_router_class,
             self._deployment,
             where,
-            type(error).__name__,
-            error,
+            "".join(traceback.format_exception_only(error)).strip(),  # its own text may be an error in itself
             exc_info=error if unknown else error.__cause__,
         )
 

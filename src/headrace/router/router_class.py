@@ -65,7 +65,10 @@ def complete(config: RequestRouterConfig, sys_path: Sequence[str]) -> RequestRou
                 "always bounded",
                 stacklevel=2,
             )
-        make(OURS[path], config.request_router_kwargs, DeploymentID("", ""))
+        try:
+            make(OURS[path], config.request_router_kwargs, DeploymentID("", ""))
+        except TypeError as error:
+            raise OptionTypeError(f"{_what(path)} does not take its request_router_kwargs: {error}") from None
         return config
     module_name = path.partition(":")[0]
     if module_name == "__main__":
