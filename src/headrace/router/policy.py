@@ -185,8 +185,7 @@ class GuardedRouter:
         self._told.add(kind)
         unknown = not isinstance(error, HeadraceError | Nonsense)
         log.error(
-            "the router %s of %s: %s: %s; the less busy of two random replicas is taken instead, here and whenever this "
-            "happens again",
+            "the router %s of %s: %s: %s; the less busy of two random replicas is taken instead, whenever this happens",
             self._config.request_router_class,
             self._deployment,
             where,
