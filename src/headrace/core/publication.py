@@ -79,6 +79,7 @@ def _deployment_entry(
         busy_status=options.backpressure_config.status_code,
         retry_after_s=options.backpressure_config.retry_after_s,
         hedge=options.hedge,
+        hedged_methods=spec.hedged_methods,
         request_router=options.request_router_config,
         multiplexed=spec.multiplexed,
         routers=routers,

@@ -15,6 +15,8 @@ from headrace.wire.frames import ErrorInfo
 from headrace.wire.items import RecordReader
 
 if TYPE_CHECKING:
+    from headrace.core.hedging import Line
+    from headrace.router.hedges import HedgeCopy
     from headrace.router.link import Link
     from headrace.router.pool import Pool
     from headrace.wire.connection import Outflow
@@ -71,6 +73,9 @@ class Call:
     observed = False  # how long it takes is of interest: it has a deadline, or may be hedged
     reservation = 0  # the stream on its link that keeps a slot for it
     sent_at = 0.0  # of observed calls alone
+    line: Line[Call] | None = None  # where it waits for its copy; None: it has none any more, or never
+    copy: HedgeCopy | None = None  # is under way beside it
+    departed = False  # it has left once, which its hedger has counted
     expiry: asyncio.TimerHandle | None = None
     outflow: Outflow | None = None
     streamed = False  # its body was not whole when it was sent

@@ -54,7 +54,7 @@ class Pool:
         )
         self.places = Places(self)
         self.hedges = Hedges(self)
-        self._special = entry.multiplexed  # how a call is placed depends on the call
+        self._special = entry.multiplexed or self.hedges.on  # what is done with a call depends on the call
         self._adopt_policy()
         self._addresses: dict[str, str] = {}
         self._announcing = False
@@ -70,7 +70,8 @@ class Pool:
         balancer = self.balancer
         if before.request_router != entry.request_router:
             self._adopt_policy()
-        self._special = entry.multiplexed or balancer.policy is not None
+        self.hedges.update()
+        self._special = entry.multiplexed or balancer.policy is not None or self.hedges.on
         self.repeats.budget.tune(entry.retry_ratio, entry.retry_per_second)
         if balancer.limit != entry.max_ongoing_requests:
             balancer.resize(entry.max_ongoing_requests)
@@ -101,7 +102,10 @@ class Pool:
         self.places.close()
         for replica_id in list(self._addresses):
             self._forget(replica_id)
-        return self._take_queue()
+        calls = self._take_queue()
+        for call in calls:
+            call.line = None
+        return calls
 
     def _forget(self, replica_id: str) -> None:
         self._addresses.pop(replica_id, None)
@@ -122,7 +126,7 @@ class Pool:
             call.on_error(_expired(call, "came when"))
             return
         self.repeats.budget.calls += 1
-        if self._special or call.target is not None:
+        if self._special or call.target is not None or call.hedge is not None:
             self._submit_special(call)
             return
         replica = self.balancer.choose()
@@ -142,7 +146,9 @@ class Pool:
         if call.target is not None and not self._knows(call.target):
             call.on_error(self._no_such_replica(call.target))
             return
-        key = self._key_of(call)
+        if (self.hedges.on or call.hedge) and not self.hedges.came(call):
+            return
+        key = self.key_of(call)
         balancer = self.balancer
         replica = balancer.choose(call) if key is None else balancer.choose_bound(call, key, self.loop.time())
         if balancer.to_load:
@@ -154,7 +160,7 @@ class Pool:
         else:
             self._wait(call, key)
 
-    def _key_of(self, call: Call) -> Key | None:
+    def key_of(self, call: Call) -> Key | None:
         """What the call is bound to. A suspect goes wherever no other suspect is."""
         if call.target is not None:
             return to_replica(call.target)
@@ -192,6 +198,8 @@ class Pool:
 
     def cancel(self, call: Call) -> None:
         """Forget a call that waits, or tell the replica that works on it."""
+        if call.line is not None:
+            self.hedges.dropped(call)
         if call.expiry is not None:
             call.expiry.cancel()
         if call.link is not None:
@@ -219,6 +227,8 @@ class Pool:
             if self.balancer.loads(call):
                 call.observed = True  # the end of it is of interest
         link.call(call, self.router.snapshot.version, flags, next_age_ms)
+        if call.line is not None and call.link is link:  # else the link has broken under it
+            self.hedges.sent(call)
 
     def link_to(self, replica: Replica) -> Link | None:
         """The connection to the replica, opened when there is none yet. None when nobody is there."""
@@ -318,7 +328,7 @@ class Pool:
         if call.suspect:
             self.balancer.quarantine(call, call.queued_since, call.priority)
         else:
-            key = self._key_of(call) if self._special or call.target is not None else None
+            key = self.key_of(call) if self._special or call.target is not None else None
             self.balancer.requeue(call, call.queued_since, call.priority, call.deadline, key)
         if 0 <= self.balancer.max_queued < self.balancer.queued:
             self.places.watch()
@@ -404,6 +414,8 @@ class Pool:
 
     def served(self, call: Call, failed: bool = False) -> None:
         """An observed call is answered, or given up after its deadline. Of streams nothing is learned."""
+        if call.line is not None:
+            self.hedges.answered(call, failed)
         if call.deadline is not None and not call.answered and not call.held:
             now = self.loop.time()
             self.balancer.lateness.times.observe(now - call.sent_at, now)
@@ -412,6 +424,8 @@ class Pool:
 
     def begun(self, call: Call) -> None:
         """The first part of the result of an observed call has come, and more will."""
+        if call.line is not None:
+            self.hedges.answered(call)
         if self._special:
             self._loader_ended(call)
 
@@ -445,7 +459,8 @@ class Pool:
         if call is not None:
             if self._special:
                 self._loader_ended(call, started=False)
-            self._put_back(call)
+            if call.line is None or not self.hedges.survives(call):
+                self._put_back(call)
         self._pump_soon()
 
     def going(self, replica: Replica) -> None:
@@ -464,7 +479,8 @@ class Pool:
         for call in calls:
             if self._special:
                 self._loader_ended(call)
-            self._judge(call, replica, now)
+            if call.line is None or not self.hedges.survives(call):
+                self._judge(call, replica, now)
         self._pump()
 
     def _judge(self, call: Call, replica: Replica, now: float) -> None:
@@ -473,7 +489,7 @@ class Pool:
             now,
             started=started,
             suspect=call.suspect,
-            repeatable=self._repeatable(call) and call.target is None,
+            repeatable=self.repeatable(call) and call.target is None,
             kept=call.take_back_body(started),
             answered=call.answered,
         )
@@ -493,12 +509,13 @@ class Pool:
                 )
             )
         else:
-            reason = "it could not be sent again" if self._repeatable(call) else "its calls are not repeatable"
+            reason = "it could not be sent again" if self.repeatable(call) else "its calls are not repeatable"
             call.on_error(
                 ReplicaDiedError(f"replica {replica.id} died while it worked on request {call.request_id}; {reason}")
             )
 
-    def _repeatable(self, call: Call) -> bool:
+    def repeatable(self, call: Call) -> bool:
+        """Whether the call may run twice."""
         return self.entry.repeatable and call.method not in self.entry.unrepeatable
 
 

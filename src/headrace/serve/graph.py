@@ -23,6 +23,7 @@ from headrace.spec.application import ApplicationSpec, Code, DeploymentSpec, Env
 from headrace.spec.batching import MARK as BATCH_MARK
 from headrace.spec.batching import BatchOptions, least_ongoing
 from headrace.spec.errors import GraphError, OptionError, OptionTypeError, PayloadError
+from headrace.spec.hedging import HedgingConfig
 from headrace.spec.ingress import Interface, ingress_of
 from headrace.spec.method import options_of
 from headrace.spec.multiplexing import is_multiplexed
@@ -158,6 +159,7 @@ class _Graph:
                 uses=uses,
                 is_function=not inspect.isclass(bound.func_or_class),
                 unrepeatable=unrepeatable_methods(bound.func_or_class, name, options),
+                hedged_methods=hedged_methods(bound.func_or_class, name, options),
                 multiplexed=is_multiplexed(bound.func_or_class),
             )
         )
@@ -208,6 +210,30 @@ def unrepeatable_methods(target: Callable[..., Any], name: str, options: Deploym
     if unrepeatable and ingress_of(target) is not None:
         unrepeatable.add("__call__")
     return tuple(sorted(unrepeatable))
+
+
+def hedged_methods(
+    target: Callable[..., Any], name: str, options: DeploymentOptions
+) -> dict[str, HedgingConfig | None]:
+    """How the methods of the deployment `name` that say so themselves are hedged, by name; None: not at all.
+
+    With `serve.ingress`, as with `unrepeatable_methods`: one that is not to be hedged, and no request is.
+    Raises OptionError where a method says the contrary of its deployment.
+    """
+    hedged: dict[str, HedgingConfig | None] = {}
+    marked = options_of(target)
+    for method, said in marked.items():
+        if said.hedge is None:
+            continue
+        if said.hedge is not False and not options.repeatable:
+            raise OptionError(
+                f"{name}.{method} is marked hedge={said.hedge!r}, but calls of a deployment with repeatable=False may "
+                "not run twice: leave one of the two out"
+            )
+        hedged[method] = (options.hedge or HedgingConfig()) if said.hedge is True else said.hedge or None
+    if None in hedged.values() and ingress_of(target) is not None:
+        hedged["__call__"] = None
+    return hedged
 
 
 def resolved_max_ongoing(target: Callable[..., Any], options: DeploymentOptions) -> int:

@@ -20,8 +20,10 @@ def method(*positional: Any, **options: Any) -> Callable[[F], F]:
     """Mark a method of a deployment: `@serve.method(repeatable=False)`. It stays the method that it is.
 
     `repeatable` False: a call of it that a replica had started is not tried on another when the replica dies, and ends
-    with ReplicaDiedError. Subclasses inherit it with the method; one that overrides the method says it again. Raises
-    OptionTypeError for an unknown option (with the nearest known one) and for a value of a wrong type.
+    with ReplicaDiedError. `hedge` False: its calls get no copy on another replica, though the deployment is hedged;
+    True, or a dict as the deployment's `hedge`: they do, though it is not. Subclasses inherit both with the method; one
+    that overrides the method says them again. Raises OptionTypeError for an unknown option (with the nearest known one)
+    and for a value of a wrong type, OptionError for one that is not allowed.
     """
     if positional:
         raise OptionTypeError("@serve.method takes options by name: @serve.method(repeatable=False)")

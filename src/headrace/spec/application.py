@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from headrace.spec.errors import OptionError, OptionTypeError
+from headrace.spec.hedging import HedgingConfig
 from headrace.spec.options import DeploymentOptions
 
 LONGEST_TIMEOUT_S = 366 * 24 * 3600  # what is more means no limit
@@ -33,7 +34,8 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
     persistent id `("deployment", name)` and becomes a handle in the replica. `digest` is over code, arguments and
     resources: equal digests may share replicas. `max_ongoing_requests` is resolved (never None). `uses` names the
     deployments that the arguments refer to: callees start before and stop after their callers. `unrepeatable` names the
-    methods whose calls must not run twice. `multiplexed`: it keeps several models, and its calls may name one.
+    methods whose calls must not run twice, `hedged_methods` those that say themselves how they are hedged (None: not at
+    all). `multiplexed`: it keeps several models, and its calls may name one.
     """
 
     name: str
@@ -45,6 +47,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
     uses: tuple[str, ...] = ()
     is_function: bool = False
     unrepeatable: tuple[str, ...] = ()
+    hedged_methods: dict[str, HedgingConfig | None] = {}
     multiplexed: bool = False
 
 

@@ -1,7 +1,7 @@
 """Options of one method of a deployment, which stand on the method itself: `@serve.method(repeatable=False)`.
 
 In: what users write, and the class or function that they deploy. Out: the marked method; from the whole, the names of
-the methods whose calls must not run twice.
+the methods whose calls must not run twice, and how those of others are hedged.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from headrace.spec.errors import OptionError, OptionTypeError
+from headrace.spec.hedging import HedgingConfig, hedging
 from headrace.spec.names import hint
 
 MARK = "__headrace_method__"  # the attribute of a function that holds its MethodOptions
@@ -21,14 +22,24 @@ MARK = "__headrace_method__"  # the attribute of a function that holds its Metho
 class MethodOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What a method says of its calls; None: what the deployment says. Raises OptionTypeError for a wrong type.
 
-    `repeatable` False: a call of it that a replica had started is not tried on another when the replica dies.
+    `repeatable` False: a call of it that a replica had started is not tried on another when the replica dies. `hedge`
+    False: its slow calls get no copy; True: they get one as the deployment, or the default, says; it is also taken as
+    what a user writes for a config of its own. Raises OptionError for a value that is not allowed, or where the two
+    contradict.
     """
 
     repeatable: bool | None = None
+    hedge: HedgingConfig | bool | None = None
 
     def __post_init__(self) -> None:
         if self.repeatable is not None and not isinstance(self.repeatable, bool):
             raise OptionTypeError(f"repeatable={self.repeatable!r} of a method must be True or False")
+        if self.hedge is not None and not isinstance(self.hedge, bool):
+            msgspec.structs.force_setattr(self, "hedge", hedging(self.hedge))
+        if self.hedge and self.repeatable is False:
+            raise OptionError(
+                "hedge and repeatable=False of a method contradict: a call that is hedged may run twice. Leave one out"
+            )
 
 
 def method_options(given: Mapping[str, Any]) -> MethodOptions:

@@ -26,7 +26,8 @@ class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True):
     `routers` is about how many processes call it, at least 1 and rather too few than too many. `unrepeatable` are the
     methods whose calls are not repeated when a replica dies, besides all where `repeatable` is False. Repeats are
     bounded to `retry_ratio` of the calls and `retry_per_second` more. A call that is refused for load gets the HTTP
-    status `busy_status` and, if set, `retry_after_s`. `hedge` says which slow calls get a copy (None: none), and
+    status `busy_status` and, if set, `retry_after_s`. `hedge` says which slow calls get a copy (None: none),
+    `hedged_methods` what methods say of theirs themselves, and
     `request_router` what chooses replicas (None: the power of two choices). `multiplexed`: calls that name a model go
     where it is loaded.
     """
@@ -43,6 +44,7 @@ class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True):
     busy_status: int = 503
     retry_after_s: float | None = None
     hedge: HedgingConfig | None = None
+    hedged_methods: dict[str, HedgingConfig | None] = {}
     request_router: RequestRouterConfig | None = None
     multiplexed: bool = False
     failed: str = ""
