@@ -7,6 +7,8 @@ call, its own result or error, also where it has left meanwhile and nobody is to
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
 import threading
 from collections.abc import Coroutine, Generator
 from types import TracebackType
@@ -14,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.context import RequestContext, UnderWay
 from headrace.spec.errors import InstanceError, RequestCancelledError
-from headrace.wire.frames import CallMeta
+from headrace.wire.frames import CallMeta, ErrorInfo
+from headrace.wire.payload import encode_error
 
 if TYPE_CHECKING:
     from headrace.replica.batch_run import BatchRun
     from headrace.replica.batching import Batches
 
+TOLD = "__headrace_told__"  # in an error: the id of the replica whose log has it
 NO_OWNER: Any = object()  # in the place of the instance, for what is no method
 
 
@@ -60,14 +64,57 @@ class Item:
         """It has failed, with an error of its own. Never raises."""
         raise NotImplementedError
 
+    def fail_with(self, failure: Failure) -> None:
+        """It has failed with all of its batch."""
+        self.fail(failure.copy())
+
+    def forsaken(self) -> None:
+        """It had left while its batch ran, which has ended now."""
+
     def leave(self, batches: Batches) -> None:
         """Nobody waits for the answer any more."""
         if not self.gone:
             self.gone = True
             if self.run is not None:
-                self.run.left()
+                self.run.left(self)
             else:
                 batches.batcher.discard(self)
+
+
+class Failure:
+    """Why a whole batch failed. `told`: the log has it, as of the replica of this id."""
+
+    def __init__(self, error: Exception, told: str = "") -> None:
+        self.error = error
+        self._told = told
+
+    def copy(self) -> Exception:
+        """The error for one of many who get it: who raises it adds to the traceback of the copy alone."""
+        copied = copy_of(self.error)
+        if self._told:
+            vars(copied)[TOLD] = self._told
+        return copied
+
+    @functools.cached_property
+    def info(self) -> ErrorInfo:
+        """As it is sent to callers."""
+        return encode_error(self.error)
+
+
+def copy_of(error: Exception) -> Exception:
+    """A copy of an error, or the error itself where its class cannot be copied."""
+    try:
+        copied = copy.copy(error)
+        alike = type(copied) is type(error) and copied.args == error.args
+    except Exception:  # constructors and __reduce__ of users may raise anything
+        return error
+    if not alike:
+        return error
+    copied.__traceback__ = error.__traceback__
+    copied.__cause__ = error.__cause__
+    copied.__context__ = error.__context__
+    copied.__suppress_context__ = error.__suppress_context__
+    return copied
 
 
 class AwaitedItem(Item, Coroutine[Any, Any, Any]):
@@ -165,19 +212,13 @@ class BlockedItem(Item):
     def result(self) -> Any:
         """In the thread: its result, when it has come. Raises its error, RequestCancelledError, RequestTimeoutError."""
         request = self._request
-        if request is not None:
-            calls = request.calls
-            if calls is None:
-                calls = request.calls = set()
-            calls.add(self)  # to be cancelled with the request, as calls by handles are
-            request.check()  # after that: who leaves in between is seen by one of the two
         try:
+            enroll(request, self)
             if not self._batches.post(self._start):
                 raise InstanceError(f"{self._batches.label} was called in a replica that has ended")
             self._lock.acquire()
         finally:
-            if request is not None and request.calls is not None:
-                request.calls.discard(self)
+            strike_off(request, self)
         if self._cancelled:
             if request is not None:
                 request.check()
@@ -212,3 +253,19 @@ class BlockedItem(Item):
             self.gone = True
             self._error = error
             self._lock.release()
+
+
+def enroll(request: RequestContext | None, call: Any) -> None:
+    """Have `call` cancelled with the request, as calls by handles are. Raises what `check` raises."""
+    if request is not None:
+        calls = request.calls
+        if calls is None:
+            calls = request.calls = set()
+        calls.add(call)
+        request.check()  # after that: who leaves in between is seen by one of the two
+
+
+def strike_off(request: RequestContext | None, call: Any) -> None:
+    """The call has ended."""
+    if request is not None and request.calls is not None:
+        request.calls.discard(call)

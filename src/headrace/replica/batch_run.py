@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from headrace.context import ReplicaContext, RequestContext, replica_variable, r
 from headrace.core.batching import Batch
 from headrace.handle import cancel_calls
 from headrace.replica.batch_items import NO_OWNER, Item
+from headrace.replica.held import Holder
 from headrace.replica.methods import Kind
 from headrace.spec.errors import HeadraceError, UserCodeError
 
@@ -43,7 +43,7 @@ class BatchError(HeadraceError, RuntimeError):
 class BatchRun:
     """One batch that runs. Its function sees it as the call that it works for: `cancelled` when all items have left."""
 
-    __slots__ = ("batch", "batches", "cancelled", "expired", "items", "live", "request", "task")
+    __slots__ = ("batch", "batches", "cancelled", "expired", "items", "live", "models", "request", "task")
 
     def __init__(self, batches: Batches, batch: Batch[Item], items: list[Item]) -> None:
         self.batches = batches
@@ -52,22 +52,28 @@ class BatchRun:
         self.live = len(items)
         self.cancelled = False
         self.expired = False
+        self.models: Any = None  # what holds the models that its code was given
         self.task: asyncio.Task[Any] | None = None
         self.request: RequestContext | None = None
+        self.models = Holder(insider=True)  # a call that holds a model may wait for this batch
         for item in items:
             item.run = self
 
     def __repr__(self) -> str:
         return f"<BatchRun of {self.batches.label}: {self.live} of {len(self.items)} wanted>"
 
-    def left(self) -> None:
+    def left(self, item: Item) -> None:
         """One of its items has left; with the last, nobody wants it any more."""
         self.live -= 1
         if not self.live and not self.cancelled:
-            self.cancelled = True
-            if self.task is not None:
-                self.task.cancel()
-            cancel_calls(self.request)
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Stop it: nobody wants what it will give."""
+        self.cancelled = True
+        if self.task is not None:
+            self.task.cancel()
+        cancel_calls(self.request)
 
     def context(self, replica: ReplicaContext | None) -> contextvars.Context:
         """A context of its own, in which the request is that of the whole batch."""
@@ -179,22 +185,3 @@ def as_error(label: str, error: BaseException) -> Exception:
     told = UserCodeError(f"{label} raised {name}{f': {error}' if str(error) else ''}", name)
     told.__cause__ = error
     return told
-
-
-def copy_of(error: Exception) -> Exception:
-    """A copy of an error for one of many who get it: who raises it adds to the traceback of the copy alone.
-
-    The error itself, where its class cannot be copied.
-    """
-    try:
-        copied = copy.copy(error)
-        alike = type(copied) is type(error) and copied.args == error.args
-    except Exception:  # constructors and __reduce__ of users may raise anything
-        return error
-    if not alike or not isinstance(copied, Exception):
-        return error
-    copied.__traceback__ = error.__traceback__
-    copied.__cause__ = error.__cause__
-    copied.__context__ = error.__context__
-    copied.__suppress_context__ = error.__suppress_context__
-    return copied

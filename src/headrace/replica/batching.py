@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import logging
 import time
 import weakref
 from collections import deque
@@ -20,15 +19,14 @@ from typing import Any
 
 from headrace.context import ReplicaContext, replica_variable
 from headrace.core.batching import Batch, Batcher
-from headrace.replica.batch_items import Item
-from headrace.replica.batch_run import BatchedFunction, BatchRun, as_error, copy_of
-from headrace.replica.methods import Kind
+from headrace.replica.batch_items import Failure, Item, copy_of
+from headrace.replica.batch_run import BatchedFunction, BatchRun, as_error
+from headrace.replica.batched_streams import StreamRun
+from headrace.replica.failure import log_failure
+from headrace.replica.methods import GENERATORS, Kind
 from headrace.replica.threads import Done, ThreadPool
 from headrace.spec.batching import BatchOptions
 from headrace.spec.errors import BackPressureError, RequestCancelledError, RequestTimeoutError
-from headrace.wire.payload import traceback_text
-
-log = logging.getLogger("headrace.replica")
 
 _now = time.monotonic
 NAMED_IN_LOG = 5  # requests of a failed batch
@@ -164,9 +162,18 @@ class Batches:
             self.batcher.ended(batch, now, learn=False)
             return
         batch.size -= len(batch.items) - len(items)
+        kind = self.function.kind
+        if kind in GENERATORS:
+            stream = StreamRun(self, batch, items)
+            context = stream.context(self.replica)
+            if kind is Kind.ASYNC_GENERATOR:
+                asyncio.Task(stream.run(), loop=self.loop, name="batch", context=context)
+            else:
+                self._threads().submit(partial(context.run, stream.in_thread))
+            return
         run = BatchRun(self, batch, items)
         context = run.context(self.replica)
-        if self.function.kind is Kind.COROUTINE:
+        if kind is Kind.COROUTINE:
             asyncio.Task(self._run(run), loop=self.loop, name="batch", context=context)
         else:
             self._threads().submit(partial(context.run, self._in_thread, run, context))
@@ -195,7 +202,7 @@ class Batches:
             result = await self._enter(run, run.call(self.function))
             values = run.values(self.function, result)
         except BaseException as error:  # the top of the task: whatever user code raises fails this batch alone
-            self._failed(run, error)
+            self.failed(run, error)
         else:
             self._done(run, values)
 
@@ -217,7 +224,7 @@ class Batches:
                 return partial(self._go_on, run, result, context)
             return partial(self._done, run, run.values(self.function, result))
         except BaseException as error:  # the top of the thread's work, as in _run
-            return partial(self._failed, run, error)
+            return partial(self.failed, run, error)
 
     def _go_on(self, run: BatchRun, awaitable: Any, context: contextvars.Context) -> None:
         """A plain function that returned something to be awaited: it is, on the loop."""
@@ -226,7 +233,7 @@ class Batches:
             try:
                 values = run.values(self.function, await self._enter(run, awaitable))
             except BaseException as error:  # as in _run
-                self._failed(run, error)
+                self.failed(run, error)
             else:
                 self._done(run, values)
 
@@ -234,35 +241,46 @@ class Batches:
 
     def _done(self, run: BatchRun, values: Sequence[Any]) -> None:
         """The next batch starts first: its thread computes while the results of this one are sent."""
-        self._end(run, True)
+        self.end(run, learn=True)
         for item, value in zip(run.items, values, strict=False):  # more values: those of the padding
             if item.gone:
-                continue
-            if isinstance(value, BaseException):
+                item.forsaken()
+            elif isinstance(value, BaseException):
                 item.fail(copy_of(as_error(self.label, value)))
             else:
                 item.settle(value)
 
-    def _failed(self, run: BatchRun, error: BaseException) -> None:
+    def failed(self, run: BatchRun, error: BaseException) -> None:
+        """The batch has ended with an error, which all get that still wait."""
         if self.loop.is_closed():
             return  # a task that is left over when all has ended
-        self._end(run, False)
+        self.end(run, learn=False)
         live = [item for item in run.items if not item.gone]
+        if len(live) < len(run.items):
+            for item in run.items:
+                if item.gone:
+                    item.forsaken()
         if live:
             told = as_error(self.label, error)
-            self._log(live, told)
+            failure = Failure(told, self._tell(live, told))
             for item in live:
-                item.fail(copy_of(told))
+                item.fail_with(failure)
 
-    def _end(self, run: BatchRun, learn: bool) -> None:
+    def end(self, run: BatchRun, learn: bool) -> None:
+        """The batch runs no more. The next starts now."""
         run.task = None
+        run.models.release()
         self.batcher.ended(run.batch, _now(), learn)
         self._release()
 
-    def _log(self, live: list[Item], error: Exception) -> None:
+    def _tell(self, live: list[Item], error: Exception) -> str:
+        """Have the log tell it once. The id of the replica whose log that is; "" for none: the callers have it."""
         if self.replica is None:
-            return  # whoever called has the error
+            return ""
         ids = [item.meta.request_id for item in live if item.meta is not None]
-        named = ", ".join(ids[:NAMED_IN_LOG]) + (f" and {len(ids) - NAMED_IN_LOG} more" * (len(ids) > NAMED_IN_LOG))
-        text = traceback_text(error).rstrip()
-        log.error("%s failed with a batch of %d (requests %s):\n%s", self.label, len(live), named or "none", text)
+        more = f" and {len(ids) - NAMED_IN_LOG} more" if len(ids) > NAMED_IN_LOG else ""
+        who = (
+            f"{'request' if len(ids) == 1 else 'requests'} {', '.join(ids[:NAMED_IN_LOG])}{more}" if ids else "a batch"
+        )
+        log_failure(who, f"{self.replica.deployment}: {self.label}", error)
+        return self.replica.replica_id

@@ -11,34 +11,28 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import logging
 import time
-import traceback
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
-import headrace
 from headrace.context import ReplicaContext, RequestContext, request_variable
 from headrace.handle import cancel_calls
+from headrace.replica.batch_items import TOLD
+from headrace.replica.batched_calls import BatchedCalls
+from headrace.replica.failure import is_of_user_code, log_failure
 from headrace.replica.methods import Method, find_method
-from headrace.replica.outlet import BodyOutlet
+from headrace.replica.outlet import BodyOutlet, Outlet
 from headrace.replica.request import HttpRequest
 from headrace.replica.response import AsgiReply, is_whole, json_body, render, send_whole
-from headrace.replica.streaming import Streams, is_stream
+from headrace.replica.streaming import Streams, is_stream, stream_error
 from headrace.replica.threads import Done, ThreadPool
 from headrace.spec.errors import (
-    GeneratorError,
-    MethodNotFound,
-    NotServableError,
-    PayloadError,
     RequestCancelledError,
     RequestTimeoutError,
-    ServingError,
 )
 from headrace.wire import payload
 from headrace.wire.frames import GRPC, HTTP, STREAM, ErrorInfo
@@ -49,9 +43,8 @@ if TYPE_CHECKING:
     from headrace.replica.grpc_call import GrpcCalls
     from headrace.replica.incoming import Incoming
 
-log = logging.getLogger("headrace.replica")
+__all__ = ["Invoker", "is_of_user_code"]
 
-_PACKAGE = f"{Path(headrace.__file__).parent}/"
 _current_task = asyncio.current_task
 _set_request = request_variable.set
 _decode, _encode = payload.decode, payload.encode
@@ -80,6 +73,7 @@ class Invoker:
         self._streams = Streams(self)
         self._grpc: GrpcCalls | None = None
         self._methods: dict[str, Method] = {}
+        self._batched: dict[str, BatchedCalls] = {}  # of the methods that are batched
         self._responding: set[asyncio.Task[Any]] = set()  # they run a response, and maybe go on after its end
         self._rested = asyncio.Event()
 
@@ -104,7 +98,9 @@ class Invoker:
         method = self._methods.get(name) or self.find(incoming, name)
         if method is None:
             return
-        if method.streams:
+        if method.batched is not None:
+            self._batched[name].start(incoming, deadline)
+        elif method.streams:
             self._streams.start(incoming, method, deadline)
         elif method.on_loop:
             run = self._run_http if flags & HTTP else self._run_call
@@ -118,9 +114,15 @@ class Invoker:
         method = self._methods.get(name)
         if method is None:
             try:
-                method = self._methods[name] = find_method(self.servable, name)
+                method = self._know(name, find_method(self.servable, name))
             except Exception as error:  # MethodNotFound, and what properties and signatures of users raise
                 incoming.fail(self.tell(incoming, error))
+        return method
+
+    def _know(self, name: str, method: Method) -> Method:
+        if method.batched is not None:
+            self._batched[name] = BatchedCalls(self, method)
+        self._methods[name] = method
         return method
 
     def _start_special(self, incoming: Incoming, deadline: float | None) -> None:
@@ -137,7 +139,9 @@ class Invoker:
             asyncio.Task(self._run_asgi(incoming, deadline), loop=self.loop, name="call")
         else:
             method = self.find(incoming, incoming.meta.method)
-            if method is not None:
+            if method is not None and method.batched is not None and method.streams:
+                self._batched[method.name].start(incoming, deadline)
+            elif method is not None:
                 self._streams.start(incoming, method, deadline)
 
     async def rested(self) -> None:
@@ -255,6 +259,29 @@ class Invoker:
             self._responding.discard(task)
             self._rested.set()
 
+    # ---- for batches
+
+    def outlet_of(self, incoming: Incoming, method: Method) -> Outlet | None:
+        """Where the items of the call go; None when it has failed, for it asked for one result."""
+        return self._streams.outlet_of(incoming, method)
+
+    def respond(self, incoming: Incoming, request: HttpRequest, result: Any, deadline: float | None) -> None:
+        """Answer an HTTP request with what takes a task: a response that is to be run, a stream, what is to be awaited,
+        or an HTTPException.
+        """
+
+        async def run() -> None:
+            try:
+                self.enter(incoming, deadline)
+                value = _response_of(result) if isinstance(result, HTTPException) else result
+                if inspect.isawaitable(value):
+                    value = await value
+                await self._respond(incoming, request, value)
+            except BaseException as error:  # as in _run_http
+                self.fail(incoming, error)
+
+        asyncio.Task(run(), loop=self.loop, name="call", context=contextvars.Context())
+
     # ---- in a thread
 
     def enter_thread(self, incoming: Incoming, deadline: float | None) -> RequestContext:
@@ -329,17 +356,12 @@ class Invoker:
     def tell(self, incoming: Incoming, error: BaseException) -> ErrorInfo:
         """Log the error for people, and make what the caller gets. Errors that say all in a line get a line."""
         meta = incoming.meta
+        told = vars(error).pop(TOLD, None)  # which is of no interest to the caller
         info = payload.encode_error(error)
-        where = f"{self.replica.deployment}.{meta.method}"
-        if isinstance(error, ServingError | MethodNotFound | GeneratorError | RequestCancelledError):
-            log.warning("request %s: %s: %s: %s", meta.request_id, where, type(error).__name__, info.message)
-        elif isinstance(error, NotServableError):
-            log.error("request %s: %s returned what is no HTTP response: %s", meta.request_id, where, info.message)
-        elif isinstance(error, PayloadError) and not is_of_user_code(error):
-            log.error("request %s: arguments or result of %s: %s", meta.request_id, where, info.message)
+        if told is None or told != self.replica.replica_id:
+            log_failure(f"request {meta.request_id}", f"{self.replica.deployment}.{meta.method}", error, info)
         else:
-            text = info.traceback_text.rstrip() or info.message
-            log.error("request %s: %s raised %s\n%s", meta.request_id, where, type(error).__name__, text)
+            vars(error)[TOLD] = told  # others may get the very error
         return info
 
 
@@ -349,17 +371,9 @@ def _leave(task: asyncio.Task[Any] | None, request: RequestContext | None) -> No
     cancel_calls(request)
 
 
-def is_of_user_code(error: BaseException) -> bool:
-    """Whether user code raised the error, or passed it on: code that is not Headrace's is in the traceback."""
-    return any(not frame.f_code.co_filename.startswith(_PACKAGE) for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
 def _encode_result(result: Any, method: Method) -> payload.Payload:
     if is_stream(result):
-        raise GeneratorError(
-            f"{method.label} returned a generator: call it by handle.options(stream=True), and iterate over what "
-            ".remote(...) returns"
-        )
+        raise stream_error(method.label)
     return _encode(result)
 
 

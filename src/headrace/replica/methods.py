@@ -17,7 +17,11 @@ import msgspec
 from headrace.spec.errors import MethodNotFound
 
 if TYPE_CHECKING:
+    import asyncio
+
+    from headrace.context import ReplicaContext
     from headrace.replica.batch_run import BatchedFunction
+    from headrace.replica.batching import Batches
     from headrace.replica.request import HttpRequest
 
 
@@ -36,7 +40,8 @@ GENERATORS = frozenset((Kind.ASYNC_GENERATOR, Kind.GENERATOR))
 class Method(msgspec.Struct, frozen=True):
     """A method as it is called: `serve` with the Request of an HTTP call, `function` with the arguments of others.
 
-    `label` names it for people. `on_loop`: its body runs on the event loop.
+    `label` names it for people. `on_loop`: its body runs on the event loop. `batched` is the batched function that it
+    is, None where it is none.
     """
 
     name: str
@@ -46,6 +51,33 @@ class Method(msgspec.Struct, frozen=True):
     kind: Kind
     on_loop: bool
     streams: bool
+    batched: BatchedMethod | None = None
+
+
+class BatchedMethod:
+    """What `@serve.batch` makes of a function, or of a method of an instance; `serve/batching.py` has the two kinds."""
+
+    __slots__ = ()
+
+    @property
+    def batched(self) -> BatchedFunction:
+        """What it decorated."""
+        raise NotImplementedError
+
+    @property
+    def batch_owner(self) -> Any:
+        """The instance, or NO_OWNER."""
+        raise NotImplementedError
+
+    def batches(self, loop: asyncio.AbstractEventLoop, replica: ReplicaContext | None) -> Batches:
+        """Its batches on this loop, in this replica."""
+        raise NotImplementedError
+
+    def batch_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+        """The arguments as all calls have them that may share a batch. Raises TypeError where they do not fit."""
+        raise NotImplementedError
 
 
 def find_method(servable: object, name: str) -> Method:
@@ -64,14 +96,15 @@ def find_method(servable: object, name: str) -> Method:
     kind = kind_of(target)
     serve = function if _takes_an_argument(target) else partial(_without_request, function)
     on_loop = kind in (Kind.COROUTINE, Kind.ASYNC_GENERATOR)
-    return Method(name, f"{_name_of(servable)}.{name}", function, serve, kind, on_loop, kind in GENERATORS)
+    label = f"{_name_of(servable)}.{name}"
+    return Method(name, label, function, serve, kind, on_loop, kind in GENERATORS, as_batched(target))
 
 
 def kind_of(function: object) -> Kind:
     """The kind of a function or bound method. A batched one is called on the loop, however its batches run."""
-    batched = batched_of(function)
+    batched = as_batched(function)
     if batched is not None:
-        return Kind.ASYNC_GENERATOR if batched.kind in GENERATORS else Kind.COROUTINE
+        return Kind.ASYNC_GENERATOR if batched.batched.kind in GENERATORS else Kind.COROUTINE
     if inspect.iscoroutinefunction(function):
         return Kind.COROUTINE
     if inspect.isasyncgenfunction(function):
@@ -79,11 +112,9 @@ def kind_of(function: object) -> Kind:
     return Kind.GENERATOR if inspect.isgeneratorfunction(function) else Kind.PLAIN
 
 
-def batched_of(function: object) -> BatchedFunction | None:
-    """What `@serve.batch` decorated to make this function or method of it; None where it is none."""
-    if getattr(type(function), "__headrace_batched__", None) is None:  # not of the instance: it may have any attribute
-        return None
-    return function.__headrace_batched__  # type: ignore[attr-defined, no-any-return]
+def as_batched(function: object) -> BatchedMethod | None:
+    """The function or method, if `@serve.batch` decorated it."""
+    return function if isinstance(function, BatchedMethod) else None
 
 
 def _takes_an_argument(function: Callable[..., Any]) -> bool:

@@ -204,22 +204,22 @@ class Streams:
         self._invoker = invoker
 
     def start(self, incoming: Incoming, method: Method, deadline: float | None) -> None:
-        outlet: Outlet
-        if incoming.flags & HTTP:
-            outlet = BodyOutlet(incoming)
-        elif incoming.flags & STREAM:
-            outlet = ItemOutlet(incoming)
-        else:
-            error = GeneratorError(
-                f"{method.label} is a generator: call it by handle.options(stream=True), and iterate over what "
-                ".remote(...) returns"
-            )
-            incoming.fail(self._invoker.tell(incoming, error))
+        outlet = self.outlet_of(incoming, method)
+        if outlet is None:
             return
         if method.on_loop:
             asyncio.Task(self._run(incoming, method, outlet, deadline), loop=self._invoker.loop, name="call")
         else:
             self._invoker.threads.submit(partial(self._in_thread, incoming, method, outlet, deadline))
+
+    def outlet_of(self, incoming: Incoming, method: Method) -> Outlet | None:
+        """Where the items of the call go; None when it has failed, for it asked for one result."""
+        if incoming.flags & HTTP:
+            return BodyOutlet(incoming)
+        if incoming.flags & STREAM:
+            return ItemOutlet(incoming)
+        incoming.fail(self._invoker.tell(incoming, stream_error(method.label, "is")))
+        return None
 
     async def _run(self, incoming: Incoming, method: Method, outlet: Outlet, deadline: float | None) -> None:
         try:
@@ -293,6 +293,14 @@ class Streams:
             items,
             lambda error: partial(incoming.fail, self._invoker.error_of(incoming, error)),
         )
+
+
+def stream_error(label: str, verb: str = "returned") -> GeneratorError:
+    """A generator where one result was asked for."""
+    return GeneratorError(
+        f"{label} {verb} a generator: call it by handle.options(stream=True), and iterate over what "
+        ".remote(...) returns"
+    )
 
 
 def _no_generator(label: str, result: object) -> GeneratorError:

@@ -11,7 +11,7 @@ import functools
 import inspect
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import msgspec
@@ -19,8 +19,9 @@ import msgspec
 from headrace.context import ReplicaContext, current_replica, current_request
 from headrace.replica.batch_items import NO_OWNER, AwaitedItem, BlockedItem
 from headrace.replica.batch_run import BatchedFunction, as_error, values_of
+from headrace.replica.batched_streams import AwaitedStream, BlockedStream, is_end
 from headrace.replica.batching import Batches
-from headrace.replica.methods import kind_of
+from headrace.replica.methods import GENERATORS, BatchedMethod, Kind, kind_of
 from headrace.serve.deployment import Deployment
 from headrace.spec.batching import MARK, BatchOptions, batch_options
 from headrace.spec.errors import OptionError, OptionTypeError
@@ -96,8 +97,10 @@ class _State:
                 batches.post(functools.partial(batches.configure, options))
 
 
-class _Settings:
+class _Settings(BatchedMethod):
     """How the batches of a function are made, and the ways to change that while it runs."""
+
+    __slots__ = ()
 
     def set_max_batch_size(self, new_max_batch_size: int) -> None:
         """Batches have at most so many items (rows, with batch_size_fn) from now on."""
@@ -177,10 +180,23 @@ class Batched(_Settings):
         state = {name: value for name, value in vars(self).items() if name not in ("_states", "_signature")}
         return _remake, (self._function.function, getattr(self, MARK), self._functions), state
 
+    # ---- for replicas
+
     @property
-    def __headrace_batched__(self) -> BatchedFunction:
-        """By which a replica knows it."""
+    def batched(self) -> BatchedFunction:
         return self._function
+
+    @property
+    def batch_owner(self) -> Any:
+        return NO_OWNER
+
+    def batches(self, loop: asyncio.AbstractEventLoop, replica: ReplicaContext | None) -> Batches:
+        return self._batches(NO_OWNER, loop, replica)
+
+    def batch_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+        return self._arguments(NO_OWNER, args, kwargs)
 
     # ---- its settings
 
@@ -226,25 +242,47 @@ class Batched(_Settings):
         loop = _running_loop()
         if loop is None:
             return self._call_in_thread(instance, args, named)
+        batches = self._batches(instance, loop, current_replica())
+        if self._function.kind in GENERATORS:
+            stream = AwaitedStream(None, instance, args, named, request)
+            stream.start(batches)
+            return stream.iterate()
         item = AwaitedItem(None, instance, args, named, request)
-        item.start(self._batches(instance, loop, current_replica()))
+        item.start(batches)
         return item
 
     def _call_in_thread(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-        replica = current_replica()
+        replica, request, streams = current_replica(), current_request(), self._function.kind in GENERATORS
         if replica is not None and replica.loop is not None:
             batches = self._batches(instance, replica.loop, replica)
-            return BlockedItem(batches, instance, args, kwargs, current_request()).result()
-        if not self._function.kind.value.startswith("plain"):
-            find = functools.partial(self._batches_here, instance)
-            return AwaitedItem(find, instance, args, kwargs, current_request())
-        owner = () if instance is NO_OWNER else (instance,)
-        lists = {name: [value] for name, value in (kwargs or {}).items()}
-        result = self._function.function(*owner, *([value] for value in args), **lists)
+            if streams:
+                return BlockedStream(batches, instance, args, kwargs, request).iterate()
+            return BlockedItem(batches, instance, args, kwargs, request).result()
+        if self._function.kind is Kind.PLAIN:
+            return self._one_of(self._function.function(*_lists_of_one(instance, args), **_named_of_one(kwargs)))
+        if self._function.kind is Kind.GENERATOR:
+            return self._iterate_alone(self._function.function(*_lists_of_one(instance, args), **_named_of_one(kwargs)))
+        find = functools.partial(self._batches_here, instance)
+        if streams:
+            return AwaitedStream(find, instance, args, kwargs, request).iterate()
+        return AwaitedItem(find, instance, args, kwargs, request)
+
+    def _one_of(self, result: Any) -> Any:
+        """The result of a batch of one."""
         value = values_of(self._function, result, 1)[0]
         if isinstance(value, BaseException):
             raise as_error(self._function.label, value)
         return value
+
+    def _iterate_alone(self, generator: Generator[Any, None, None]) -> Generator[Any, None, None]:
+        try:
+            for result in generator:
+                value = values_of(self._function, result, 1)[0]
+                if is_end(value):
+                    return
+                yield self._one_of(result)
+        finally:
+            generator.close()
 
     def _batches_here(self, instance: Any) -> Batches:
         return self._batches(instance, asyncio.get_running_loop(), current_replica())
@@ -292,10 +330,23 @@ class BoundBatched(_Settings):
     def __reduce__(self) -> Any:
         return getattr, (self.__self__, self._batched.__name__)
 
+    # ---- for replicas
+
     @property
-    def __headrace_batched__(self) -> BatchedFunction:
-        """As of Batched."""
+    def batched(self) -> BatchedFunction:
         return self._batched._function
+
+    @property
+    def batch_owner(self) -> Any:
+        return self.__self__
+
+    def batches(self, loop: asyncio.AbstractEventLoop, replica: ReplicaContext | None) -> Batches:
+        return self._batched._batches(self.__self__, loop, replica)
+
+    def batch_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+        return self._batched._arguments(self.__self__, args, kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -307,6 +358,15 @@ class BoundBatched(_Settings):
 
     def _change(self, **changes: Any) -> None:
         self._batched._state(self.__self__).change(changes)
+
+
+def _lists_of_one(instance: Any, args: tuple[Any, ...]) -> list[Any]:
+    lists: list[Any] = [[value] for value in args]
+    return lists if instance is NO_OWNER else [instance, *lists]
+
+
+def _named_of_one(kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    return {name: [value] for name, value in (kwargs or {}).items()}
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
