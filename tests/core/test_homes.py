@@ -268,11 +268,26 @@ def test_calls_that_came_when_there_was_no_replica_find_one_that_comes() -> None
 
 def test_bound_calls_count_among_those_that_may_wait_and_give_way() -> None:
     balancer: Balancer[str] = Balancer(1, 2, Random(1))
+    balancer.add("Model#1")
+    balancer.choose()
+    assert balancer.enqueue("low", 0.0, -1, key=to_model("cat"))
+    assert balancer.enqueue("any", 0.0)
+    assert not balancer.enqueue("more", 0.0, key=to_model("cat"))
+    assert balancer.evict(below=0) == "low"
+    assert balancer.enqueue("more", 0.0, key=to_model("cat"))
+    assert sorted(balancer.take_all()) == ["any", "more"]
+
+
+def test_calls_for_one_replica_are_never_too_many_and_never_give_way() -> None:
+    balancer: Balancer[str] = Balancer(1, 1, Random(1))
     replica = balancer.add("Model#1")
     balancer.choose()
-    assert balancer.enqueue("low", 0.0, -1, key=to_replica(replica.id))
     assert balancer.enqueue("any", 0.0)
-    assert not balancer.enqueue("more", 0.0, key=to_replica(replica.id))
-    assert balancer.evict(below=0) == "low"
-    assert balancer.enqueue("more", 0.0, key=to_replica(replica.id))
-    assert sorted(balancer.take_all()) == ["any", "more"]
+    assert balancer.enqueue("one", 0.0, -1, key=to_replica(replica.id))
+    assert balancer.enqueue("two", 0.0, -1, key=to_replica(replica.id))
+    assert balancer.queued == 1
+    assert balancer.evict() == "any"
+    assert balancer.evict() is None
+    assert balancer.enqueue("other", 0.0)
+    assert sorted(balancer.take_all()) == ["one", "other", "two"]
+    assert balancer.queued == 0

@@ -119,8 +119,8 @@ class Balancer(Generic[CallT]):
 
     @property
     def queued(self) -> int:
-        """Calls that wait, suspects and bound ones included."""
-        return self._queue.count + self._suspects.count + self._bound.count
+        """Calls that wait, suspects and bound ones included, but not those for one replica: they are never too many."""
+        return self._queue.count + self._suspects.count + self._bound.count - self._bound.unlimited
 
     # --- replicas --------------------------------------------------------------------------------------------------
 
@@ -213,7 +213,7 @@ class Balancer(Generic[CallT]):
         self, call: CallT, now: float, priority: int = 0, deadline: float | None = None, key: Key | None = None
     ) -> bool:
         """The call waits. False: too many wait already. It is refused, or takes the place of one that `evict` gives."""
-        if 0 <= self.max_queued <= self._queue.count + self._suspects.count + self._bound.count:
+        if 0 <= self.max_queued <= self.queued and (key is None or key.kind != "replica"):
             return False
         if key is not None:
             self._bound.put(key, call, now, priority)

@@ -30,12 +30,15 @@ def to_model(model_id: str) -> Key:
 
 
 class BoundLines(Generic[CallT]):
-    """A queue for each key for which calls wait. `count`: of all."""
+    """A queue for each key for which calls wait. `count`: of all. `unlimited`: of those for one replica, which are
+    never refused because many wait.
+    """
 
-    __slots__ = ("_keys", "_lines", "count")
+    __slots__ = ("_keys", "_lines", "count", "unlimited")
 
     def __init__(self) -> None:
         self.count = 0
+        self.unlimited = 0
         self._lines: dict[Key, CallQueue[CallT]] = {}
         self._keys: dict[CallT, Key] = {}
 
@@ -56,6 +59,7 @@ class BoundLines(Generic[CallT]):
         (line.put_back if back else line.put)(call, since, priority)
         self._keys[call] = key
         self.count += 1
+        self.unlimited += key.kind == "replica"
 
     def take(self, key: Key) -> CallT | None:
         """The call of this key whose turn it is."""
@@ -66,8 +70,9 @@ class BoundLines(Generic[CallT]):
         return call
 
     def take_lowest(self, below: int | None) -> CallT | None:
-        """A young call of a low priority (under `below`), of the longest line that has one."""
-        for key in sorted(self._lines, key=lambda key: -self._lines[key].count):
+        """A young call of a low priority (under `below`), of the longest line that has one; not one for one replica."""
+        limited = [key for key in self._lines if key.kind != "replica"]
+        for key in sorted(limited, key=lambda key: -self._lines[key].count):
             call = self._lines[key].take_lowest(below)
             if call is not None:
                 self._taken(key, call)
@@ -97,6 +102,7 @@ class BoundLines(Generic[CallT]):
 
     def _taken(self, key: Key, call: CallT) -> None:
         self.count -= 1
+        self.unlimited -= key.kind == "replica"
         del self._keys[call]
         if not self._lines[key].count:
             del self._lines[key]
