@@ -43,6 +43,8 @@ def _apply(options: HandleOptions, response: HandleCall) -> None:
         response.model_id = options.multiplexed_model_id
     if options.priority is not None:
         response.priority = options.priority
+    if options.hedge is not None:
+        response.hedge = options.hedge
 
 
 def _has_response(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -116,7 +118,8 @@ class DeploymentHandle:
         """This handle with other options: `method_name`, `timeout_s` (seconds that the answer matters, from `.remote()`
         on), `session_id` (calls with the same one go to the same replica where they can), `multiplexed_model_id`,
         `priority` (-10 to 10: of calls that wait, the higher go first), `stream` (the method is a generator, and
-        `.remote()` returns a DeploymentResponseGenerator).
+        `.remote()` returns a DeploymentResponseGenerator), `hedge` (a slow call gets a copy on another replica: True,
+        False, or a dict as the deployment's `hedge`; None: as the deployment says).
 
         Raises OptionError or OptionTypeError.
         """

@@ -9,19 +9,31 @@ from typing import Any
 import msgspec
 
 from headrace.spec.errors import OptionError, OptionTypeError
+from headrace.spec.hedging import HedgingConfig, hedging
 from headrace.spec.priority import checked_priority
 
 
 class HandleOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What `.options()` of a handle changes. `special`: any of those is set that apply to each call."""
+    """What `.options()` of a handle changes. `special`: any of those is set that apply to each call.
+
+    Raises OptionError where two contradict.
+    """
 
     method_name: str = "__call__"
     timeout_s: float | None = None
     session_id: str | None = None
     multiplexed_model_id: str | None = None
     priority: int | None = None
+    hedge: HedgingConfig | bool | None = None
     stream: bool = False
     special: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hedge and self.stream:
+            raise OptionError(
+                f"hedge={self.hedge!r} and stream=True of a handle contradict: only a call with one result can have a "
+                "copy. Leave one out, or give hedge=None"
+            )
 
 
 # Options of Ray Serve's handles that choose how arguments travel: here there is one way, and it keeps every type.
@@ -57,8 +69,10 @@ def checked_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
             fields[name] = value
         elif name == "priority":
             fields[name] = None if value is None else checked_priority(value)
+        elif name == "hedge":
+            fields[name] = value if value is None or isinstance(value, bool) else hedging(value)
         else:
-            known = [*_TEXTS, "timeout_s", "stream", "priority"]
+            known = [*_TEXTS, "timeout_s", "stream", "priority", "hedge"]
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
             raise OptionTypeError(f"a handle has no option {name!r}: {hint}")
