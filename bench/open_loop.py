@@ -92,17 +92,18 @@ class OpenLoop:
         self._open: set[Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
         self._began = 0.0
-        self._begun = asyncio.Event()
         self._done = asyncio.Event()
 
-    async def run(self) -> list[Outcome]:
-        """Send everything, wait for the answers, and close all connections."""
+    async def run(self, began: float | None = None) -> list[Outcome]:
+        """Send everything, wait for the answers, and close all connections.
+
+        The schedule begins at the reading `began` of the loop's clock, by default soon.
+        """
         raise_limit_of_files()
         clock = asyncio.get_running_loop().time
         gc.disable()  # a collection of the sender is no latency of the server
         try:
-            self._began = clock() + 0.1
-            self._begun.set()
+            self._began = clock() + 0.1 if began is None else began
             for arrival in self._schedule:
                 while (left := self._began + arrival.due_s - clock()) > 0:  # noqa: ASYNC110  # a timer may be early
                     await asyncio.sleep(left)
@@ -115,11 +116,6 @@ class OpenLoop:
         finally:
             gc.enable()
         return self._close()
-
-    async def reached(self, due_s: float) -> None:
-        """Come back when a request that is due then is sent."""
-        await self._begun.wait()
-        await asyncio.sleep(max(0.0, due_s - self._now()))
 
     def _send(self, arrival: Arrival) -> None:
         if self._idle:

@@ -1,11 +1,13 @@
 """A model whose cost changes while it runs, in batches by an objective and by fixed settings, for the bench.
 
 `app` has an objective, `fixed` a size and a time to wait, `idle` neither. POST {"x": [...], "due": a number} asks the
-model, {"factor": f} makes batches cost f times as much from now on, {"batches": true} gives the `due` of the requests
-of every batch so far, in the order of their start. BENCH_TARGET_S: the objective.
+model; {"steps": [[t, f], ...]} makes batches cost f times as much from the reading t of the machine's clock on;
+{"batches": true} gives the `due` of the requests of every batch so far, in the order of their start. BENCH_TARGET_S:
+the objective.
 """
 
 import os
+import time
 
 import msgspec
 from batch_model import infer
@@ -20,19 +22,21 @@ class Model:
     """What the deployments share; each has a `predict` of its own."""
 
     def __init__(self):
-        self.factor = 1.0
+        self.steps = []
         self.batches = []
 
     def run(self, asked):
         self.batches.append([one["due"] for one in asked])
-        return infer([one["x"] for one in asked], self.factor)
+        now = time.monotonic()
+        factor = next((factor for since, factor in reversed(self.steps) if since <= now), 1.0)
+        return infer([one["x"] for one in asked], factor)
 
     async def __call__(self, request):
         asked = decode(await request.body())
         if "x" in asked:
             return {"y": await self.predict(asked)}
-        if "factor" in asked:
-            self.factor = asked["factor"]
+        if "steps" in asked:
+            self.steps = asked["steps"]
             return asked
         return self.batches
 
