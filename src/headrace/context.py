@@ -57,6 +57,7 @@ class UnderWay(Protocol):
 
     cancelled: bool  # its caller has left
     expired: bool  # its deadline has passed
+    models: Any  # what holds the models that its code was given (`replica/held.py`)
 
 
 class RequestContext(msgspec.Struct, gc=False, eq=False):

@@ -70,7 +70,6 @@ def test_a_submodule_is_an_attribute_of_serve_too(module):
 @pytest.mark.parametrize(
     "use",
     [
-        lambda: serve.multiplexed(max_num_models_per_replica=3),
         lambda: serve.get_deployment_actor("x"),
         lambda: serve.get_trace_context(),
         lambda: serve.task_consumer.task_handler(name="x"),

@@ -15,8 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headrace.context import ReplicaContext, replica_variable
+from headrace.replica import shelf
 from headrace.replica.board import ModelBoard
-from headrace.replica.invoke import Invoker, is_of_user_code
+from headrace.replica.destroy import call, disarm
+from headrace.replica.failure import is_of_user_code
+from headrace.replica.invoke import Invoker
 from headrace.replica.server import Server
 from headrace.replica.threads import ThreadPool, in_thread
 from headrace.spec.application import DeploymentSpec
@@ -200,6 +203,8 @@ class HostedReplica:
             if ingress is not None:
                 await self._open(ingress)
         if self._drain_by is None:
+            if self._spec.multiplexed:
+                shelf.prepare(self.context, target)
             await self._serve()
             self._become(ReplicaState.RUNNING)
 
@@ -300,7 +305,7 @@ class HostedReplica:
             raise OptionError(
                 f"deployment {self._spec.name!r} has a user_config, but no method reconfigure(user_config) to take it"
             )
-        await _call(partial(method, config), method, "reconfigure")
+        await call(partial(method, config), method, "reconfigure")
 
     def _fail(self, error: BaseException) -> None:
         if is_of_user_code(error):
@@ -332,6 +337,7 @@ class HostedReplica:
         self._drain_timer = None
         if self._application is not None:
             await self._application.close(self._last_moment())
+        await self._close_models()
         await self._destroy()
         self._become(ReplicaState.STOPPED)
 
@@ -359,6 +365,13 @@ class HostedReplica:
         """By when user code must have ended that runs after the calls."""
         return max(self._drain_by or 0.0, asyncio.get_running_loop().time() + DESTROY_S)
 
+    async def _close_models(self) -> None:
+        try:
+            async with asyncio.timeout_at(self._last_moment()):
+                await shelf.stop(self.context)
+        except TimeoutError:
+            log.warning("replica %s: closing its models did not end in time", self.order.replica_id)
+
     async def _destroy(self) -> None:
         """Call the instance's `__del__`, asynchronous or not, once and only here."""
         instance = self.context.servable_object
@@ -369,43 +382,17 @@ class HostedReplica:
             return
         try:
             async with asyncio.timeout_at(self._last_moment()):
-                await _call(destructor, destructor, "del")
+                await call(destructor, destructor, "del")
         except TimeoutError:
             log.warning("replica %s: its __del__ did not end in time", self.order.replica_id)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # as in _apply; the replica is going anyway
             log.error("replica %s: __del__ raised\n%s", self.order.replica_id, traceback_text(error).rstrip())
-        _disarm(instance)
+        disarm(instance)
 
     def _become(self, state: ReplicaState) -> None:
         if state not in TRANSITIONS[self.state]:
             raise HeadraceError(f"replica {self.order.replica_id} cannot become {state} from {self.state}")
         self.state = state
         self._report(self.describe())
-
-
-async def _call(work: Callable[[], Any], method: Callable[..., Any], name: str) -> None:
-    """Call `work`, awaiting it where `method` is a coroutine function, else in a thread."""
-    if inspect.iscoroutinefunction(method):
-        await work()
-        return
-    result = await in_thread(work, name)
-    if inspect.isawaitable(result):
-        await result
-
-
-def _disarm(instance: object) -> None:
-    """Keep the interpreter from calling `__del__` a second time when it collects the instance."""
-    kind: Any = type(instance)
-    try:
-        spent = type(kind)(
-            kind.__name__, (kind,), {"__slots__": (), "__module__": kind.__module__, "__del__": _nothing}
-        )
-        instance.__class__ = spent
-    except Exception as error:  # layouts that do not fit, and what metaclasses and __init_subclass__ of users raise
-        log.debug("the __del__ of %r may run a second time: %s", kind.__name__, error)
-
-
-def _nothing(_: object) -> None:
-    """The destructor of what is destroyed already."""

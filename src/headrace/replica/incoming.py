@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from headrace.replica.held import ENDED, Holder
 from headrace.spec.errors import NotServableError, ProtocolError, RequestCancelledError, RequestTimeoutError
 from headrace.wire.buffers import blocks_of
 from headrace.wire.connection import GATHERED_BYTES, Outflow
@@ -74,7 +75,9 @@ class Incoming:
         "cancelled",
         "expired",
         "flags",
+        "lasts",
         "meta",
+        "models",
         "on_cancel",
         "timer",
     )
@@ -90,6 +93,8 @@ class Incoming:
         self.expired = False  # the time is over
         self.timer: asyncio.TimerHandle | None = None  # at whose end it is
         self.on_cancel: Callable[[], None] | None = None
+        self.models: Holder | None = None  # that its code was given
+        self.lasts = False  # its code goes on after the answer: who runs it lets go of them
         self._inflow: Inflow | None = None
         self._outflow: Outflow | None = None
         self._items: ItemOutflow | None = None
@@ -244,6 +249,13 @@ class Incoming:
         """Tell the caller that it starts, before it may take the process down with it."""
         self._link.send(self._stream, STARTED)
         self._link._flush()
+
+    def let_go(self) -> None:
+        """Its code has ended, and uses no models any more."""
+        if self.models is None:
+            self.models = ENDED
+        else:
+            self.models.release()
 
     # --- the body --------------------------------------------------------------------------------------------------
 

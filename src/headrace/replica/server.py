@@ -123,6 +123,8 @@ class CalleeLink(Connection):
             call.timer.cancel()
         # It leads to the task, whose context leads back to the call by structs that the collector does not look into.
         call.on_cancel = None
+        if not call.lasts:
+            call.let_go()
         if call.flags & MORE:
             self.forget_inflow(stream)
         gate = self.gate
@@ -161,6 +163,8 @@ class CalleeLink(Connection):
             self.finish(stream, REPLY, 0, b"", b"")
             return
         call.on_cancel = None  # as in finish
+        if not call.lasts:
+            call.let_go()
         if call.flags & MORE:
             self.forget_inflow(stream)
         chosen = self.gate.leave(self.loop.time())

@@ -37,6 +37,10 @@ class OptionTypeError(CallerError, TypeError):
     """An option or argument is of the wrong type."""
 
 
+class InputError(CallerError, ValueError):
+    """The input of a call is not one that can be answered. The message says what could be."""
+
+
 class ImportPathError(CallerError):
     """`module:attribute` could not be imported or is not an application. The message says which part and why."""
 
@@ -72,6 +76,10 @@ class NotServableError(CallerError, TypeError):
     """A handler returned something that cannot be an HTTP response. The message names the type."""
 
     status = 500
+
+
+class ModelLoadError(HeadraceError, RuntimeError):
+    """A model was not loaded: its loader waits for itself, was cancelled, or its replica stops."""
 
 
 class GeneratorError(CallerError, TypeError):
