@@ -196,6 +196,7 @@ MULTIPLEXING = Section(
         Column("loads", "loads meanwhile"),
     ),
     measure_many,
+    once=True,
 )
 
 HOT_MODEL = Section(

@@ -44,8 +44,8 @@ def notes():
 @serve.deployment(num_replicas=REPLICAS)
 class Models:
     @serve.multiplexed(max_num_models_per_replica=MODELS)
-    async def model(self, model_id):
-        return await asyncio.to_thread(Noted, model_id)
+    def model(self, model_id):
+        return Noted(model_id)
 
     async def __call__(self, request):
         if request.url.path == "/loads":
@@ -59,8 +59,8 @@ class Busy:
     """The same, but an answer takes 10 ms, and a replica makes four at a time."""
 
     @serve.multiplexed(max_num_models_per_replica=MODELS)
-    async def model(self, model_id):
-        return await asyncio.to_thread(Noted, model_id)
+    def model(self, model_id):
+        return Noted(model_id)
 
     async def __call__(self, request):
         if request.url.path == "/loads":
