@@ -6,28 +6,21 @@ results to whoever awaits them, as often as they like.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any, NoReturn
 
 import msgspec
 
 from headrace import runtime as runtimes
-from headrace.context import current_replica, request_variable
-from headrace.core.traffic import own_revision
+from headrace.handle.broadcast import DeploymentBroadcastResponse
 from headrace.handle.call import HandleCall
 from headrace.handle.generator import DeploymentResponseGenerator, ItemCall
 from headrace.handle.options import HandleOptions, checked_changes
+from headrace.handle.origin import take_origin
 from headrace.handle.resolution import send_when_resolved
 from headrace.handle.response import DeploymentResponse
 from headrace.runtime import Runtime
 from headrace.spec.errors import OptionTypeError
-
-
-def new_request_id() -> str:
-    """A random id in the form of a UUID (version 4)."""
-    digits = os.urandom(16).hex()
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
 
 
 def _apply(options: HandleOptions, response: HandleCall) -> None:
@@ -140,42 +133,44 @@ class DeploymentHandle:
         options = self._options
         runtime = self._runtime
         if runtime is None or not runtime.alive:
-            runtime = self._runtime = runtimes.current(runtime)
+            runtime = self._adopt_runtime()
         response: HandleCall
         if options.stream:
             response = ItemCall(runtime, self.app_name, self.deployment_name, options.method_name)
         else:
             response = DeploymentResponse(runtime, self.app_name, self.deployment_name, options.method_name)
-        request = request_variable.get()
-        if request is not None:
-            meta = request.meta
-            response.request_id = meta.request_id
-            if meta.app == self.app_name:
-                response.revision = meta.revision
-            response.deadline = request.deadline
-            response.trace = meta.trace
-            response.sticky = meta.sticky
-            if meta.priority:
-                response.priority = meta.priority
-            calls = request.calls
-            if calls is None:
-                calls = request.calls = set()
-            calls.add(response)
-            response._siblings = calls
-        else:
-            response.request_id = new_request_id()
-            replica = current_replica()
-            if replica is not None and replica.app_name == self.app_name:
-                entry = runtime.router.snapshot.applications.get(self.app_name)
-                if entry is not None:
-                    response.revision = own_revision(entry, replica.deployment, replica.revision)
-        if options.special:
-            _apply(options, response)
-        if _has_response(args, kwargs):
-            send_when_resolved(response, args, kwargs)
-        else:
-            response._send(args, kwargs)
+        self._start(response, args, kwargs)
         return DeploymentResponseGenerator(response) if isinstance(response, ItemCall) else response
+
+    def broadcast(self, method_name: str, *args: Any, **kwargs: Any) -> DeploymentBroadcastResponse:
+        """Call this method of every replica that takes calls now, with the same arguments, all at once.
+
+        For what concerns each of them: to drop a cache, to tell a threshold. The calls wait for room, and are not
+        refused because many wait. In a request they go to the replicas of its revision, else to those of each revision
+        that takes traffic. Raises as `remote`.
+        """
+        if not isinstance(method_name, str) or not method_name:
+            raise OptionTypeError(f"broadcast({method_name!r}, ...): the first argument must be the name of a method")
+        runtime = self._runtime
+        if runtime is None or not runtime.alive:
+            runtime = self._adopt_runtime()
+        response = DeploymentBroadcastResponse(runtime, self.app_name, self.deployment_name, method_name)
+        self._start(response, args, kwargs)
+        return response
+
+    def _adopt_runtime(self) -> Runtime:
+        runtime = self._runtime = runtimes.current(self._runtime)
+        return runtime
+
+    def _start(self, call: HandleCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Send the call with these arguments for the code that runs now."""
+        take_origin(call)
+        if self._options.special:
+            _apply(self._options, call)
+        if _has_response(args, kwargs):
+            send_when_resolved(call, args, kwargs)
+        else:
+            call._send(args, kwargs)
 
     def shutdown(self) -> None:
         """Let go of what the handle holds. The process's connections are shared, so there is nothing to do."""

@@ -16,7 +16,13 @@ from headrace.core.traffic import draw_revision
 from headrace.router.call import Call
 from headrace.router.link import Link
 from headrace.router.pool import Pool
-from headrace.spec.errors import ApplicationNotFound, DeploymentNotFound, DeploymentUnavailableError, InstanceError
+from headrace.spec.errors import (
+    ApplicationNotFound,
+    DeploymentNotFound,
+    DeploymentUnavailableError,
+    HeadraceError,
+    InstanceError,
+)
 from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, Snapshot
 from headrace.wire.awake import Awake
 
@@ -126,20 +132,46 @@ class Router:
         return draw_revision(weights, self.rng.random(), call.sticky, call.app) or 0
 
     def _refuse_unknown(self, call: Call, routes: Routes | None) -> None:
+        call.on_error(self._unknown(call.app, call.deployment, call.revision, routes))
+
+    def _unknown(self, app: str, deployment: str, revision: int, routes: Routes | None) -> HeadraceError:
+        """Why no pool can take calls for this deployment."""
         if self.closed:
-            call.on_error(InstanceError("this process has closed its connection to the instance"))
-        elif routes is None:
+            return InstanceError("this process has closed its connection to the instance")
+        if routes is None:
             known = ", ".join(sorted(self._routes)) or "none"
-            call.on_error(ApplicationNotFound(f"no application is called {call.app!r}; there are: {known}"))
-        elif routes.entry.failed or not call.revision:
+            return ApplicationNotFound(f"no application is called {app!r}; there are: {known}")
+        if routes.entry.failed or not revision:
             reason = routes.entry.failed or "no revision of it is ready yet"
-            call.on_error(DeploymentUnavailableError(f"application {call.app}: {reason}"))
-        elif call.revision not in routes.revisions:
-            call.on_error(DeploymentUnavailableError(f"revision {call.revision} of application {call.app} is gone"))
-        else:
-            known = ", ".join(sorted(routes.revisions[call.revision])) or "none"
-            message = f"application {call.app} has no deployment {call.deployment!r}; there are: {known}"
-            call.on_error(DeploymentNotFound(message))
+            return DeploymentUnavailableError(f"application {app}: {reason}")
+        if revision not in routes.revisions:
+            return DeploymentUnavailableError(f"revision {revision} of application {app} is gone")
+        known = ", ".join(sorted(routes.revisions[revision])) or "none"
+        return DeploymentNotFound(f"application {app} has no deployment {deployment!r}; there are: {known}")
+
+    def replicas_of(self, app: str, deployment: str, revision: int = 0) -> list[tuple[int, str]]:
+        """All replicas of the deployment that take calls, also those that this router keeps no connection to: (the
+        revision to name in a call, the replica's id). Of each revision that takes traffic, where none is named.
+
+        Raises what a call to the deployment would be told.
+        """
+        routes = self._routes.get(app)
+        if routes is None:
+            raise self._unknown(app, deployment, revision, None)
+        weighted = [each.number for each in routes.entry.revisions if each.weight > 0]
+        listed: dict[str, int] = {}
+        pool: Pool | None = None
+        for number in [revision] if revision else weighted:
+            pool = routes.revisions.get(number, {}).get(deployment)
+            if pool is None:
+                raise self._unknown(app, deployment, number, routes)
+            listed |= {replica.id: number for replica in pool.entry.replicas}
+        if pool is None:
+            raise self._unknown(app, deployment, revision, routes)
+        if not listed:
+            reason = pool.entry.failed or "it has no replica yet"
+            raise DeploymentUnavailableError(f"deployment {deployment} of application {app}: {reason}")
+        return [(number, replica_id) for replica_id, number in listed.items()]
 
     def cancel(self, call: Call) -> None:
         """The answer is of no interest any more: nothing more is told to the call."""
