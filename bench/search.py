@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -86,7 +87,10 @@ def answers(body: bytes) -> bool:
 
 def batch_sizes(port: int) -> tuple[int, int]:
     """How many texts the model has embedded so far, in how many batches."""
-    status, body = ask(port, "/counts")
+    try:
+        status, body = ask(port, "/counts")
+    except (OSError, HTTPException) as error:
+        raise PeerFailed(f"/counts: {type(error).__name__}: {error}") from None
     if status != 200:
         raise PeerFailed(f"/counts answers {status} {body[:100]!r}")
     counts = json.loads(body)

@@ -5,7 +5,7 @@ from search import HERE, Catalog, Embedder, Index, Ranker, Search
 from headrace import serve
 
 
-@serve.deployment(num_cpus=1)
+@serve.deployment(num_cpus=1, max_ongoing_requests=1)  # more at once would only share its CPU
 class OneByOne(Embedder.func_or_class):
     def embed(self, text):
         self.texts += 1
