@@ -42,6 +42,8 @@ class FakeIncoming:
         self.expired = False
         self.deadline: float | None = None
         self.on_cancel: Callable[[], None] | None = None
+        self.models: Any = None
+        self.lasts = False
         self.ended = asyncio.Event()
         self.started = asyncio.Event()  # a streamed result has begun
         self.replies: list[tuple[bytes, bytes, int]] = []
@@ -56,6 +58,9 @@ class FakeIncoming:
             self.feed(part)
 
     # the invoker's side
+
+    def let_go(self) -> None:
+        assert self.lasts
 
     def reply(self, payload: bytes, meta: bytes = b"", flags: int = 0) -> None:
         assert not self.ended.is_set(), "answered twice"
