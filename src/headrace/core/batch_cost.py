@@ -40,11 +40,11 @@ RANGE = 7  # batches of a range of sizes whose median stands for it
 QUANTILE = 0.95
 MARGINS = 32  # batches over which the quantile is
 MOST_MARGIN = 2.0
-STEP = 1.5  # a level that changes by more is a step: margins from before it say nothing
+STEP = 1.5  # times more, or less, than expected is a step; smaller changes are left to shape and margin
 
 _KEYS = 256  # whose levels are kept
-_HALF_LIFE = 64.0  # in batches, of a range of sizes in the shape's fit
-_LEAST_WEIGHT = 1e-3
+_HALF_LIFE = 16.0  # in batches, of a range of sizes in the shape's fit
+_LEAST_WEIGHT = 0.05
 _PROPORTIONAL = 0.005  # in the fit, the weight of "proportional to rows"; sizes that differ by a tenth outweigh it
 _LEAST_S = 1e-7
 _UNREAD = 64  # batches that are noted, and looked at when somebody asks
@@ -98,7 +98,7 @@ class BatchCost:
         self._fixed = 0.0
         self._row = 0.0
         self._levels: OrderedDict[Hashable, _Level] = OrderedDict()  # the key heard of last at the end
-        self._pooled = _Level()
+        self._pooled = _Level(1.0)
         self._margins: deque[float] = deque(maxlen=MARGINS)
         self._margin = 1.0
         self._curves: dict[Hashable, Curve] = {}
@@ -138,29 +138,24 @@ class BatchCost:
         self._clock += 1
         own = self._levels.get(key)
         if own is None:
-            own = self._levels[key] = _Level()
+            own = self._levels[key] = _Level(self._pooled.value)
             if len(self._levels) > _KEYS:
                 self._levels.popitem(last=False)
         self._levels.move_to_end(key)
-        before = self._level(key).value
         size = self._range_of(rows)
-        unseen = not size.seconds
-        if unseen and not self._fixed and not self._row:
-            self._row = seconds / rows
-        own.add(rows, seconds, self._fixed, self._row)
-        self._pooled.add(rows, seconds, self._fixed, self._row)
-        if unseen:  # at once, for the time being: a new size that is dearer is taken to be so by its size
+        if not size.seconds:  # at once, for the time being: a new size that is dearer is taken to be so by its size
             size.guess(rows, seconds / self._level(key).value, self._clock)
-        settled = len(own.latest) == LATEST
-        if settled:  # only now, as a step in the level is told from the neighbours on both sides
+            self._fit()
+        own.latest.append((rows, seconds))
+        self._pooled.latest.append((rows, seconds))
+        self._pooled.step(self._fixed, self._row)
+        stepped = own.step(self._fixed, self._row)
+        if len(own.latest) == LATEST:  # only now, when a step in the level is told from the neighbours on both sides
             middle_rows, middle_s = own.latest[LATEST // 2]
             self._range_of(middle_rows).add(middle_rows, middle_s / own.value, self._clock)
-        if unseen or settled:
             self._fit()
-            own.settle(self._fixed, self._row)
-            self._pooled.settle(self._fixed, self._row)
         level = self._level(key).value
-        if not 1 / STEP <= level / before <= STEP:
+        if stepped:
             self._margins.clear()
             for seen, took in islice(reversed(own.latest), LEARNED_AFTER):
                 self._margins.append(took / (level * (self._fixed + self._row * seen)))
@@ -208,22 +203,27 @@ class BatchCost:
 
 
 class _Level:
-    """How the latest batches of a key compare with the shape: `value` times it."""
+    """How the batches of a key compare with the shape: `value` times it.
+
+    It moves in steps alone. Were it to follow every change, it would follow that of sizes, and the shape learn nothing.
+    """
 
     __slots__ = ("latest", "value")
 
-    def __init__(self) -> None:
-        self.value = 1.0
+    def __init__(self, value: float) -> None:
+        self.value = value
         self.latest: deque[tuple[int, float]] = deque(maxlen=LATEST)
 
-    def add(self, rows: int, seconds: float, fixed: float, row: float) -> None:
-        self.latest.append((rows, seconds))
-        self.settle(fixed, row)
-
-    def settle(self, fixed: float, row: float) -> None:
-        """The shape has changed."""
+    def step(self, fixed: float, row: float) -> bool:
+        """Whether the latest batches are out of proportion; then the level is theirs."""
+        if len(self.latest) < LEARNED_AFTER:
+            return False
         ratios = sorted([seconds / (fixed + row * rows) for rows, seconds in self.latest])
-        self.value = ratios[(len(ratios) - 1) // 2]
+        middle = ratios[(len(ratios) - 1) // 2]
+        if 1 / STEP <= middle / self.value <= STEP:
+            return False
+        self.value = middle
+        return True
 
 
 class _Range:

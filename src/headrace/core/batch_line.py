@@ -79,11 +79,11 @@ class Line:
         return not place and not entry.late
 
     def take(self, chosen: list[Waiting]) -> None:
-        """These leave, each lane's in its order."""
+        """These leave."""
         for entry in chosen:
             entry.line = None
         for lane in (self.entries, self.late):
-            last = next((entry for entry in reversed(chosen) if entry.late is (lane is self.late)), None)
+            last = max([entry for entry in chosen if entry.late is (lane is self.late)], default=None)
             if last is not None:
                 reach = bisect_left(lane, last) + 1
                 lane[:reach] = [entry for entry in lane[:reach] if entry.line is self]
@@ -105,6 +105,11 @@ class Line:
         entry.deadline = entry.expires
         insort(self.late, entry)
         self.rows, self._stale = None, True
+
+    def excuse(self, entry: Waiting) -> None:
+        """`entry` has no deadline from now on; its turn stays."""
+        entry.deadline = entry.expires = NEVER
+        self._stale = True
 
     def eldest(self) -> float:
         """Since when the one that waits longest does."""

@@ -17,7 +17,6 @@ PROBE_EVERY-th is tried all the same, so that nothing believed wrongly is believ
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
 from heapq import heapify, heappop, heappush
@@ -26,18 +25,17 @@ from typing import Generic, TypeVar
 
 from headrace.core.batch_cost import BatchCost, Curve
 from headrace.core.batch_line import NEVER, Line, Waiting
-from headrace.core.batch_size import ArrivalRate, Sizing, largest
+from headrace.core.batch_rows import Rows, Unmeasured
+from headrace.core.batch_size import DEADLINE, EXPIRES, ArrivalRate, Sizing
 from headrace.core.lateness import PROBE_EVERY
 from headrace.core.queue import AGING_S
 from headrace.spec.batching import BatchOptions
-from headrace.spec.errors import OptionError, OptionTypeError
 
 ItemT = TypeVar("ItemT", bound=Hashable)
 
 LATE_SHARE = 0.25  # of the places, for late items, while others want them all
-MOST_ROWS = 1 << 53  # that a measure may answer
 
-_SLACK = 64  # stale places in the heap of turns, before it is made anew
+_STALE = 64  # places in the heap of turns, before it is made anew
 
 
 class Reason(Enum):
@@ -78,19 +76,19 @@ class Batcher(Generic[ItemT]):
 
     def __init__(self, options: BatchOptions, measure: Callable[[Sequence[ItemT]], int] | None = None) -> None:
         self.options = options
-        self.measure = measure
         self.cost = BatchCost()
         self.running = 0
         self.releases: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self.shed: list[ItemT] = []  # out of the queue: their own deadline cannot be met
         self.failed: list[tuple[ItemT, Exception]] = []  # out of the queue: they could not be measured
+        self._rows = Rows(measure, options.allowed_batch_sizes)
+        self._rows_each = 1.0  # of late, the mean
         self._entries: dict[ItemT, Waiting] = {}
         self._lines: dict[Hashable, Line] = {}  # none is empty
         self._turns: list[tuple[float, int, Line]] = []  # heap of first entries; stale where they are first no more
         self._serial = 0
-        self._freed = False  # a slot came free, and nothing has left since
+        self._freed = False  # the last slot came free, and nobody has asked since
         self._arrivals = ArrivalRate()
-        self._rows_each = 1.0  # of late, the mean
         self._late = 0  # items that wait and are late
         self._owed = 0.0  # places of batches, to late items
         self._hopeless = 0  # in a row
@@ -111,6 +109,7 @@ class Batcher(Generic[ItemT]):
     def configure(self, options: BatchOptions) -> None:
         """Other options from now on; batches that run are not touched."""
         self.options = options
+        self._rows = Rows(self._rows.measure, options.allowed_batch_sizes)
         entries = sorted(self._entries.values(), key=lambda entry: entry.serial)
         self._lines.clear()
         self._turns.clear()
@@ -157,8 +156,10 @@ class Batcher(Generic[ItemT]):
                 chosen = self._choose(line, now)
                 if chosen:
                     return self._start(line, chosen, reason, now)
-            except _Unmeasured as unmeasured:
-                self._fail(unmeasured)
+            except Unmeasured as unmeasured:
+                for entry, error in unmeasured.errors:
+                    self._remove(entry)
+                    self.failed.append((entry.item, error))
             self._tidy(line)
         self._freed = False
         return None
@@ -194,12 +195,7 @@ class Batcher(Generic[ItemT]):
             line = self._lines[key] = Line(key)
         entry.line = line
         if line.put(entry):
-            heappush(self._turns, (entry.urgency, entry.serial, line))
-            if len(self._turns) > 2 * len(self._lines) + _SLACK:
-                self._turns = [
-                    (e.entries[0].urgency, e.entries[0].serial, e) for e in self._lines.values() if e.entries
-                ]
-                heapify(self._turns)
+            self._note_first(line)
 
     def _remove(self, entry: Waiting) -> None:
         line = entry.line
@@ -213,9 +209,18 @@ class Batcher(Generic[ItemT]):
         """Items have left `line`."""
         if line.entries:
             if first_left:
-                heappush(self._turns, (line.entries[0].urgency, line.entries[0].serial, line))
+                self._note_first(line)
         elif not line.late and self._lines.get(line.key) is line:
             del self._lines[line.key]
+
+    def _note_first(self, line: Line) -> None:
+        """Another item is the first of `line`."""
+        first = line.entries[0]
+        heappush(self._turns, (first.urgency, first.serial, line))
+        if len(self._turns) > 2 * len(self._lines) + _STALE:
+            firsts = [(each.entries[0], each) for each in self._lines.values() if each.entries]
+            self._turns = [(first.urgency, first.serial, each) for first, each in firsts]
+            heapify(self._turns)
 
     # Turns
 
@@ -255,33 +260,42 @@ class Batcher(Generic[ItemT]):
         window_s = self.options.batch_wait_timeout_s
         if line.late or not window_s:
             return -NEVER, Reason.IDLE
-        curve = self.cost.curve(line.key) if self.cost.known else None
-        limit = self._limit(curve)
-        if self._full(line, limit):
+        curve = self._curve(line)
+        if self._full(line, self._limit(curve)):
             return -NEVER, Reason.FULL
         over = line.eldest() + window_s
-        if line.timed and curve is not None:
-            seconds = self._sizing(0.0, curve, len(line)).cost(len(line))
-            forced = line.tightest(self._attainable(curve)) - seconds
+        if curve is not None:
+            forced = line.tightest(self._attainable(curve)) - self._cost(curve)(len(line))
             if forced < over:
                 return forced, Reason.DEADLINE
         return over, Reason.TIMEOUT
 
     def _full(self, line: Line, limit: int) -> bool:
-        if self.measure is None:
+        if self._rows.measure is None:
             return len(line) >= limit
         if line.rows is None:
             try:
-                line.rows = self._rows(line.entries)
-            except _Unmeasured:
-                return True  # those whose fault it is will be found when the batch is made
+                line.rows = self._rows.count(line.entries)
+            except Unmeasured:
+                return True  # whose fault it is will be found when the batch is made
         return line.rows >= limit
 
     # Size
 
+    def _curve(self, line: Line) -> Curve | None:
+        """What batches of this key cost, if that matters and is known."""
+        return self.cost.curve(line.key) if line.timed and self.cost.known else None
+
     def _attainable(self, curve: Curve | None) -> bool:
         target = self.options.target_latency_s
-        return target is None or curve is None or curve.of(self._padded(ceil(self._rows_each))) <= target
+        return target is None or curve is None or self._cost(curve)(1) <= target
+
+    def _cost(self, curve: Curve) -> Callable[[int], float]:
+        """What a batch of so many items costs."""
+        rows, each = self._rows, self._rows_each
+        if rows.measure is None and not rows.allowed:
+            return curve.of
+        return lambda items: curve.of(rows.padded(ceil(items * each)))
 
     def _limit(self, curve: Curve | None) -> int:
         """The most rows of a batch: with an objective, sizes never seen are approached by doubling."""
@@ -290,50 +304,56 @@ class Batcher(Generic[ItemT]):
             return most
         return min(most, max(1, 2 * self.cost.largest))
 
-    def _sizing(self, now: float, curve: Curve, most: int) -> Sizing:
-        if self.measure is None and not self.options.allowed_batch_sizes:
-            return Sizing(now, curve.of, most)
-        return Sizing(now, lambda items: curve.of(self._padded(ceil(items * self._rows_each))), most)
-
     def _choose(self, line: Line, now: float) -> list[Waiting]:
-        """Those that go as one batch; none: nobody of this line could, and it has changed."""
-        curve = self.cost.curve(line.key) if line.timed and self.cost.known else None
+        """Those that go as one batch; none: nobody of this line could, and it has changed. Raises Unmeasured."""
+        curve = self._curve(line)
         limit = self._limit(curve)
         if not line.timed:
-            return self._fit(line.entries, limit)
-        objective = self._attainable(curve)
+            return self._rows.fit(line.entries, limit)
+        deadline = DEADLINE if self._attainable(curve) else EXPIRES
         if curve is None:
-            self._set_aside(line, now, limit, 0.0, objective)
-            return self._fit(line.entries + line.late, limit) if len(line) else []
-        most = limit if self.measure is None else max(1, int(limit / max(self._rows_each, 1e-9)))
-        sizing = self._sizing(now, curve, min(most, len(line)))
-        if not line.late and line.not_before(objective) >= now + sizing.cost(sizing.most):
-            return self._fit(line.entries, limit)
-        self._set_aside(line, now, sizing.most, sizing.cost(1), objective)
+            self._set_aside(line, now, 0.0, limit, deadline)
+            return self._rows.fit(line.entries + line.late, limit) if len(line) else []
+        most = limit if self._rows.measure is None else max(1, int(limit / (self._rows_each or 1.0)))
+        cost = self._cost(curve)
+        if not line.late and line.not_before(deadline is DEADLINE) >= now + cost(min(most, len(line))):
+            return self._rows.fit(line.entries, limit)
+        self._set_aside(line, now, cost(1), most, deadline)
         if not len(line):
             return []
-        chosen = self._sized(line, sizing, curve, objective)
-        if self.measure is not None:  # they were chosen by the mean number of rows
-            earliest = min([entry.deadline if objective else entry.expires for entry in chosen])
-            limit = max(1, self._padded_down(curve.room(earliest - now, limit)))
-        return self._fit(chosen, limit)
+        at_once = self.options.max_concurrent_batches
+        sizing = Sizing(now, cost, curve.margin, most, self._arrivals.per_s, at_once, deadline)
+        chosen, given_up = sizing.choose(line, min(int(self._owed), len(line.late)), patient=not self._late)
+        if self._rows.measure is not None:  # they were chosen by the mean number of rows
+            earliest = min(map(deadline, chosen))
+            limit = self._rows.unpadded(curve.room(earliest - now, limit))
+        chosen = self._rows.fit(chosen, max(1, limit))
+        leaving = {entry.serial for entry in chosen} if given_up else ()
+        for entry in given_up:
+            if entry.serial in leaving:
+                continue
+            line.make_late(entry)
+            self._late += 1
+        return chosen
 
-    def _set_aside(self, line: Line, now: float, most: int, alone_s: float, objective: bool) -> None:
-        """Of the first `most` of a line, those that cannot be in time even alone leave it: for the lane of late ones, or
-        the queue, when it is their own deadline.
+    def _set_aside(
+        self, line: Line, now: float, alone_s: float, most: int, deadline: Callable[[Waiting], float]
+    ) -> None:
+        """Of the first `most` of a line, those that cannot be in time even alone leave it: for the lane of late ones,
+        or the queue, when it is their own deadline.
         """
-        found = 0
+        at_best = now + alone_s
         gone = []
+        found = 0
         for entry in line.entries:
-            if (entry.deadline if objective else entry.expires) < now + alone_s:
+            if deadline(entry) < at_best:
                 gone.append(entry)
             else:
                 found += 1
                 if found >= most:
                     break
-        gone += [entry for entry in line.late if entry.expires < now + alone_s]
-        for entry in gone:
-            if entry.expires >= now + alone_s:
+        for entry in gone + [entry for entry in line.late if entry.expires < at_best]:
+            if entry.expires >= at_best:
                 line.make_late(entry)
                 self._late += 1
                 continue
@@ -341,139 +361,38 @@ class Batcher(Generic[ItemT]):
             if self._hopeless % PROBE_EVERY or entry.expires <= now:
                 self._remove(entry)
                 self.shed.append(entry.item)
-            else:  # tried all the same: from now on it has no deadline
-                entry.expires = entry.deadline = NEVER
+            else:
+                line.excuse(entry)
         if found:
             self._hopeless = 0
-
-    def _sized(self, line: Line, sizing: Sizing, curve: Curve, objective: bool) -> list[Waiting]:
-        """Those that go, by their deadlines."""
-        most, now = sizing.most, sizing.now
-        share = min(int(self._owed), len(line.late))
-        candidates = line.late[:share] + line.entries[:most] + line.late[share : share + most]
-        deadlines = [entry.deadline if objective else entry.expires for entry in candidates[:most]]
-        count = sizing.in_time(deadlines)
-        if count >= len(deadlines) or (not self._late and sizing.heals(deadlines, count)):
-            return candidates[: max(1, count)]
-        every = sorted([entry.deadline if objective else entry.expires for entry in line.entries])
-        keeping_up = sizing.keeping_up(self._arrivals.per_s, self.options.max_concurrent_batches, curve.margin)
-        size = sizing.best(every, len(line), keeping_up, share)
-        kept, given_up = [], []
-        bound = now + sizing.cost(size)
-        for entry in line.entries:
-            if (entry.deadline if objective else entry.expires) >= bound:
-                kept.append(entry)
-                if len(kept) >= size - share:
-                    break
-            elif entry.expires >= bound:
-                given_up.append(entry)
-        for entry in given_up:
-            line.make_late(entry)
-            self._late += 1
-        late = [entry for entry in line.late if entry.expires >= bound]
-        chosen = (late[:share] + kept + late[share:])[:size]
-        return chosen or candidates[: max(1, count)]
-
-    def _padded(self, rows: int) -> int:
-        sizes = self.options.allowed_batch_sizes
-        place = bisect_left(sizes, rows)
-        return sizes[place] if place < len(sizes) else rows
-
-    def _padded_down(self, rows: int) -> int:
-        """The most rows that need no more padding than to `rows`."""
-        sizes = self.options.allowed_batch_sizes
-        place = bisect_left(sizes, rows + 1)
-        return sizes[place - 1] if place else rows
-
-    def _fit(self, entries: list[Waiting], limit: int) -> list[Waiting]:
-        """The first of `entries`, as many as have no more rows than `limit`, at least one."""
-        if self.measure is None:
-            chosen = entries[:limit]
-            rows = len(chosen)
-        else:
-            chosen = self._fit_rows(entries, limit)
-            rows = self._rows(chosen)
-        sizes = self.options.allowed_batch_sizes
-        if sizes and self._padded(rows) > 2 * rows:
-            place = bisect_left(sizes, rows)
-            if place:  # just above a size: half of the batch would be padding, so the rest goes in another one
-                return self._fit(chosen, sizes[place - 1])
-        return chosen
-
-    def _fit_rows(self, entries: list[Waiting], limit: int) -> list[Waiting]:
-        most = min(len(entries), max(1, limit))
-        while most < len(entries) and self._rows(entries[:most]) < limit:
-            most = min(len(entries), 2 * most)  # items of no rows
-        return entries[: max(1, largest(most, lambda count: self._rows(entries[:count]) <= limit))]
-
-    def _rows(self, entries: list[Waiting]) -> int:
-        """Raises _Unmeasured."""
-        if self.measure is None:
-            return len(entries)
-        try:
-            return _checked_rows(self.measure([entry.item for entry in entries]))
-        except Exception as error:  # the user's code: whatever it raises ends these items' requests and no more
-            raise _Unmeasured(list(entries), error) from error
-
-    def _fail(self, unmeasured: _Unmeasured) -> None:
-        """Those that cannot be measured alone leave; or all, if each of them can."""
-        alone = []
-        for entry in unmeasured.entries if len(unmeasured.entries) > 1 else ():
-            try:
-                self._rows([entry])
-            except _Unmeasured as own:
-                alone.append((entry, own.error))
-        for entry, error in alone or [(entry, unmeasured.error) for entry in unmeasured.entries]:
-            self._remove(entry)
-            self.failed.append((entry.item, error))
 
     # Start
 
     def _start(self, line: Line, chosen: list[Waiting], reason: Reason, now: float) -> Batch[ItemT]:
-        rows = len(chosen) if self.measure is None else self._rows(chosen)
+        """Raises Unmeasured, before anything has changed."""
+        rows = self._rows.count(chosen)
         items = [entry.item for entry in chosen]
         for item in items:
             del self._entries[item]
-        if self._late or line.timed:
-            self._settle_late(line, chosen)
+        if line.timed:
+            self._settle_late(chosen)
             line.take(chosen)
         else:
             line.take_first(len(chosen))
         self._tidy(line)
         self._arrivals.batch(self._serial, now)
-        self._rows_each += (rows / len(chosen) - self._rows_each) / 8
+        if self._rows.measure is not None:
+            weight = 1 / 8 if self.cost.batches else 1.0
+            self._rows_each += (rows / len(chosen) - self._rows_each) * weight
         self.running += 1
         self._freed = False
         if rows >= self.options.max_batch_size:
             reason = Reason.FULL
         self.releases[reason] += 1
-        return Batch(items, line.key, rows, self._padded(rows), reason, now)
+        return Batch(items, line.key, rows, self._rows.padded(rows), reason, now)
 
-    def _settle_late(self, line: Line, chosen: list[Waiting]) -> None:
-        late = sum(entry.late for entry in chosen)
+    def _settle_late(self, chosen: list[Waiting]) -> None:
+        late = sum([entry.late for entry in chosen])
         self._late -= late
-        if not self._late:
-            self._owed = 0.0
-        else:
-            owed = self._owed + LATE_SHARE * len(chosen) - late
-            self._owed = max(0.0, min(owed, float(self.options.max_batch_size)))
-
-
-class _Unmeasured(Exception):
-    """The measure failed over these."""
-
-    def __init__(self, entries: list[Waiting], error: Exception) -> None:
-        super().__init__(error)
-        self.entries = entries
-        self.error = error
-
-
-def _checked_rows(answer: object) -> int:
-    """What a measure answered, when it is a number of rows. Raises OptionTypeError, OptionError."""
-    if isinstance(answer, bool) or not hasattr(answer, "__index__"):
-        kind = type(answer).__name__
-        raise OptionTypeError(f"batch_size_fn answered {answer!r:.100}: it must be a whole number of rows, not {kind}")
-    rows = answer.__index__()
-    if not 0 <= rows <= MOST_ROWS:
-        raise OptionError(f"batch_size_fn answered {rows!r:.100}: it must be a number of rows, 0 or more")
-    return int(rows)
+        owed = self._owed + LATE_SHARE * len(chosen) - late if self._late else 0.0
+        self._owed = max(0.0, min(owed, float(self.options.max_batch_size)))
