@@ -247,6 +247,7 @@ class Invoker:
         task = _current_task(self.loop)
         assert task is not None
         self._responding.add(task)
+        incoming.lasts = True
         reply = AsgiReply(incoming)
         try:
             await response(request.scope, request.receive, reply.send)
@@ -256,6 +257,7 @@ class Invoker:
                 raise
             self.tell(incoming, error)
         finally:
+            incoming.let_go()
             self._responding.discard(task)
             self._rested.set()
 
