@@ -46,7 +46,7 @@ def parse(text: str) -> Load:
     """wrk's report as numbers."""
     count = re.search(r"^\s*(\d+) requests in", text, re.MULTILINE)
     rate = re.search(r"^Requests/sec:\s+([\d.]+)", text, re.MULTILINE)
-    p50 = re.search(r"^\s+50%\s+([\d.]+)(us|ms|s|m)$", text, re.MULTILINE)
+    p50 = re.search(r"^\s+50%\s+([\d.]+)(us|ms|s|m) ?$", text, re.MULTILINE)  # units of one letter are padded
     if not (count and rate and p50):
         raise LoadFailed(f"wrk's report could not be read: {text.strip()[:200]!r}")
     failed = sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", text)))

@@ -58,7 +58,7 @@ def test_what_failed_under_wrk_is_counted(line: str, failed: int) -> None:
     assert parse(WRK.replace("Requests/sec", line + "Requests/sec")).failed == failed
 
 
-@pytest.mark.parametrize(("text", "expected"), [("1.50ms", 1500.0), ("2.00s", 2e6), ("1.00m", 60e6)])
+@pytest.mark.parametrize(("text", "expected"), [("1.50ms", 1500.0), ("2.00s ", 2e6), ("1.00m ", 60e6)])
 def test_latencies_of_any_unit_are_microseconds(text: str, expected: float) -> None:
     assert parse(WRK.replace("392.00us", text)).p50_us == expected
 
