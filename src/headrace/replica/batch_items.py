@@ -7,7 +7,6 @@ call, its own result or error, also where it has left meanwhile and nobody is to
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import threading
 from collections.abc import Coroutine, Generator
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from headrace.context import RequestContext, UnderWay
+from headrace.replica.batched_function import copy_of
 from headrace.spec.errors import InstanceError, RequestCancelledError
 from headrace.wire.frames import CallMeta, ErrorInfo
 from headrace.wire.payload import encode_error
@@ -99,22 +99,6 @@ class Failure:
     def info(self) -> ErrorInfo:
         """As it is sent to callers."""
         return encode_error(self.error)
-
-
-def copy_of(error: Exception) -> Exception:
-    """A copy of an error, or the error itself where its class cannot be copied."""
-    try:
-        copied = copy.copy(error)
-        alike = type(copied) is type(error) and copied.args == error.args
-    except Exception:  # constructors and __reduce__ of users may raise anything
-        return error
-    if not alike:
-        return error
-    copied.__traceback__ = error.__traceback__
-    copied.__cause__ = error.__cause__
-    copied.__context__ = error.__context__
-    copied.__suppress_context__ = error.__suppress_context__
-    return copied
 
 
 class AwaitedItem(Item, Coroutine[Any, Any, Any]):

@@ -1,14 +1,16 @@
 """One batch at work: what its function is called with, and what came of it, item by item.
 
-In: the items of a batch. Out: the arguments as lists, padded where that is asked for; the results, one for each item;
-the request that the function works for, made of those of its items.
+In: the items of a batch. Out: a call of the user's function with lists of them, asynchronous as a task on the loop,
+plain in a thread; to each item its result. The function runs for a request that is made of those of its items.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Hashable, Mapping, Sequence, Set
+import inspect
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,42 +19,27 @@ from headrace.context import ReplicaContext, RequestContext, replica_variable, r
 from headrace.core.batching import Batch
 from headrace.handle import cancel_calls
 from headrace.replica.batch_items import NO_OWNER, Item
+from headrace.replica.batched_function import BatchedFunction, BatchError, as_error, copy_of, values_of
 from headrace.replica.held import Holder
 from headrace.replica.methods import Kind
-from headrace.spec.errors import HeadraceError, UserCodeError
+from headrace.replica.threads import Done
 
 if TYPE_CHECKING:
     from headrace.replica.batching import Batches
 
 
-class BatchedFunction(msgspec.Struct, frozen=True, eq=False):
-    """A function of the user's that is called with batches, and the functions that say how those are made."""
-
-    function: Callable[..., Any]
-    kind: Kind
-    label: str
-    batch_size_fn: Callable[[list[Any]], int] | None = None
-    pad_fn: Callable[[list[Any], int], Sequence[Any]] | None = None
-    bucket_fn: Callable[[Any], Hashable] | None = None
-
-
-class BatchError(HeadraceError, RuntimeError):
-    """A batch function did not do its part: it returned no sequence, or one of a wrong length."""
-
-
 class BatchRun:
     """One batch that runs. Its function sees it as the call that it works for: `cancelled` when all items have left."""
 
-    __slots__ = ("batch", "batches", "cancelled", "expired", "items", "live", "models", "request", "task")
+    __slots__ = ("batch", "batches", "cancelled", "expected", "expired", "items", "live", "models", "request", "task")
 
     def __init__(self, batches: Batches, batch: Batch[Item], items: list[Item]) -> None:
         self.batches = batches
         self.batch = batch
         self.items = items
-        self.live = len(items)
+        self.live = self.expected = len(items)  # who still wants a result, and how many the function is to give
         self.cancelled = False
         self.expired = False
-        self.models: Any = None  # what holds the models that its code was given
         self.task: asyncio.Task[Any] | None = None
         self.request: RequestContext | None = None
         self.models = Holder(insider=True)  # a call that holds a model may wait for this batch
@@ -98,10 +85,73 @@ class BatchRun:
             deadline = max(deadline, item.deadline)
         return RequestContext(meta, deadline, replica, None, self)
 
+    # ---- at work
+
+    def start(self, context: contextvars.Context) -> None:
+        """Call the function, in this context. Raises RuntimeError where that takes a thread and none can be had."""
+        batches = self.batches
+        if batches.function.kind is Kind.COROUTINE:
+            asyncio.Task(self._run(), loop=batches.loop, name="batch", context=context)
+        else:
+            batches.threads().submit(partial(context.run, self._run_in_thread, context))
+
+    async def _run(self) -> None:
+        try:
+            values = self.values(await self._enter(self.call()))
+        except BaseException as error:  # the top of the task: whatever user code raises fails this batch alone
+            self.batches.failed(self, error)
+        else:
+            self._settle(values)
+
+    async def _enter(self, awaitable: Any) -> Any:
+        # As calls do: a task that is cancelled before its first step never takes it, so it is not known before.
+        self.task = asyncio.current_task(self.batches.loop)
+        if self.cancelled:
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()
+            raise asyncio.CancelledError
+        return await awaitable
+
+    def _run_in_thread(self, context: contextvars.Context) -> Done:
+        try:
+            if self.request is not None:
+                self.request.check()
+            result = self.call()
+            if inspect.isawaitable(result):
+                return partial(self._go_on, result, context)
+            return partial(self._settle, self.values(result))
+        except BaseException as error:  # the top of the thread's work, as in _run
+            return partial(self.batches.failed, self, error)
+
+    def _go_on(self, awaitable: Any, context: contextvars.Context) -> None:
+        """A plain function that returned something to be awaited: it is, on the loop."""
+
+        async def rest() -> None:
+            try:
+                values = self.values(await self._enter(awaitable))
+            except BaseException as error:  # as in _run
+                self.batches.failed(self, error)
+            else:
+                self._settle(values)
+
+        asyncio.Task(rest(), loop=self.batches.loop, name="batch", context=context)
+
+    def _settle(self, values: Sequence[Any]) -> None:
+        """The next batch starts first: its thread computes while the results of this one are sent."""
+        self.batches.end(self, learn=True)
+        for item, value in zip(self.items, values, strict=False):  # more values: those of the padding
+            if item.gone:
+                item.forsaken()
+            elif isinstance(value, BaseException):
+                item.fail(copy_of(as_error(self.batches.label, value)))
+            else:
+                item.settle(value)
+
     # ---- what the function is called with
 
-    def call(self, function: BatchedFunction) -> Any:
+    def call(self) -> Any:
         """Call the user's function with the items."""
+        function = self.batches.function
         first = self.items[0]
         args: list[Any]
         if len(first.args) == 1 and first.kwargs is None:
@@ -119,69 +169,31 @@ class BatchRun:
         return function.function(*args, **kwargs)
 
     def _padded(self, function: BatchedFunction, items: list[Any]) -> list[Any]:
-        batch = self.batch
-        if batch.padded_size <= batch.size:
-            return items
-        if function.pad_fn is None:
-            return items + items[-1:] * (self.expected - len(items))
-        padded = list(function.pad_fn(items, batch.padded_size))
-        if len(padded) != self.expected:
+        rows, padded_rows = self.batch.size, self.batch.padded_size
+        if padded_rows > rows:
+            if function.pad_fn is None:
+                items = items + items[-1:] * (padded_rows - len(items))
+            else:
+                items = self._padded_by(function, items, padded_rows)
+            self.expected = len(items)
+        return items
+
+    def _padded_by(self, function: BatchedFunction, items: list[Any], rows: int) -> list[Any]:
+        assert function.pad_fn is not None
+        padded = list(function.pad_fn(items, rows))
+        wrong = len(padded) < len(items) if function.batch_size_fn is not None else len(padded) != rows
+        if wrong:
             raise BatchError(
-                f"the pad_fn of {function.label} gave {len(padded)} items where a batch of {len(items)} is padded to "
-                f"{batch.padded_size}: return {self.expected}"
+                f"the pad_fn of {function.label} made {len(padded)} items of a batch of {len(items)}, which was to be "
+                f"padded to {rows}"
             )
         return padded
 
-    @property
-    def expected(self) -> int:
-        """How many items the function is called with."""
-        return len(self.items) + self.batch.padded_size - self.batch.size
-
-    def values(self, function: BatchedFunction, result: Any) -> Sequence[Any]:
+    def values(self, result: Any) -> Sequence[Any]:
         """The results of the items, from what the function returned or yielded. Raises BatchError."""
-        return values_of(function, result, self.expected)
+        return values_of(self.batches.function, result, self.expected)
 
 
 def _set(request: RequestContext | None, replica: ReplicaContext | None) -> None:
     request_variable.set(request)
     replica_variable.set(replica)
-
-
-def values_of(function: BatchedFunction, result: Any, expected: int) -> Sequence[Any]:
-    """What a batch function gave for `expected` items, one by one. Raises BatchError for what is no such sequence."""
-    kind = type(result)
-    if kind is not list and kind is not tuple:
-        if (
-            isinstance(result, str | bytes | bytearray | memoryview | Mapping | Set)
-            or not hasattr(kind, "__len__")
-            or not hasattr(kind, "__getitem__")
-            or hasattr(kind, "iterrows")  # a data frame, whose items are its columns
-        ):
-            raise BatchError(
-                f"{function.label} was called with a batch of {expected}, and gave {_described(result)}: give a list "
-                "(or another sequence) with one result for each item"
-            )
-        result = list(result)
-    if len(result) != expected:
-        raise BatchError(
-            f"{function.label} was called with a batch of {expected}, and gave {len(result)} results: give one for "
-            "each item, in their order"
-        )
-    return result  # type: ignore[no-any-return]
-
-
-def _described(result: Any) -> str:
-    name = type(result).__name__
-    if name == "DataFrame":
-        return "a DataFrame (to_dict('records') makes a list of it)"
-    return "None" if result is None else f"a {name}"
-
-
-def as_error(label: str, error: BaseException) -> Exception:
-    """The error as callers get it: one that means something to the loop or to the interpreter only by its name."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
-        return error
-    name = type(error).__name__
-    told = UserCodeError(f"{label} raised {name}{f': {error}' if str(error) else ''}", name)
-    told.__cause__ = error
-    return told

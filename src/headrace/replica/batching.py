@@ -1,30 +1,28 @@
 """The batches of one function on one event loop: the shell around `core.batching`.
 
-In: items, from code on the loop and in threads. Out: calls of the user's function with lists of them, asynchronous ones
-as tasks on the loop, plain ones in threads of their own; to each item its result. Whatever a batch function does, only
-its own batch's items fail.
+In: items, from code on the loop and in threads. Out: batches that start (`batch_run.py`, `batched_streams.py`), and
+items that fail without one. Whatever a batch function does, only its own batch's items fail.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from headrace.context import ReplicaContext, replica_variable
 from headrace.core.batching import Batch, Batcher
-from headrace.replica.batch_items import Failure, Item, copy_of
-from headrace.replica.batch_run import BatchedFunction, BatchRun, as_error
+from headrace.replica.batch_items import Failure, Item
+from headrace.replica.batch_run import BatchRun
+from headrace.replica.batched_function import BatchedFunction, as_error, copy_of
 from headrace.replica.batched_streams import StreamRun
 from headrace.replica.failure import log_failure
-from headrace.replica.methods import GENERATORS, Kind
-from headrace.replica.threads import Done, ThreadPool
+from headrace.replica.methods import GENERATORS
+from headrace.replica.threads import ThreadPool
 from headrace.spec.batching import BatchOptions
 from headrace.spec.errors import BackPressureError, RequestCancelledError, RequestTimeoutError
 
@@ -50,8 +48,10 @@ class Batches:
         self._context = contextvars.Context()  # of callbacks: that of the request that first put an item is not theirs
         self._context.run(replica_variable.set, replica)
         self._by_revision = replica is not None and replica.holds_handles
+        self._streams = function.kind in GENERATORS
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due: float | None = None
         self._posted: deque[Callable[[], None]] = deque()
         self._woken = False
         self._pool: ThreadPool | None = None
@@ -73,8 +73,8 @@ class Batches:
         try:
             key = self._key(item)
             hash(key)
-        except Exception as error:  # of the user's bucket_fn: it is this item's alone
-            item.fail(error)
+        except BaseException as error:  # of the user's bucket_fn: it is this item's alone
+            item.fail(as_error(f"the bucket_fn of {self.label}", error))
             return
         meta = item.meta
         waited_s = 0.0 if meta is None else meta.waited_s
@@ -131,52 +131,52 @@ class Batches:
         batcher, now = self.batcher, _now()
         while (batch := batcher.next(now)) is not None:
             self._start(batch, now)
-        while batcher.failed:
-            item, error = batcher.failed.pop()
-            item.fail(error)
-        while batcher.shed:
-            item = batcher.shed.pop()
-            item.fail(BackPressureError(f"{self.label} cannot answer in the time that there is: it was not started"))
+        if batcher.failed:
+            for item, error in batcher.failed:
+                item.fail(copy_of(error))
+            batcher.failed.clear()
+        if batcher.shed:
+            refusal = BackPressureError(f"{self.label} cannot answer in the time that there is: it was not started")
+            failure = Failure(refusal, "" if self.replica is None else self.replica.replica_id)
+            for item in batcher.shed:
+                item.fail_with(failure)
+            batcher.shed.clear()
         self._set_timer(batcher.due())
 
     def _set_timer(self, due: float | None) -> None:
         timer = self._timer
         if timer is not None:
-            if due is not None and timer.when() == due:
+            if due is not None and due == self._timer_due:  # uvloop's handles do not say for something due at once
                 return
             timer.cancel()
             self._timer = None
         if due is not None:
+            self._timer_due = due
             self._timer = self.loop.call_at(due, self._on_timer, context=self._context)
 
     def _measure(self, items: Sequence[Item]) -> int:
         assert self.function.batch_size_fn is not None
-        size = self.function.batch_size_fn([item.first for item in items])
-        if isinstance(size, bool) or not hasattr(size, "__index__") or size < 0:
-            raise TypeError(f"the batch_size_fn of {self.label} gave {size!r}: it is to give a whole number")
-        return int(size)
+        try:
+            return self.function.batch_size_fn([item.first for item in items])
+        except Exception:
+            raise
+        except BaseException as error:  # a SystemExit of the user's would end the loop
+            raise as_error(f"the batch_size_fn of {self.label}", error) from error
 
     def _start(self, batch: Batch[Item], now: float) -> None:
         items = [item for item in batch.items if not self._too_late(item, now)]
         if not items:
             self.batcher.ended(batch, now, learn=False)
             return
-        batch.size -= len(batch.items) - len(items)
-        kind = self.function.kind
-        if kind in GENERATORS:
-            stream = StreamRun(self, batch, items)
-            context = stream.context(self.replica)
-            if kind is Kind.ASYNC_GENERATOR:
-                asyncio.Task(stream.run(), loop=self.loop, name="batch", context=context)
-            else:
-                self._threads().submit(partial(context.run, stream.in_thread))
-            return
-        run = BatchRun(self, batch, items)
-        context = run.context(self.replica)
-        if kind is Kind.COROUTINE:
-            asyncio.Task(self._run(run), loop=self.loop, name="batch", context=context)
-        else:
-            self._threads().submit(partial(context.run, self._in_thread, run, context))
+        if len(items) < len(batch.items):
+            batch.size = len(items) if self.function.batch_size_fn is None else 0  # unknown: less than it was
+            if not self.batcher.options.allowed_batch_sizes:
+                batch.padded_size = batch.size
+        run = (StreamRun if self._streams else BatchRun)(self, batch, items)
+        try:
+            run.start(run.context(self.replica))
+        except RuntimeError as error:
+            self.failed(run, error)
 
     def _too_late(self, item: Item, now: float) -> bool:
         """Whether nobody waits for the item any more: then it is told so."""
@@ -189,66 +189,14 @@ class Batches:
             return False
         return True
 
-    def _threads(self) -> ThreadPool:
+    def threads(self) -> ThreadPool:
+        """Those of this function alone: calls wait for batches in other threads."""
         if self._pool is None:
             self._pool = ThreadPool(self.loop, self.batcher.options.max_concurrent_batches, "batch")
             weakref.finalize(self, self._pool.close).atexit = False
         return self._pool
 
-    # ---- at work
-
-    async def _run(self, run: BatchRun) -> None:
-        try:
-            result = await self._enter(run, run.call(self.function))
-            values = run.values(self.function, result)
-        except BaseException as error:  # the top of the task: whatever user code raises fails this batch alone
-            self.failed(run, error)
-        else:
-            self._done(run, values)
-
-    async def _enter(self, run: BatchRun, awaitable: Any) -> Any:
-        # As calls do: a task that is cancelled before its first step never takes it, so it is not known before.
-        run.task = asyncio.current_task(self.loop)
-        if run.cancelled:
-            if inspect.iscoroutine(awaitable):
-                awaitable.close()
-            raise asyncio.CancelledError
-        return await awaitable
-
-    def _in_thread(self, run: BatchRun, context: contextvars.Context) -> Done:
-        try:
-            if run.request is not None:
-                run.request.check()
-            result = run.call(self.function)
-            if inspect.isawaitable(result):
-                return partial(self._go_on, run, result, context)
-            return partial(self._done, run, run.values(self.function, result))
-        except BaseException as error:  # the top of the thread's work, as in _run
-            return partial(self.failed, run, error)
-
-    def _go_on(self, run: BatchRun, awaitable: Any, context: contextvars.Context) -> None:
-        """A plain function that returned something to be awaited: it is, on the loop."""
-
-        async def rest() -> None:
-            try:
-                values = run.values(self.function, await self._enter(run, awaitable))
-            except BaseException as error:  # as in _run
-                self.failed(run, error)
-            else:
-                self._done(run, values)
-
-        asyncio.Task(rest(), loop=self.loop, name="batch", context=context)
-
-    def _done(self, run: BatchRun, values: Sequence[Any]) -> None:
-        """The next batch starts first: its thread computes while the results of this one are sent."""
-        self.end(run, learn=True)
-        for item, value in zip(run.items, values, strict=False):  # more values: those of the padding
-            if item.gone:
-                item.forsaken()
-            elif isinstance(value, BaseException):
-                item.fail(copy_of(as_error(self.label, value)))
-            else:
-                item.settle(value)
+    # ---- what has ended
 
     def failed(self, run: BatchRun, error: BaseException) -> None:
         """The batch has ended with an error, which all get that still wait."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from headrace.context import ReplicaContext
-    from headrace.replica.batch_run import BatchedFunction
+    from headrace.replica.batched_function import BatchedFunction
     from headrace.replica.batching import Batches
     from headrace.replica.request import HttpRequest
 

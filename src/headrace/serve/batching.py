@@ -18,8 +18,8 @@ import msgspec
 
 from headrace.context import ReplicaContext, current_replica, current_request
 from headrace.replica.batch_items import NO_OWNER, AwaitedItem, BlockedItem
-from headrace.replica.batch_run import BatchedFunction, as_error, values_of
-from headrace.replica.batched_streams import AwaitedStream, BlockedStream, is_end
+from headrace.replica.batched_function import BatchedFunction, as_error, is_end, values_of
+from headrace.replica.batched_readers import AwaitedStream, BlockedStream
 from headrace.replica.batching import Batches
 from headrace.replica.methods import GENERATORS, BatchedMethod, Kind, kind_of
 from headrace.serve.deployment import Deployment
@@ -146,6 +146,7 @@ class Batched(_Settings):
         label = getattr(function, "__qualname__", None) or repr(function)
         self._function = BatchedFunction(function, kind_of(function), label.rpartition("<locals>.")[2], **functions)
         self._is_method = False
+        self._attribute = getattr(function, "__name__", "")
         self._signature: inspect.Signature | None = None
         self._states: dict[int, _State] = {}
 
@@ -154,12 +155,13 @@ class Batched(_Settings):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._is_method = True
+        self._attribute = name
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else BoundBatched(self, instance)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._takes_self(args):
+        if args and self._takes_self(args):
             return self._call(args[0], args[1:], kwargs)
         return self._call(NO_OWNER, args, kwargs)
 
@@ -167,12 +169,11 @@ class Batched(_Settings):
         """Whether this is a method called by its class (`Model.predict(model, item)`)."""
         if self._is_method:
             return True
-        scope = self._function.function.__qualname__.rpartition(".")[0] if args else ""
+        scope = self.__qualname__.rpartition(".")[0]
         if not scope or scope.endswith("<locals>"):
             return False
         classes = (args[0] if inspect.isclass(args[0]) else type(args[0])).__mro__
-        module = self._function.function.__module__
-        return any(cls.__qualname__ == scope and cls.__module__ == module for cls in classes)
+        return any(cls.__qualname__ == scope and cls.__module__ == self.__module__ for cls in classes)
 
     def __reduce__(self) -> Any:
         if _found_by_name(self):
@@ -328,7 +329,7 @@ class BoundBatched(_Settings):
         return getattr(self._batched, name)
 
     def __reduce__(self) -> Any:
-        return getattr, (self.__self__, self._batched.__name__)
+        return getattr, (self.__self__, self._batched._attribute)
 
     # ---- for replicas
 

@@ -225,7 +225,8 @@ class _Walk:
         reducer = copyreg.dispatch_table.get(kind)
         reduced = reducer(value) if reducer is not None else value.__reduce_ex__(4)
         if isinstance(reduced, str):
-            return _mix("global", [str(getattr(value, "__module__", "")).encode(), reduced.encode()])
+            module = str(getattr(value, "__module__", ""))
+            return _mix("global", [module.encode(), reduced.encode(), self._sources.of(module)])
         make, args, *rest = reduced
         state, items, pairs = (*rest, None, None, None)[:3]
         parts = [make, args, state, list(items or ()), list(pairs or ())]
