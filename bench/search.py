@@ -32,7 +32,7 @@ from bench.server import PeerFailed, Question, ask, loaded, running
 
 EXAMPLE = BENCH.parent / "examples" / "search"
 CONNECTIONS = 64
-FEW, MORE = 5.0, 40.0  # requests a second
+FEW, MORE = 5.0, 25.0  # requests a second
 SEED = 1
 
 # As people type them: between one word and a sentence.
