@@ -31,6 +31,11 @@ class Application:
         self._args = args
         self._kwargs = kwargs
 
+    @property
+    def deployment(self) -> Deployment:
+        """The deployment that was bound."""
+        return self._bound_deployment
+
     def __repr__(self) -> str:
         return f"Application({self._bound_deployment.name!r})"
 
