@@ -52,7 +52,7 @@ def question_of(peer: Peer) -> tuple[Question, Path]:
 
 
 def a_few(port: int, question: Question, seconds: float) -> Sequence[Outcome]:
-    """Independent requests, RATE of them a second. Raises PeerFailed when more than one in a hundred fails."""
+    """Independent requests, RATE of them a second. Raises PeerFailed when more than half of them fail."""
     body = question.body or b""
     lines = ["POST " + question.path + " HTTP/1.1", "host: bench", "content-type: application/json"]
     request = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body
@@ -62,7 +62,7 @@ def a_few(port: int, question: Question, seconds: float) -> Sequence[Outcome]:
 
     outcomes = run_exact(OpenLoop(port, arrivals.poisson(RATE, seconds, 0.0, SEED), the_same))
     failed = sum(outcome.status != 200 for outcome in outcomes)
-    if failed > len(outcomes) / 100:
+    if failed > len(outcomes) / 2:
         raise PeerFailed(f"{failed} of {len(outcomes)} requests failed at {RATE:g}/s")
     return outcomes
 
@@ -119,7 +119,9 @@ def measure(peer: Peer, seconds: float) -> Measured:
         if peer.name == FIXED:
             best, figures["size"] = best_of_sizes(server, seconds)
         time.sleep(0.5)  # what wrk has left behind is answered
-        took_s = [outcome.took_s for outcome in a_few(server.port, question, max(4.0, 4 * seconds))]
+        outcomes = a_few(server.port, question, max(4.0, 4 * seconds))
+        took_s = [outcome.took_s for outcome in outcomes if outcome.status == 200]
+        figures["failed_of_few"] = 1 - len(took_s) / len(outcomes)
         figures["p50_ms"] = arrivals.quantile(took_s, 0.5) * 1e3
         figures["p99_ms"] = arrivals.quantile(took_s, 0.99) * 1e3
         if peer.name != FIXED:
@@ -148,9 +150,9 @@ BATCHING = Section(
     "A model that batches",
     "A batch of n takes 2 ms + 0.05 ms × n of waiting, as for an accelerator (`bench/apps/batch_model.py`), and one "
     f"batch at a time; JSON over HTTP. At {RATE:g}/s requests come when a Poisson process says; at its limit wrk keeps "
-    f"{CONNECTIONS[0]} or {CONNECTIONS[1]} connections busy, and the better counts, without the answers that were "
-    "errors. Headrace's batches are at most 256, a row has 32 as the peers have; fixed sizes are waited for up to "
-    f"10 ms, and the row is that of the best of {', '.join(map(str, SIZES))}.",
+    f"{CONNECTIONS[0]} or {CONNECTIONS[1]} connections busy, and the better counts. Errors are no answers. Headrace's "
+    "batches are at most 256, a row has 32 as the peers have; fixed sizes are waited for up to 10 ms, and the row is "
+    f"that of the best of {', '.join(map(str, SIZES))}.",
     (
         headrace("headrace", "Headrace", "batching_headrace:app"),
         headrace("headrace-32", "Headrace, batches of at most 32", "batching_headrace:app", BENCH_MAX_BATCH="32"),
@@ -180,8 +182,9 @@ BATCHING = Section(
     (
         Column("p50_ms", f"{RATE:g}/s: p50", " ms"),
         Column("p99_ms", "p99", " ms"),
+        Column("failed_of_few", "errors", " %", 100),
         Column("full", "at its limit/s"),
-        Column("failed_share", "of it errors", " %", 100),
+        Column("failed_share", "errors", " %", 100),
         Column("cpu_us", "CPU a request", " µs"),
     ),
     measure,

@@ -35,8 +35,8 @@ class Section:
     """`measure` takes an entrant whose environment stands, and seconds for each figure; it raises PeerFailed.
 
     `picture` names the entrants that no budget needs. One that is `once` is measured in the first round alone: it
-    looks at a course in time, or varies little. `compare` is the figure of the last column: how many times theirs Headrace makes. `note`
-    stands under the title, `drawing` below the table.
+    looks at a course in time, or varies little. `compare` is the figure of the last column: how many times theirs
+    Headrace makes. `note` stands under the title, `drawing` below the table.
     """
 
     name: str
