@@ -42,12 +42,15 @@ MARGINS = 32  # batches over which the quantile is
 MOST_MARGIN = 2.0
 STEP = 1.5  # times more, or less, than expected is a step; smaller changes are left to shape and margin
 
+FAR = 4.0  # times more than is known is out of reach
+
 _KEYS = 256  # whose levels are kept
 _HALF_LIFE = 16.0  # in batches, of a range of sizes in the shape's fit
 _LEAST_WEIGHT = 0.05
 _PROPORTIONAL = 0.005  # in the fit, the weight of "proportional to rows"; sizes that differ by a tenth outweigh it
 _LEAST_S = 1e-7
-_UNREAD = 64  # batches that are noted, and looked at when somebody asks
+_UNREAD = 16  # batches that are kept until somebody asks; of those before nothing is learned
+_READ_EVERY = 64  # batches, where somebody only asks for a bound
 
 
 class Curve(NamedTuple):
@@ -83,8 +86,10 @@ class BatchCost:
         "_margins",
         "_pooled",
         "_ranges",
+        "_read",
         "_row",
         "_unread",
+        "_unread_s",
         "batches",
         "largest",
     )
@@ -93,6 +98,8 @@ class BatchCost:
         self.batches = 0
         self.largest = 0
         self._unread: deque[tuple[int, float, Hashable]] = deque(maxlen=_UNREAD)
+        self._unread_s = 0.0
+        self._read = 0  # `batches`, when they were looked at
         self._clock = 0
         self._ranges: dict[int, _Range] = {}
         self._fixed = 0.0
@@ -115,11 +122,19 @@ class BatchCost:
         return self.batches >= LEAST_BATCHES
 
     def observe(self, rows: int, seconds: float, key: Hashable = None) -> None:
-        """A batch of so many rows took so long. O(1): it is looked at when a curve is asked for."""
+        """A batch of so many rows took so long. It is looked at when a curve is asked for, which takes far longer."""
         self.batches += 1
         if rows > self.largest:
             self.largest = rows
+        if seconds > self._unread_s:
+            self._unread_s = seconds
         self._unread.append((rows, seconds, key))
+
+    def bound_s(self, rows: int, key: Hashable) -> float:
+        """A batch is most unlikely to take longer. Far less work than `curve`, for those who have time."""
+        stale = self.batches - self._read >= _READ_EVERY
+        curve = (None if stale else self._curves.get(key)) or self.curve(key)
+        return FAR * max(curve.of(rows), self._unread_s)
 
     def curve(self, key: Hashable) -> Curve:
         """The curve of batches of this key."""
@@ -127,6 +142,8 @@ class BatchCost:
             for rows, seconds, of in self._unread:
                 self._learn(max(1, rows), max(_LEAST_S, seconds), of)
             self._unread.clear()
+            self._unread_s = 0.0
+            self._read = self.batches
             self._curves.clear()
         curve = self._curves.get(key)
         if curve is None:

@@ -25,7 +25,7 @@ class Waiting(msgspec.Struct, order=True):
     urgency: float
     serial: int
     item: Any
-    line: Line | None  # None when it waits no more
+    line: Line
     since: float
     deadline: float
     expires: float
@@ -74,27 +74,23 @@ class Line:
         lane = self.late if entry.late else self.entries
         place = bisect_left(lane, entry)
         del lane[place]
-        entry.line = None
         self.rows, self._stale = None, True
         return not place and not entry.late
 
     def take(self, chosen: list[Waiting]) -> None:
         """These leave."""
-        for entry in chosen:
-            entry.line = None
+        leaving = {entry.serial for entry in chosen}
         for lane in (self.entries, self.late):
             last = max([entry for entry in chosen if entry.late is (lane is self.late)], default=None)
             if last is not None:
                 reach = bisect_left(lane, last) + 1
-                lane[:reach] = [entry for entry in lane[:reach] if entry.line is self]
+                lane[:reach] = [entry for entry in lane[:reach] if entry.serial not in leaving]
         self.rows, self._stale = None, True
 
     def take_first(self, count: int) -> list[Waiting]:
         """The first `count` of those that are not late, which leave."""
         chosen = self.entries[:count]
         del self.entries[:count]
-        for entry in chosen:
-            entry.line = None
         self.rows, self._stale = None, True
         return chosen
 

@@ -111,12 +111,13 @@ class Batcher(Generic[ItemT]):
         self.options = options
         self._rows = Rows(self._rows.measure, options.allowed_batch_sizes)
         entries = sorted(self._entries.values(), key=lambda entry: entry.serial)
+        self._entries.clear()
         self._lines.clear()
         self._turns.clear()
         self._late, self._owed = 0, 0.0
         for entry in entries:
-            if entry.line is not None:
-                self._place(entry, entry.line.key)
+            deadline = None if entry.expires == NEVER else entry.expires
+            self.add(entry.item, entry.line.key, entry.since, deadline=deadline, priority=entry.priority)
 
     def add(
         self,
@@ -131,11 +132,22 @@ class Batcher(Generic[ItemT]):
         """`item` waits; only items of the same key share a batch. It has waited `waited_s` already, elsewhere."""
         if item in self._entries:
             raise ValueError(f"{item!r} waits already")
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = Line(key)
+        since = now - waited_s
         expires = NEVER if deadline is None else deadline
+        target = self.options.target_latency_s
+        if target is None:
+            urgency, until = since, expires
+        else:
+            urgency = until = min(since + target, expires)
+        if priority:
+            urgency -= priority * AGING_S
         self._serial += 1
-        entry = Waiting(0.0, self._serial, item, None, now - waited_s, expires, expires, priority)
-        self._entries[item] = entry
-        self._place(entry, key)
+        entry = self._entries[item] = Waiting(urgency, self._serial, item, line, since, until, expires, priority)
+        if line.put(entry):
+            self._note_first(line)
 
     def discard(self, item: ItemT) -> bool:
         """`item` waits no more. False: it did not."""
@@ -180,26 +192,8 @@ class Batcher(Generic[ItemT]):
 
     # Waiting
 
-    def _place(self, entry: Waiting, key: Hashable) -> None:
-        target = self.options.target_latency_s
-        head_start_s = entry.priority * AGING_S
-        entry.late = False
-        if target is None:
-            entry.deadline = entry.expires
-            entry.urgency = entry.since - head_start_s
-        else:
-            entry.deadline = min(entry.since + target, entry.expires)
-            entry.urgency = entry.deadline - head_start_s
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = Line(key)
-        entry.line = line
-        if line.put(entry):
-            self._note_first(line)
-
     def _remove(self, entry: Waiting) -> None:
         line = entry.line
-        assert line is not None, "what waits has a line"
         del self._entries[entry.item]
         self._late -= entry.late
         first = line.remove(entry)
@@ -260,10 +254,10 @@ class Batcher(Generic[ItemT]):
         window_s = self.options.batch_wait_timeout_s
         if line.late or not window_s:
             return -NEVER, Reason.IDLE
-        curve = self._curve(line)
+        over = line.eldest() + window_s
+        curve = None if self._unhurried(line, over) else self._curve(line)
         if self._full(line, self._limit(curve)):
             return -NEVER, Reason.FULL
-        over = line.eldest() + window_s
         if curve is not None:
             forced = line.tightest(self._attainable(curve)) - self._cost(curve)(len(line))
             if forced < over:
@@ -283,8 +277,17 @@ class Batcher(Generic[ItemT]):
     # Size
 
     def _curve(self, line: Line) -> Curve | None:
-        """What batches of this key cost, if that matters and is known."""
-        return self.cost.curve(line.key) if line.timed and self.cost.known else None
+        """What batches of this key cost, if that is known."""
+        return self.cost.curve(line.key) if self.cost.known else None
+
+    def _unhurried(self, line: Line, now: float) -> bool:
+        """Whether all deadlines are so far away that nothing need be known."""
+        if not line.timed:
+            return True
+        if line.late or not self.cost.known:
+            return False
+        rows = self._rows.padded(min(ceil(len(line) * self._rows_each), self.options.max_batch_size))
+        return line.not_before(True) - now >= self.cost.bound_s(rows, line.key)
 
     def _attainable(self, curve: Curve | None) -> bool:
         target = self.options.target_latency_s
@@ -306,10 +309,10 @@ class Batcher(Generic[ItemT]):
 
     def _choose(self, line: Line, now: float) -> list[Waiting]:
         """Those that go as one batch; none: nobody of this line could, and it has changed. Raises Unmeasured."""
+        if self._unhurried(line, now):
+            return self._rows.fit(line.entries, self._limit(None))
         curve = self._curve(line)
         limit = self._limit(curve)
-        if not line.timed:
-            return self._rows.fit(line.entries, limit)
         deadline = DEADLINE if self._attainable(curve) else EXPIRES
         if curve is None:
             self._set_aside(line, now, 0.0, limit, deadline)
