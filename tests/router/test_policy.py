@@ -374,7 +374,9 @@ def test_requests_go_on_whatever_a_router_does(tmp_path: Path, caplog: pytest.Lo
 def test_a_replica_that_is_gone_is_passed_over_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test(world: World) -> None:
         first, _ = await named(world, 2, config(Hostile, how="gone"))
-        await ask_each(world, [b""])
+        while not first.server.links:
+            await ask_each(world, [b""])
+            router_of(world).last = None
         router = router_of(world)
         stale = list(router.curr_replicas.values())
         first.crash()
