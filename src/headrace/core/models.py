@@ -138,10 +138,10 @@ class Models(Generic[T]):
         self.stopped = False
         self._ready: OrderedDict[str, Loaded[T]] = OrderedDict()  # the least recently used first
         self._condemned: list[Loaded[T]] = []
-        self._closing: set[Loaded[T]] = set()
+        self._closing: dict[Loaded[T], None] = {}
         self._loads: dict[str, Load] = {}  # that can be waited for
         self._line: deque[Load] = deque()  # of those the ones that have not started
-        self._running: set[Load] = set()  # those that have
+        self._running: dict[Load, None] = {}  # those that have; both in order, so that all that is chosen is determined
         self._bytes = 0  # of all that is in memory, loads as they are expected
         self._newest: Loaded[T] | None = None
         self._sizes: OrderedDict[str, int] = OrderedDict()  # of models that were loaded once
@@ -284,7 +284,7 @@ class Models(Generic[T]):
         if load not in self._running:
             self._came_late(loaded)
         else:
-            self._running.remove(load)
+            del self._running[load]
             self._bytes -= load.expected_bytes
             del self._loads[load.model]
             self._ready[load.model] = loaded
@@ -298,7 +298,7 @@ class Models(Generic[T]):
     def failed(self, load: Load, now: float) -> None:
         """The load has brought nothing. The next who asks for its model has it tried again."""
         if load in self._running:
-            self._running.remove(load)
+            del self._running[load]
             self._bytes -= load.expected_bytes
             del self._loads[load.model]
             self.steps.append(Changed(load.model))
@@ -307,7 +307,7 @@ class Models(Generic[T]):
     def closed(self, loaded: Loaded[T], now: float) -> None:
         """The model is no longer in memory."""
         loaded.standing = Standing.CLOSED
-        self._closing.remove(loaded)
+        del self._closing[loaded]
         self._bytes -= loaded.size_bytes
         self._settle(now)
 
@@ -378,7 +378,7 @@ class Models(Generic[T]):
         if not (load.urgent or overdue or self._has_room(load, now)):
             return False
         self._line.remove(load)
-        self._running.add(load)
+        self._running[load] = None
         self._bytes += load.expected_bytes
         load.started_at = now
         self.steps += (Changed(load.model), Start(load))
@@ -439,7 +439,7 @@ class Models(Generic[T]):
 
     def _close(self, loaded: Loaded[T]) -> None:
         loaded.standing = Standing.CLOSING
-        self._closing.add(loaded)
+        self._closing[loaded] = None
         if self._newest is loaded:
             self._newest = None
         self.steps.append(Close(loaded))  # type: ignore[arg-type]
@@ -474,7 +474,7 @@ class Models(Generic[T]):
 
     def _disown(self, load: Load) -> None:
         """A load that has started is wanted no more: what it brings comes late."""
-        self._running.remove(load)
+        del self._running[load]
         self._bytes -= load.expected_bytes
         del self._loads[load.model]
         self.steps += (Changed(load.model), Cancel(load))

@@ -1,6 +1,6 @@
-"""How objects of users come to their end: their destructors are called where they may wait or be asynchronous.
+"""How objects of users come to their end: what is called then may be asynchronous, may take long, may raise.
 
-In: an instance, and what is to be called. Out: nothing; what user code raises is raised.
+In: an instance or a model. Out: nothing; what user code raises is raised.
 """
 
 from __future__ import annotations
@@ -25,6 +25,26 @@ async def call(work: Callable[[], Any], method: Callable[..., Any], name: str) -
         await result
 
 
+def has_an_end(model: Any) -> bool:
+    """Whether something is to be called when the model goes."""
+    return not inspect.isclass(model) and (_close_of(model) is not None or hasattr(type(model), "__del__"))
+
+
+async def end(held: list[Any]) -> None:
+    """Close the one model in the list, which is the last to refer to it; one without `close` by its destructor."""
+    model = held.pop()
+    close = _close_of(model)
+    if close is not None:
+        await call(close, close, "close")
+    elif inspect.iscoroutinefunction(getattr(type(model), "__del__", None)):
+        await model.__del__()
+        disarm(model)
+    else:
+        held.append(model)
+        del model
+        await in_thread(held.clear, "del")  # where others refer to it, it lives on as long as they do
+
+
 def disarm(instance: object) -> None:
     """Keep the interpreter from calling `__del__` a second time when it collects the instance."""
     kind: Any = type(instance)
@@ -35,6 +55,15 @@ def disarm(instance: object) -> None:
         instance.__class__ = spent
     except Exception as error:  # layouts that do not fit, and what metaclasses and __init_subclass__ of users raise
         log.debug("the __del__ of %r may run a second time: %s", kind.__name__, error)
+
+
+def _close_of(model: Any) -> Callable[[], Any] | None:
+    try:
+        close = getattr(model, "close", None)
+    except Exception as error:  # attributes of users may be made by their code
+        log.debug("%r is taken to have no close: %s", type(model).__name__, error)
+        return None
+    return close if callable(close) else None
 
 
 def _nothing(_: object) -> None:

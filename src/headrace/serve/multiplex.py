@@ -17,7 +17,8 @@ from headrace.context import ModelBoard, ReplicaContext, current_replica, curren
 from headrace.replica.held import LOCK, loading_variable
 from headrace.replica.memory import can_measure
 from headrace.replica.methods import GENERATORS, kind_of
-from headrace.replica.multiplexing import Loader, ModelTable
+from headrace.replica.model_load import Loader
+from headrace.replica.multiplexing import ModelTable
 from headrace.serve.deployment import Deployment
 from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.multiplexing import MARK, MultiplexOptions, multiplex_options

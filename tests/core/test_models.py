@@ -1,0 +1,733 @@
+"""Which models stay, which go and which are loaded: by cases, and by anything that may happen in any order."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from headrace.core.models import PATIENCE_S, Cancel, Changed, Close, Give, Load, Loaded, Models, Refuse, Standing, Start
+
+
+class World:
+    """Models with somebody who does what they say at once, but for what a test wants to do itself."""
+
+    def __init__(self, *, closes: bool = True, **options):
+        self.models: Models[str] = Models(**options)
+        self.now = 0.0
+        self.closes = closes  # closings end at once
+        self.started: list[Load] = []
+        self.cancelled: list[Load] = []
+        self.refused: list[Load] = []
+        self.given: dict[Load, Loaded] = {}
+        self.to_close: list[Loaded] = []
+        self.log: list[str] = []
+
+    def do(self):
+        while self.models.steps:
+            steps, self.models.steps = self.models.steps, []
+            for step in steps:
+                match step:
+                    case Start(load):
+                        self.started.append(load)
+                        self.log.append(f"load {load.model}")
+                    case Cancel(load):
+                        self.cancelled.append(load)
+                    case Refuse(load):
+                        self.refused.append(load)
+                    case Give(load, loaded):
+                        self.given[load] = loaded
+                    case Close(loaded):
+                        assert not loaded.users
+                        self.log.append(f"close {loaded.model}")
+                        if self.closes:
+                            self.models.closed(loaded, self.now)
+                        else:
+                            self.to_close.append(loaded)
+                    case Changed():
+                        pass
+
+    def ask(self, model, **options) -> Load:
+        assert self.models.find(model) is None
+        load = self.models.ask(model, self.now, **options)
+        self.do()
+        return load
+
+    def use(self, model) -> Loaded:
+        loaded = self.models.find(model)
+        assert loaded is not None
+        self.models.hold(loaded)
+        return loaded
+
+    def come(self, load, size=0) -> Loaded:
+        loaded = self.models.loaded(load, load.model.upper(), size, self.now)
+        self.do()
+        return loaded
+
+    def have(self, *models, size=0) -> None:
+        """Have these loaded, with nobody who uses them."""
+        for model in models:
+            self.release(self.come(self.ask(model), size))
+
+    def release(self, *all_loaded) -> None:
+        for loaded in all_loaded:
+            self.models.release(loaded, self.now)
+            self.do()
+
+    def close(self, loaded) -> None:
+        self.to_close.remove(loaded)
+        self.models.closed(loaded, self.now)
+        self.do()
+
+    def fail(self, load) -> None:
+        self.models.failed(load, self.now)
+        self.do()
+
+    def leave(self, load, kept=False) -> None:
+        self.models.leave(load, self.now, kept)
+        self.do()
+
+    def hint(self, model) -> None:
+        self.models.hint(model, self.now)
+        self.do()
+
+    def wait(self, seconds) -> None:
+        self.now += seconds
+        self.models.tick(self.now)
+        self.do()
+
+    @property
+    def ready(self):
+        return [loaded.model for loaded in self.models]
+
+
+# ---- by count
+
+
+def test_the_least_recently_used_goes():
+    world = World(limit=3)
+    world.have("a", "b", "c")
+    world.models.find("a")
+    world.have("d")
+    assert world.ready == ["c", "a", "d"]
+    assert world.log[3:] == ["close b", "load d"]  # first the one, then the other: the limit holds meanwhile
+
+
+def test_any_number_stays_without_a_limit():
+    world = World()
+    world.have(*(f"m{n}" for n in range(300)))
+    assert len(world.ready) == 300
+    assert not world.models.leaving
+
+
+def test_there_is_one_load_for_all_who_ask():
+    world = World(limit=2)
+    loads = {world.ask("a"), world.ask("a"), world.ask("a")}
+    assert len(loads) == len(world.started) == 1
+    assert world.come(loads.pop()).users == 3
+
+
+def test_loads_of_different_models_run_at_once_within_the_limit():
+    world = World(limit=2)
+    a, b, c = world.ask("a"), world.ask("b"), world.ask("c")
+    assert world.started == [a, b]
+    world.release(world.come(b))
+    assert world.log == ["load a", "load b", "close b", "load c"]
+    assert world.models.in_memory == 2
+    assert c.started_at == 0.0
+
+
+def test_a_load_that_fails_is_tried_again_by_the_next_who_asks():
+    world = World(limit=1)
+    first = world.ask("a")
+    world.fail(first)
+    second = world.ask("a")
+    assert second is not first
+    assert world.started == [first, second]
+    assert world.models.in_memory == 1
+
+
+def test_one_in_use_goes_last_and_only_when_its_last_request_has_ended():
+    world = World(limit=2)
+    world.have("a", "b")
+    a, again = world.use("a"), world.use("a")
+    world.have("c")
+    assert world.ready == ["a", "c"]  # b was used later, but is idle
+    world.use("c")
+    world.ask("d")
+    assert a.standing is Standing.CONDEMNED
+    assert world.models.find("a") is None
+    world.release(a)
+    assert "close a" not in world.log
+    world.release(again)
+    assert world.log[-2:] == ["close a", "load d"]
+
+
+def test_room_is_there_when_a_model_is_closed_not_before():
+    world = World(limit=1, closes=False)
+    world.have("a")
+    load = world.ask("b")
+    assert world.started[1:] == []
+    world.close(world.to_close[0])
+    assert world.started[1:] == [load]
+
+
+def test_who_comes_first_loads_first():
+    world = World(limit=1)
+    world.have("a")
+    a = world.use("a")
+    world.ask("b")
+    world.ask("c")
+    world.release(a)
+    assert world.log[-1] == "load b"
+
+
+def test_a_request_that_holds_a_model_does_not_wait_for_room():
+    world = World(limit=1)
+    world.have("a")
+    a = world.use("a")
+    b = world.come(world.ask("b", urgent=True))
+    assert world.models.in_memory == 2
+    assert a.standing is Standing.CONDEMNED
+    world.release(b, a)
+    assert world.ready == ["b"]
+
+
+def test_one_that_becomes_urgent_starts():
+    world = World(limit=1)
+    world.have("a")
+    world.use("a")
+    load = world.ask("b")
+    assert load.started_at is None
+    world.ask("b", urgent=True)
+    assert world.started[-1] is load
+
+
+def test_a_condemned_model_stays_when_nothing_needs_its_room_any_more():
+    world = World(limit=1)
+    world.have("a")
+    a = world.use("a")
+    load = world.ask("b")
+    assert world.models.find("a") is None
+    assert world.models.find("a", insider=True) is a
+    world.leave(load)
+    assert world.models.find("a") is a
+    assert a.standing is Standing.READY
+    world.release(a)
+    assert world.ready == ["a"]
+
+
+def test_those_whose_turn_it_is_get_the_condemned_model_that_they_wait_for():
+    world = World(limit=1)
+    world.have("a")
+    a = world.use("a")
+    ahead = world.ask("b")
+    waiting = world.ask("a")
+    assert waiting not in world.given
+    world.leave(ahead)
+    assert world.given == {waiting: a}
+    assert a.users == 2
+    assert world.started[1:] == []
+
+
+def test_what_never_gives_up_its_room_stops_nobody_for_ever():
+    world = World(limit=1)
+    world.have("a")
+    world.use("a")
+    load = world.ask("b")
+    due = world.models.due(world.now)
+    assert due == PATIENCE_S
+    world.wait(due / 2)
+    assert load.started_at is None
+    world.wait(due / 2)
+    assert load.started_at == due
+
+
+# ---- loads that nobody waits for
+
+
+def test_a_load_that_all_have_left_is_cancelled_and_the_next_begins_anew():
+    world = World(limit=1)
+    first = world.ask("a")
+    world.ask("a")
+    world.leave(first)
+    assert not world.cancelled
+    world.leave(first)
+    assert world.cancelled == [first]
+    second = world.ask("a")
+    assert second is not first
+    world.fail(first)  # it has ended, which means nothing to the second
+    assert world.come(second).users == 1
+
+
+def test_a_load_whose_callers_ran_out_of_time_goes_on():
+    world = World(limit=1)
+    load = world.ask("a")
+    world.leave(load, kept=True)
+    assert not world.cancelled
+    world.come(load)
+    assert world.ready == ["a"]
+
+
+def test_a_load_that_cannot_be_cancelled_goes_on_and_is_joined():
+    world = World(limit=1, cancellable=False)
+    load = world.ask("a")
+    world.leave(load)
+    assert world.ask("a") is load
+    assert world.come(load).users == 1
+
+
+def test_a_load_that_nobody_waits_for_makes_room():
+    world = World(limit=1, cancellable=False)
+    late = world.ask("a")
+    world.leave(late)
+    load = world.ask("b")
+    assert world.started == [late, load]
+    assert world.cancelled == [late]
+    world.come(load)
+    world.come(late)  # there is no room for it
+    assert world.ready == ["b"]
+    assert world.log[-1] == "close a"
+
+
+def test_what_comes_late_stays_where_there_is_room():
+    world = World(limit=1)
+    late = world.ask("a")
+    world.leave(late)
+    world.come(late)
+    assert world.ready == ["a"]
+
+
+# ---- hints
+
+
+def test_a_hint_loads_where_there_is_room_and_in_the_place_of_what_is_idle():
+    world = World(limit=2)
+    world.hint("a")
+    world.come(world.started[-1])
+    world.have("b")
+    world.hint("c")
+    assert world.log == ["load a", "load b", "close a", "load c"]
+
+
+def test_a_hint_takes_the_place_of_nothing_in_use():
+    world = World(limit=2)
+    world.have("a")
+    world.use("a")
+    world.ask("b")
+    world.hint("c")
+    assert len(world.started) == 2
+    assert world.models.loading == ["b"]
+
+
+def test_a_hint_for_what_is_there_or_on_its_way_is_dropped():
+    world = World(limit=3)
+    world.have("a")
+    world.ask("b")
+    world.hint("a")
+    world.hint("b")
+    assert len(world.started) == 2
+
+
+def test_who_asks_for_what_was_hinted_joins_and_goes_without_harm():
+    world = World(limit=2)
+    world.hint("a")
+    load = world.ask("a")
+    assert world.started == [load]
+    world.leave(load)
+    assert not world.cancelled
+    world.come(load)
+    assert world.ready == ["a"]
+
+
+def test_a_hint_waits_for_its_room_and_gives_way_to_who_asks():
+    world = World(limit=1, closes=False)
+    world.have("a")
+    world.hint("b")
+    world.ask("c")
+    world.close(world.to_close[0])
+    assert [load.model for load in world.started] == ["a", "c"]
+    assert world.models.loading == ["c"]
+
+
+def test_a_hinted_model_that_is_too_large_goes_again():
+    world = World(max_bytes=100)
+    world.have("a", size=60)
+    a = world.use("a")
+    world.models._sizes["b"] = 10
+    world.hint("b")
+    world.come(world.started[-1], 50)
+    assert world.ready == ["a"]
+    world.release(a)
+    assert world.models.bytes_in_memory == 60
+
+
+# ---- by memory
+
+
+def test_what_a_model_took_last_time_is_made_room_for():
+    world = World(max_bytes=100)
+    world.have("a", size=60)
+    world.have("b", size=60)
+    assert world.ready == ["b"]
+    world.ask("a")
+    assert world.log[-2:] == ["close b", "load a"]
+
+
+def test_of_an_unknown_model_the_average_is_expected():
+    world = World(max_bytes=100)
+    world.have("a", "b", size=40)
+    world.ask("c")
+    assert world.log[-2:] == ["close a", "load c"]
+
+
+def test_a_model_larger_than_the_limit_is_alone():
+    world = World(max_bytes=100)
+    world.have("a", "b", size=10)
+    world.have("large", size=500)
+    assert world.ready == ["large"]
+    world.have("a", size=10)
+    assert world.ready == ["a"]
+    world.ask("large")
+    assert world.log[-2:] == ["close a", "load large"]
+
+
+def test_models_in_use_go_after_a_model_that_needs_their_room():
+    world = World(max_bytes=100)
+    world.have("a", size=60)
+    a = world.use("a")
+    load = world.ask("b")
+    world.wait(PATIENCE_S)
+    b = world.come(load, 60)
+    assert a.standing is Standing.CONDEMNED
+    assert world.ready == ["b"]
+    world.release(b, a)
+    assert world.models.bytes_in_memory == 60
+
+
+def test_where_memory_is_measured_by_what_grows_loads_follow_each_other():
+    world = World(max_bytes=100, one_at_a_time=True)
+    a, b = world.ask("a"), world.ask("b")
+    assert world.started == [a]
+    world.come(a, 10)
+    assert world.started == [a, b]
+
+
+def test_a_load_without_end_holds_up_the_others_once():
+    world = World(max_bytes=100, one_at_a_time=True)
+    hung, b = world.ask("hung"), world.ask("b")
+    assert world.models.due(0.0) == PATIENCE_S
+    world.wait(PATIENCE_S)
+    assert world.started == [hung, b]
+    world.come(b, 10)
+    c = world.ask("c")
+    assert world.started[-1] is c
+
+
+# ---- the end
+
+
+def test_when_it_stops_all_goes_that_is_not_in_use():
+    world = World(limit=2)
+    world.have("a", "b")
+    b = world.use("b")
+    waiting = world.ask("c")
+    world.models.stop(world.now)
+    world.do()
+    assert world.log[-1] == "close a" or "close a" in world.log
+    assert world.cancelled == [waiting] or world.refused == [waiting]
+    world.release(b)
+    assert world.log[-1] == "close b"
+    assert not world.ready
+    if waiting in world.cancelled:
+        world.come(waiting)
+        assert world.log[-1] == "close c"
+    assert world.models.in_memory == 0
+
+
+def test_loads_that_wait_for_each_other_are_found():
+    a, b, c = (Load(name, 0.0, 0) for name in "abc")
+    a.waits_for.append(b)
+    b.waits_for.append(c)
+    assert a.leads_to(c)
+    assert a.leads_to(a)
+    assert not c.leads_to(a)
+
+
+# ---- anything, in any order
+
+MODELS = st.sampled_from("abcdefg")
+
+
+class Anything(RuleBasedStateMachine):
+    """Requests come, wait, use, end and leave; loads and closings take as long as they like; routers hint."""
+
+    limit: int | None = 2
+    max_bytes: int | None = None
+    alone = False
+    cancellable = True
+    sizes = {model: 10 + 7 * n for n, model in enumerate("abcdefg")}
+
+    def __init__(self):
+        super().__init__()
+        self.models: Models[str] = Models(self.limit, self.max_bytes, self.alone, self.cancellable)
+        self.now = 0.0
+        self.running: list[Load] = []
+        self.waiting: list[Load] = []  # one entry for each who waits
+        self.using: list[Loaded] = []  # and for each who uses
+        self.closing: list[Loaded] = []
+        self.used: list[str] = []  # models by their last use
+        self.excused: set[str] = set()  # loaded beyond the limits, as they had to be
+        self.once_condemned: set[str] = set()  # or late, since they were last used: they are the first to go
+        self.late: list[Loaded] = []  # brought by loads that had been given up
+
+    def use(self, loaded):
+        assert loaded.standing in (Standing.READY, Standing.CONDEMNED)
+        self.using.append(loaded)
+
+    def touch(self, model):
+        if model in self.used:
+            self.used.remove(model)
+        self.used.append(model)
+        self.once_condemned.discard(model)
+
+    def do(self):
+        while self.models.steps:
+            steps, self.models.steps = self.models.steps, []
+            for step in steps:
+                match step:
+                    case Start(load):
+                        assert load.model not in [other.model for other in self.running if other not in self.dropped()]
+                        self.running.append(load)
+                        if load.urgent or (load.waiters and self.now - load.since >= PATIENCE_S):
+                            self.excused.add(load.model)
+                    case Cancel(load):
+                        assert not load.waiters
+                        if self.cancellable:
+                            self.running.remove(load)
+                            self.models.failed(load, self.now)
+                    case Give(load, loaded):
+                        assert loaded.model == load.model
+                        for _ in range(self.waiting.count(load)):
+                            self.waiting.remove(load)
+                            self.use(loaded)
+                    case Close(loaded):
+                        assert not loaded.users
+                        assert loaded not in self.using
+                        self.closing.append(loaded)
+                    case Refuse():
+                        raise AssertionError("nothing stops here")
+                    case Changed(model):
+                        assert self.models.standing_of(model) in (True, False, None)
+
+    def dropped(self):
+        """Loads that run and that the core has given up."""
+        return [load for load in self.running if load not in self.models._running]
+
+    def advance(self):
+        due = self.models.due(self.now)
+        if due is not None and due <= self.now:
+            self.models.tick(self.now)
+
+    @rule(model=MODELS, urgent=st.sampled_from([False, False, False, True]), insider=st.booleans())
+    def ask(self, model, urgent, insider):
+        loaded = self.models.find(model, insider)
+        if loaded is not None:
+            self.models.hold(loaded)
+            if loaded.standing is Standing.READY:
+                self.touch(model)
+            self.use(loaded)
+            return
+        idle, before = self.idle(), len(self.closing)
+        self.waiting.append(self.models.ask(model, self.now, urgent))
+        self.do()
+        went = [loaded.model for loaded in self.closing[before:]]
+        assert went == idle[: len(went)], "the least recently used goes first"
+
+    @rule(model=MODELS)
+    def hint(self, model):
+        before = {loaded: loaded.standing for loaded in set(self.using)}
+        self.models.hint(model, self.now)
+        self.do()
+        assert before == {loaded: loaded.standing for loaded in before}
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), fails=st.sampled_from([False, False, False, True]))
+    def end_load(self, data, fails):
+        load = data.draw(st.sampled_from(self.running))
+        self.running.remove(load)
+        if fails:
+            waiters = load.waiters
+            self.models.failed(load, self.now)
+            assert self.waiting.count(load) == waiters
+            self.waiting = [other for other in self.waiting if other is not load]
+        else:
+            was_given_up = load not in self.models._running
+            loaded = self.models.loaded(load, load.model.upper(), self.sizes[load.model], self.now)
+            if was_given_up:
+                self.late.append(loaded)
+                self.once_condemned.add(load.model)
+            else:
+                self.touch(load.model)
+            assert loaded.users == self.waiting.count(load)
+            for _ in range(loaded.users):
+                self.waiting.remove(load)
+                self.use(loaded)
+        self.do()
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data(), kept=st.booleans())
+    def leave(self, data, kept):
+        load = data.draw(st.sampled_from(self.waiting))
+        self.waiting.remove(load)
+        self.models.leave(load, self.now, kept)
+        self.do()
+
+    @precondition(lambda self: self.using)
+    @rule(data=st.data())
+    def release(self, data):
+        loaded = data.draw(st.sampled_from(self.using))
+        self.using.remove(loaded)
+        self.models.release(loaded, self.now)
+        self.do()
+
+    @precondition(lambda self: self.closing)
+    @rule(data=st.data())
+    def close(self, data):
+        loaded = data.draw(st.sampled_from(self.closing))
+        self.closing.remove(loaded)
+        self.models.closed(loaded, self.now)
+        self.do()
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, PATIENCE_S]))
+    def pass_time(self, seconds):
+        self.now += seconds
+        self.models.tick(self.now)
+        self.do()
+
+    # ---- what holds always
+
+    def idle(self):
+        return [loaded.model for loaded in self.models if not loaded.users]
+
+    @invariant()
+    def users_are_counted(self):
+        for loaded in [*self.models, *self.models.leaving]:
+            assert loaded.users == self.using.count(loaded)
+        for load in self.models._loads.values():
+            assert load.waiters == self.waiting.count(load)
+
+    @invariant()
+    def what_is_in_memory_is_known(self):
+        models = self.models
+        owned = [load for load in self.running if load in models._running]
+        assert models.in_memory == len(list(models)) + len(models.leaving) + len(owned)
+        taken = sum(loaded.size_bytes for loaded in [*models, *models.leaving])
+        assert models.bytes_in_memory == taken + sum(load.expected_bytes for load in owned)
+        assert set(models.closing) == set(self.closing)
+        there = {load.model for load in owned} | {loaded.model for loaded in [*models, *models.leaving]}
+        self.excused &= there
+
+    @invariant()
+    def there_is_one_of_each(self):
+        ready, loading = [loaded.model for loaded in self.models], self.models.loading
+        assert len(ready) == len(set(ready))
+        assert not set(ready) & set(loading)
+
+    @invariant()
+    def the_limit_holds(self):
+        if self.limit is not None:
+            twice = len([loaded for loaded in self.models.leaving if loaded.model in self.excused])
+            late = len([loaded for loaded in self.late if loaded.standing is Standing.CLOSING])
+            assert self.models.in_memory <= self.limit + len(self.excused) + twice + late
+
+    @invariant()
+    def nobody_waits_without_need(self):
+        models = self.models
+        asked = [load for load in models._line if load.waiters]
+        if not asked:
+            return
+        assert all(self.now - load.since < PATIENCE_S for load in asked)
+        assert not any(load.urgent for load in asked)
+        full = self.limit is not None and models.in_memory >= self.limit
+        ahead = asked[0].expected_bytes
+        full |= self.max_bytes is not None and models.bytes_in_memory + ahead > self.max_bytes and models.in_memory > 0
+        full |= self.alone and bool(models._running)
+        assert full
+        if self.limit is not None and models.in_memory - len(models.leaving) >= self.limit:
+            # Idle models and loads that nobody wants give way at once.
+            assert not self.idle()
+            assert all(load.waiters for load in models._running)
+
+    @invariant()
+    def memory_is_not_kept_that_is_too_much(self):
+        if self.max_bytes is None:
+            return
+        going = sum(loaded.size_bytes for loaded in self.models.leaving)
+        loading = sum(load.expected_bytes for load in self.models._running)
+        kept = sum(loaded.size_bytes for loaded in self.models)
+        if kept + loading > self.max_bytes:
+            assert len(list(self.models)) <= 1, "only the newest may be too much alone"
+        assert kept + loading + going == self.models.bytes_in_memory
+
+    @invariant()
+    def the_order_is_that_of_use(self):
+        self.once_condemned |= {loaded.model for loaded in self.models.leaving}
+        ready = [loaded.model for loaded in self.models if loaded.model not in self.once_condemned]
+        assert ready == sorted(ready, key=self.used.index)
+
+    def teardown(self):
+        """Everything ends: then everybody has got what was asked for, and what is left is within the limits."""
+        for _ in range(1000):
+            if self.closing:
+                self.models.closed(self.closing.pop(), self.now)
+            elif self.using:
+                self.models.release(self.using.pop(), self.now)
+            elif self.running:
+                load = self.running.pop()
+                loaded = self.models.loaded(load, load.model.upper(), self.sizes[load.model], self.now)
+                for _ in range(loaded.users):
+                    self.waiting.remove(load)
+                    self.use(loaded)
+            else:
+                break
+            self.do()
+        assert not self.waiting
+        assert not self.models.loading
+        assert not self.models.leaving
+        assert self.limit is None or self.models.in_memory <= self.limit
+        if self.max_bytes is not None and self.models.in_memory > 1:
+            assert self.models.bytes_in_memory <= self.max_bytes
+
+
+class One(Anything):
+    limit = 1
+
+
+class Threads(Anything):
+    limit = 3
+    cancellable = False
+
+
+class Memory(Anything):
+    limit = None
+    max_bytes = 60
+
+
+class Measured(Anything):
+    limit = 3
+    max_bytes = 90
+    alone = True
+    cancellable = False
+
+
+class Unlimited(Anything):
+    limit = None
+
+
+@pytest.mark.parametrize("world", [Anything, One, Threads, Memory, Measured, Unlimited], ids=lambda world: world.__name__)
+def test_whatever_happens(world):
+    machine = world.TestCase
+    machine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+    machine().runTest()
