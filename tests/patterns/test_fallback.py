@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -193,3 +194,26 @@ def test_without_a_default_s_time_the_request_may_be_late() -> None:
             await handle.options(timeout_s=0.1).remote("x")
 
     run(test)
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """Takes no attributes, so no notes; and cannot be printed."""
+
+    code: int
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_errors_of_users_may_be_strange(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(instance: TestInstance) -> None:
+        def strange(x: Any) -> Any:
+            raise Frozen(3)
+
+        handle = await instance.run(patterns.fallback(patterns.pipeline(strange, bound("Model", Puppet())), "default"))
+        assert await handle.remote("x") == "default"
+
+    caplog.set_level(logging.WARNING, "headrace.patterns")
+    run(test)
+    assert "Fallback: Pipeline failed, and the default is answered (" in caplog.text

@@ -159,6 +159,7 @@ def test_stages_are_called_by_the_method_that_is_named() -> None:
         inner = patterns.pipeline(bound("Inner", Puppet(lambda x: x)))  # a pattern is called as it is
         app = patterns.pipeline(
             inner,
+            patterns.member(inner, timeout_s=30),
             bound("Model", Puppet(lambda x: x)),
             patterns.member(bound("Plain", Puppet(lambda x: x)), method="__call__"),
             method="predict",

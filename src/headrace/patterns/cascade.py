@@ -6,6 +6,7 @@ In: a call. Out: the first answer that is sure enough, or that of the last membe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from headrace import serve
@@ -79,7 +80,7 @@ def cascade(
 
 
 def _check_confident(value: object) -> None:
-    if isinstance(value, bool) or not (isinstance(value, int | float) or is_function(value)):
+    if isinstance(value, bool) or not (isinstance(value, Real) or is_function(value)):
         raise OptionTypeError(
             f"confident={value!r} of cascade() must be the least confidence that will do, or a function of the answer"
         )
@@ -138,7 +139,7 @@ class Cascade(Pattern):
 
     async def _will_do(self, place: int, answer: Any) -> bool:
         confident = self._confident[place]
-        if not isinstance(confident, int | float):
+        if callable(confident):
             return bool(await value_of(confident(answer)))
         name = self._members[place].name
         found = await self._confidence_of(name, answer)

@@ -10,6 +10,7 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace import serve
@@ -42,10 +43,12 @@ def weighted(weights: Sequence[float] | Mapping[str, float], combine: str = "mea
     Raises OptionError, OptionTypeError.
     """
     _check_way(f"combine={combine!r} of weighted()", combine)
+    if hasattr(weights, "tolist"):
+        weights = weights.tolist()  # an array
     if not isinstance(weights, Mapping | Sequence) or isinstance(weights, str | bytes):
         raise OptionTypeError(f"weights={weights!r} of weighted() must be a list of numbers, or a dict of them by name")
     for weight in weights.values() if isinstance(weights, Mapping) else weights:
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
+        if isinstance(weight, bool) or not isinstance(weight, Real):
             raise OptionTypeError(f"the weight {weight!r} of weighted() must be a number")
         if not 0 < weight < math.inf:
             raise OptionError(

@@ -14,17 +14,14 @@ MARGIN_S = 0.02
 _LEAST_S = 0.0001  # of a call: its time may not be 0
 
 
-def time_for_members(margin_s: float, limit_s: float | None = None) -> float | None:
-    """The seconds until `margin_s` before the request's deadline, `limit_s` at most; None: as long as they like.
+def time_for_members(margin_s: float) -> float | None:
+    """The seconds until `margin_s` before the request's deadline; None: as long as they like.
 
     The margin is half of what is left, when that is less. A pattern among the members sees their time as its own, and
     keeps its margin from that: so each level answers before the one above it.
     """
     left = serve.get_request_context().remaining_s
-    if left is None:
-        return limit_s
-    within_s = max(left - min(margin_s, left / 2), _LEAST_S)
-    return within_s if limit_s is None else min(within_s, limit_s)
+    return None if left is None else max(left - min(margin_s, left / 2), _LEAST_S)
 
 
 def check_margin(pattern: str, value: object) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from headrace import serve
 from headrace.patterns.combining import Stacking, Weights, check_combine, mean, vote, weights_of
 from headrace.patterns.deadline import MARGIN_S, check_margin, time_for_members
-from headrace.patterns.member import Declared, Member, check_seconds, declared
+from headrace.patterns.member import Declared, Member, check_seconds, declared, within
 from headrace.patterns.pattern import Parse, Pattern, add_note, bind, said, value_of
 from headrace.spec.errors import OptionError, OptionTypeError, RequestTimeoutError
 
@@ -55,9 +55,8 @@ def ensemble(
     return bind(
         Ensemble,
         options,
-        members=found,
+        members=[within(each, wait_s) for each in found],
         combine=combine,
-        wait_s=wait_s,
         least=1 if least is None and wait_s is not None else least,
         margin_s=margin_s,
         parse=parse,
@@ -73,7 +72,6 @@ class Ensemble(Pattern):
         members: Sequence[Declared],
         combine: Combine,
         *,
-        wait_s: float | None,
         least: int | None,
         margin_s: float,
         parse: Parse | None,
@@ -81,14 +79,13 @@ class Ensemble(Pattern):
     ) -> None:
         super().__init__(parse=parse, details=details)
         self._members = [Member(each) for each in members]
-        self._wait_s = wait_s
         self._least = least
         self._margin_s = margin_s
         self._combine = _Combination(combine, [member.name for member in self._members])
 
     async def answer(self, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request | None) -> Any:
         """The combined answer. Raises the error of a member with a note that names it, or RequestTimeoutError."""
-        within_s = None if self._least is None else time_for_members(self._margin_s, self._wait_s)
+        within_s = None if self._least is None else time_for_members(self._margin_s)
         calls: list[DeploymentResponse] = []
         try:
             for member in self._members:

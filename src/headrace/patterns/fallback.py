@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import serve
 from headrace.patterns.deadline import MARGIN_S, check_margin, time_for_members
-from headrace.patterns.member import Declared, Member, check_method, check_seconds, one
+from headrace.patterns.member import Declared, Member, check_method, check_seconds, one, within
 from headrace.patterns.pattern import Parse, Pattern, bind, is_function, is_handle, said, value_of
 from headrace.spec.errors import OptionError, OptionTypeError
 
@@ -60,9 +60,8 @@ def fallback(
     return bind(
         Fallback,
         options,
-        member=asked,
+        member=within(asked, timeout_s),
         default=default,
-        timeout_s=timeout_s,
         on=kinds,
         margin_s=margin_s,
         parse=parse,
@@ -78,7 +77,6 @@ class Fallback(Pattern):
         member: Declared,
         default: Any,
         *,
-        timeout_s: float | None,
         on: tuple[type[Exception], ...],
         margin_s: float,
         parse: Parse | None,
@@ -88,7 +86,6 @@ class Fallback(Pattern):
         self._member = Member(member)
         self._default = Member(default) if isinstance(default, Declared) else default
         self._is_function = is_function(default)
-        self._timeout_s = timeout_s
         self._on = on
         self._margin_s = margin_s
 
@@ -96,7 +93,7 @@ class Fallback(Pattern):
         """The member's answer, or the default one. Raises errors of the member that none stands in for."""
         name = self._member.name
         try:
-            answer = await self._member.remote(args, kwargs, time_for_members(self._margin_s, self._timeout_s))
+            answer = await self._member.remote(args, kwargs, time_for_members(self._margin_s))
             return self._with_details(answer, name, {})
         except Exception as error:  # whatever a member raises
             if not isinstance(error, self._on) or self._is_final(error):

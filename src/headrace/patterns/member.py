@@ -64,7 +64,8 @@ def declared(pattern: str, given: object, method: str | None) -> list[Declared]:
 def one(what: str, value: object, method: str | None) -> Declared:
     """The member that `value` is. `what` names it in errors: OptionTypeError, GraphError."""
     if isinstance(value, Declared):
-        return value._replace(method=method) if method and not value.method else value
+        plain = not value.method and not _is_pattern(value.target)
+        return value._replace(method=method) if method and plain else value
     return _declared(what, value, method if method and not _is_pattern(value) else None, None)
 
 
@@ -80,6 +81,13 @@ def _named(members: Sequence[Declared]) -> list[Declared]:
         taken.add(name)
         made.append(each._replace(name=name))
     return made
+
+
+def within(member: Declared, limit_s: float | None) -> Declared:
+    """The member, which has `limit_s` seconds to answer if it has not less anyway."""
+    if limit_s is None or (member.timeout_s is not None and member.timeout_s <= limit_s):
+        return member
+    return member._replace(timeout_s=limit_s)
 
 
 def check_seconds(what: str, value: object) -> None:

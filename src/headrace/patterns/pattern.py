@@ -87,28 +87,42 @@ async def value_of(result: Any) -> Any:
 
 def add_note(error: Exception, note: str) -> None:
     """Note where the error is from, once: it may be raised for several requests."""
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    try:
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+    except Exception:  # a user's error may take no attributes (a frozen dataclass): then it goes on without a note
+        return
 
 
 def said(error: Exception) -> str:
     """The error in a line of the log, where its traceback is already."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+    try:
+        message = str(error)
+    except Exception as another:  # a __str__ of a user's
+        message = f"<its __str__ raised {type(another).__name__}>"
+    return f"{type(error).__name__}: {message}".partition("\n")[0]
 
 
 def bind(pattern: type[Pattern], options: Mapping[str, Any] | None, **arguments: Any) -> serve.Application:
-    """The pattern with these options of a deployment, bound to the arguments of its constructor."""
+    """The pattern with these options of a deployment, bound to the arguments of its constructor.
+
+    Raises OptionTypeError for what is wrong with arguments that all patterns have.
+    """
+    function = f"{pattern.__name__.lower()}()"
     deployment = serve.deployment(max_ongoing_requests=MAX_ONGOING_REQUESTS)(pattern)
     if options is not None:
         if not isinstance(options, Mapping):
             raise OptionTypeError(
-                f"options={options!r} of {pattern.__name__.lower()}() must be a dict of options of its own deployment, "
+                f"options={options!r} of {function} must be a dict of options of its own deployment, "
                 "such as {'num_replicas': 2}"
             )
         deployment = deployment.options(**options)
     parse = arguments.get("parse")
     if parse is not None:
-        check_function(f"parse={parse!r} of {pattern.__name__.lower()}()", parse, "of an HTTP request, or None")
+        check_function(f"parse={parse!r} of {function}", parse, "of an HTTP request, or None")
+    details = arguments.get("details", False)
+    if not isinstance(details, bool):
+        raise OptionTypeError(f"details={details!r} of {function} must be True or False")
     return deployment.bind(**arguments)
 
 
