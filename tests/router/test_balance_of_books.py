@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_reservations import Kept
 from test_result_items import AskedForItems
 from test_router import Asked, Replica, World, taken_bytes, until
 
@@ -26,6 +27,7 @@ STEPS = st.lists(
         st.sampled_from(
             [
                 *("ask", "ask_large", "ask_items", "ask_items", "put", "put", "put_array", "take", "reply"),
+                *("reserve", "reserve", "use", "use_items", "give_back"),
                 *("answer_array", "end", "end", "fail", "cancel", "cancel", "expire", "crash", "drain", "tick"),
             ]
         ),
@@ -43,6 +45,7 @@ class Play:
     def __init__(self, world: World) -> None:
         self.world = world
         self.calls: list[Asked] = []
+        self.reservations: list[Kept] = []
         self.replicas: list[Replica] = []
         self.working: list[Incoming] = []
         self.open: set[Incoming] = set()  # those whose result has begun, as items
@@ -55,8 +58,8 @@ class Play:
 
     async def step(self, what: str, which: int, size: int) -> None:
         world = self.world
-        if what.startswith("ask"):
-            self.ask(what, size)
+        if what.startswith("ask") or what.startswith("use"):
+            self.ask(what, size, which)
             if which:
                 await self.settle()
         elif what == "cancel" and self.calls:
@@ -71,6 +74,13 @@ class Play:
                 call.costs.clear()
         elif what in ("crash", "drain"):
             await self.replace(what)
+        elif what == "reserve":
+            self.reservations.append(Kept())
+            world.router.submit(self.reservations[-1])
+            if which:
+                await self.settle()
+        elif what == "give_back" and self.reservations:
+            world.router.cancel(self.reservations[which % len(self.reservations)])
         elif what == "tick":
             await asyncio.sleep(0)
         elif self.working:
@@ -80,8 +90,15 @@ class Play:
         for _ in range(8):
             await asyncio.sleep(0)
 
-    def ask(self, what: str, size: int) -> None:
-        call = AskedForItems() if what == "ask_items" else Asked(bytes(size), whole=True)
+    def ask(self, what: str, size: int, which: int) -> None:
+        call = AskedForItems() if what.endswith("items") else Asked(bytes(size), whole=True)
+        if what.startswith("use"):
+            standing = [kept for kept in self.reservations if kept.link is not None]
+            if not standing:
+                return
+            slot = standing[which % len(standing)]
+            assert slot.link is not None
+            call.slot, call.target, call.revision = slot, slot.link.replica.id, slot.revision
         if what == "ask_large":
             call.buffers = [BUFFER]
         self.calls.append(call)
@@ -127,6 +144,8 @@ class Play:
     async def end(self) -> None:
         """All work ends; each call that was not cancelled is answered, and nothing is left of any."""
         world = self.world
+        for kept in self.reservations:
+            world.router.cancel(kept)
 
         def over() -> bool:
             for incoming in list(self.working):
@@ -144,8 +163,10 @@ class Play:
             call.buffers = ()
         for replica in self.replicas:
             assert replica.server.suspects.current is None
+            assert not replica.server.on_drain
             for link in replica.server.links:
                 assert not link.calls
+                assert not link.reserved._kept
                 assert not link.outflows
         for link in world.router.links:
             assert not link.outflows

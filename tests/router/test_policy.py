@@ -283,6 +283,8 @@ def test_routers_of_ours_can_be_extended(tmp_path: Path) -> None:
         assert answered == answered[:3] * 2
         assert len(set(answered)) == 3
         replicas[0].crash()
+        (pool,) = world.router._pools.values()
+        await until(lambda: len(pool.balancer.replicas) == 2)
         assert Counter(await ask_each(world, [b""] * 4)) == {"Model#2": 2, "Model#3": 2}
 
     in_world(test, tmp_path)

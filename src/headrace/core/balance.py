@@ -209,6 +209,10 @@ class Balancer(Generic[CallT]):
         self._book(other)
         return other
 
+    def book(self, replica: Replica) -> None:
+        """A call is sent there in a slot that was kept for it, and was booked with what kept it: both end."""
+        self._book(replica)
+
     def enqueue(
         self, call: CallT, now: float, priority: int = 0, deadline: float | None = None, key: Key | None = None
     ) -> bool:

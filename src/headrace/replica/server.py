@@ -23,6 +23,7 @@ from headrace.core.turns import Turns
 from headrace.engine.linux import peer_uid
 from headrace.replica.board import ModelBoard
 from headrace.replica.incoming import Incoming
+from headrace.replica.reserved import ReservedSlots
 from headrace.spec.errors import ProtocolError
 from headrace.wire.awake import Awake
 from headrace.wire.buffers import Buffers
@@ -53,6 +54,7 @@ from headrace.wire.frames import (
     REJECT,
     RELEASE,
     REPLY,
+    RESERVED,
     SUSPECT,
     U32,
     WAITING,
@@ -72,6 +74,8 @@ BACKLOG = 1024
 FLUSH_INTERVAL_S = 0.002
 _pack = HEADER.pack
 NONE_WAITS = 0xFFFF
+_OTHERWISE = LEASED | RESERVED  # calls that get their slot in another way than most
+_NOT_WHOLE = MORE | ARENAS | RESERVED  # more is to be done before they start
 _decode_meta = msgspec.msgpack.Decoder(CallMeta).decode
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -86,6 +90,7 @@ class CalleeLink(Connection):
         self.peer = ""  # until it has said hello
         self.calls: dict[int, Incoming] = {}
         self.buffers = Buffers(self)
+        self.reserved = ReservedSlots(self)
         self._awake = server.awake
         self._latest = 0  # the newest call's stream, and what it was at the last flush: was that call alone?
         self._latest_flushed = 0
@@ -210,7 +215,7 @@ class CalleeLink(Connection):
         self._latest = stream
         if self._awake is not None and self._awake.since:
             self._awake.came()
-        if not (self._enter_leased(load) if flags & LEASED else self.gate.enter(self, False, 0.0)):
+        if not (self._enter_otherwise(flags, load, meta) if flags & _OTHERWISE else self.gate.enter(self, False, 0.0)):
             if flags & ARENAS:
                 self.buffers.discard(payload)
             self.send(stream, REJECT, load=min(self.gate.load, 0xFFFF))
@@ -221,12 +226,22 @@ class CalleeLink(Connection):
             server.offer(self.gate.leave(self.loop.time()))
             raise ProtocolError(f"not the metadata of a call: {error}") from error
         incoming = self.calls[stream] = Incoming(self, stream, flags, call_meta, payload)
-        if flags & (MORE | ARENAS):
+        if flags & _NOT_WHOLE:
             self._start_large(stream, incoming)
         elif flags & SUSPECT:
             server.start_suspect(incoming)
         else:
             server.start(incoming)
+
+    def _enter_otherwise(self, flags: int, load: int, meta: bytes) -> bool:
+        """By a lease, or in a slot that was kept for the call (else as any other)."""
+        if flags & LEASED:
+            return self._enter_leased(load)
+        try:
+            reservation = _decode_meta(meta).reservation
+        except BROKEN as error:
+            raise ProtocolError(f"not the metadata of a call: {error}") from error
+        return self.reserved.take(reservation) or self.gate.enter(self, False, 0.0)
 
     def _enter_leased(self, load: int) -> bool:
         now = self.loop.time()
@@ -236,6 +251,9 @@ class CalleeLink(Connection):
         return started
 
     def _start_large(self, stream: int, incoming: Incoming) -> None:
+        if incoming.flags & RESERVED and not incoming.meta.reservation:
+            self.reserved.keep(stream, incoming)
+            return
         if incoming.flags & MORE:
             whole = call_is_by_handle(incoming)
             incoming.expect_body(whole)

@@ -41,9 +41,10 @@ def arguments_of(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
     Raises whatever unpickling a user's object raises.
     """
-    if call.kind & (HTTP | GRPC) or not call.body:
+    data, buffers = (call.body, call.buffers) if call.about is None else (call.about.data, call.about.buffers)
+    if call.kind & (HTTP | GRPC) or not data:
         return (), {}
-    args, kwargs = payload.decode(call.body, call.buffers)  # type: ignore[arg-type]
+    args, kwargs = payload.decode(data, buffers)  # type: ignore[arg-type]
     return args, kwargs
 
 

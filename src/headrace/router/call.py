@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from headrace.router.hedges import HedgeCopy
     from headrace.router.link import Link
     from headrace.router.pool import Pool
+    from headrace.router.reservation import Reservation
     from headrace.wire.connection import Outflow
+    from headrace.wire.payload import Payload
 
 # What an item is (wire.items.PLAIN or STATUS), its bytes, its external buffers, what it cost of the window.
 Item = tuple[int, bytes, Sequence[memoryview], int]
@@ -58,6 +60,8 @@ class Call:
     whole = False  # join the parts of the result before on_reply
     hedge: HedgingConfig | bool | None = None  # None: as the deployment says; False: never
     target: str | None = None  # the one replica that it is for
+    slot: Reservation | None = None  # that is kept for it there
+    about: Payload | None = None  # the arguments that it is about, where its body does not say
     reader: RecordReader | None = None  # set where `kind` has STREAM and not HTTP: the result comes by on_items
 
     # What the router keeps.

@@ -18,6 +18,7 @@ from headrace.router.hedges import Hedges
 from headrace.router.link import NONE_WAITS, Link, connect
 from headrace.router.places import Places
 from headrace.router.policy import make_policy
+from headrace.router.reservation import send_in_slot
 from headrace.spec.errors import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -27,7 +28,7 @@ from headrace.spec.errors import (
     RequestTimeoutError,
 )
 from headrace.spec.snapshot import DeploymentEntry
-from headrace.wire.frames import LEASED, SUSPECT, ModelsInfo
+from headrace.wire.frames import LEASED, RESERVED, SUSPECT, ModelsInfo
 
 if TYPE_CHECKING:
     from headrace.router.router import Router
@@ -143,6 +144,8 @@ class Pool:
 
     def _submit_special(self, call: Call) -> None:
         """As `submit`, where not every replica is as good as another for the call."""
+        if call.slot is not None and send_in_slot(self, call, call.slot):
+            return
         if call.target is not None and not self._knows(call.target):
             call.on_error(self._no_such_replica(call.target))
             return
@@ -321,6 +324,9 @@ class Pool:
 
     def _put_back(self, call: Call) -> None:
         """A call that no replica has started waits again in its old place."""
+        if call.reservation:
+            call.reservation = 0  # the slot was lost on the way
+            call.kind &= ~RESERVED
         if call.queued_since is None:
             call.queued_since = self.loop.time()
         call.link = None
