@@ -7,6 +7,7 @@ and no socket here.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class Phase:
 @dataclass(frozen=True)
 class Seen:
     """What a phase came to: the share of its requests that missed, in all and from its middle on, latencies of those
-    answered, batches, and after how many of them it had settled (all of them: it never did).
+    answered, batches, requests in one of them, and after how many batches it had settled (all: it never did).
     """
 
     missed: float
@@ -35,31 +36,33 @@ class Seen:
     p50_s: float
     p99_s: float
     batches: int
+    batch: float
     settled_after: int
 
 
-def look(phase: Phase, outcomes: Sequence[Outcome], batches: Sequence[Sequence[float]], target_s: float) -> Seen:
+def look(phase: Phase, outcomes: Sequence[Outcome], batches: Sequence[Sequence[float]], limit_s: float) -> Seen:
     """What the phase came to. `batches` are the `due_s` of the requests in each, in the order of their start.
 
     It has settled at the first batch from whose eldest request on, to the end of the phase, at most ALLOWED of the
-    requests miss: are late, refused, or never answered. Requests due within two targets of the next step are left
+    requests miss: are late, refused, or never answered. Requests due within two limits of the next step are left
     out, for it is that step which may make them late.
     """
-    end = phase.ends_s - 2 * target_s
+    end = phase.ends_s - 2 * limit_s
     within = sorted(
         (one for one in outcomes if phase.begins_s <= one.arrival.due_s < end), key=lambda one: one.arrival.due_s
     )
     dues = [one.arrival.due_s for one in within]
     misses_before = [0]
     for one in within:
-        misses_before.append(misses_before[-1] + (not one.in_time(target_s)))
+        misses_before.append(misses_before[-1] + (not one.in_time(limit_s)))
 
     def missed_from(due_s: float) -> float:
         place = bisect.bisect_left(dues, due_s)
         count = len(dues) - place
         return (misses_before[-1] - misses_before[place]) / count if count else 0.0
 
-    eldest = [min(batch) for batch in batches if batch and phase.begins_s <= min(batch) < end]
+    within_phase = [batch for batch in batches if batch and phase.begins_s <= min(batch) < end]
+    eldest = [min(batch) for batch in within_phase]
     settled_after = next((number for number, due_s in enumerate(eldest) if missed_from(due_s) <= ALLOWED), len(eldest))
     took_s = [one.took_s for one in within if one.status == 200]
     return Seen(
@@ -68,5 +71,6 @@ def look(phase: Phase, outcomes: Sequence[Outcome], batches: Sequence[Sequence[f
         quantile(took_s, 0.5),
         quantile(took_s, 0.99),
         len(eldest),
+        sum(map(len, within_phase)) / len(eldest) if eldest else math.nan,
         settled_after,
     )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bench import batching, multiplexing, objective
 from bench.arrivals import KINDS, NEVER, Arrival, Outcome, stepped
 from bench.batching import BATCHING, OF_ONE_SCRIPT, question_of
-from bench.objective import TARGET_S, TIMES, figures_of, phases, picture, request, schedule, series_of
+from bench.objective import LIMIT_S, TIMES, figures_of, phases, picture, request, schedule, series_of
 from bench.results import Entry, Measured
 from bench.server import SUM_SCRIPT
 from bench.settling import Phase, look
@@ -40,7 +40,7 @@ def batches_of(outcomes: Sequence[Outcome], size: int) -> list[list[float]]:
 def test_a_phase_without_misses_has_settled_at_once() -> None:
     outcomes = outcomes_every_ms([False] * 900)
     seen = look(PHASE, outcomes, batches_of(outcomes, 10), 0.010)
-    assert (seen.missed, seen.settled_after, seen.batches) == (0.0, 0, 90)
+    assert (seen.missed, seen.settled_after, seen.batches, seen.batch) == (0.0, 0, 90, 10.0)
     assert (seen.p50_s, seen.p99_s) == (0.001, 0.001)
 
 
@@ -126,7 +126,7 @@ def test_the_objectives_figures_and_picture_come_from_a_run() -> None:
     due = [arrival.due_s for arrival in schedule(seconds)][::20]
     dear = phases(seconds)[2]
     outcomes = [
-        Outcome(Arrival(when, False), 200, 2 * TARGET_S if dear.begins_s <= when < dear.ends_s else 0.001)
+        Outcome(Arrival(when, False), 200, 2 * LIMIT_S if dear.begins_s <= when < dear.ends_s else 0.001)
         for when in due
     ]
     figures = figures_of(outcomes, [[when] for when in due], seconds)
