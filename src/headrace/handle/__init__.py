@@ -7,6 +7,7 @@ from headrace.handle.handle import DeploymentHandle
 from headrace.handle.options import HandleOptions
 from headrace.handle.origin import new_request_id
 from headrace.handle.response import DeploymentResponse
+from headrace.handle.selection import ReplicaSelection
 
 __all__ = [
     "DeploymentBroadcastResponse",
@@ -14,6 +15,7 @@ __all__ = [
     "DeploymentResponse",
     "DeploymentResponseGenerator",
     "HandleOptions",
+    "ReplicaSelection",
     "cancel_calls",
     "new_request_id",
 ]

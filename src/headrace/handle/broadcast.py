@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Generator
 from typing import Any, NoReturn
 
-from headrace.handle.call import CANCELLED, FAILED, PENDING, REPLIED, HandleCall
+from headrace.handle.call import CANCELLED, FAILED, PENDING, REPLIED, HandleCall, until_settled
 from headrace.router.call import Call
 from headrace.runtime import Runtime
 from headrace.spec.errors import HeadraceError, LoopBlockedError, PayloadError, ProtocolError, RequestTimeoutError
@@ -133,7 +133,7 @@ class DeploymentBroadcastResponse(HandleCall):
         self._waiters.append(stay)
         try:
             async with asyncio.timeout(timeout_s):
-                await _End(self)
+                await until_settled(self)
         except TimeoutError:
             raise TimeoutError(
                 f"not all replicas of {self._name} have answered within {timeout_s:g} s (request {self.request_id}); "
@@ -203,16 +203,6 @@ class DeploymentBroadcastResponse(HandleCall):
 
     def on_reply(self, flags: int, meta: bytes, payload: bytes) -> None:
         """Never: only its parts are sent."""
-
-
-class _End:
-    """To be awaited: the end of a call."""
-
-    def __init__(self, call: HandleCall) -> None:
-        self._call = call
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return self._call._wait()
 
 
 def _nothing() -> None:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import threading
+import types
 from abc import abstractmethod
 from collections.abc import Callable, Generator
 from typing import Any
@@ -246,6 +247,12 @@ def _unsendable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
             inner = error.__cause__  # that of a response among the parts of an argument says what to do instead
             return f"argument {label!r}: {inner if isinstance(inner, PayloadError) else error}"
     return ""
+
+
+@types.coroutine
+def until_settled(call: HandleCall) -> Generator[Any, None, None]:
+    """Wait, on any loop, until there is something for who waits for the call; cancelled, it may cancel the call."""
+    yield from call._wait()
 
 
 def cancel_calls(request: RequestContext | None) -> None:

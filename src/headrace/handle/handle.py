@@ -17,10 +17,11 @@ from headrace.handle.call import HandleCall
 from headrace.handle.generator import DeploymentResponseGenerator, ItemCall
 from headrace.handle.options import HandleOptions, checked_changes
 from headrace.handle.origin import take_origin
-from headrace.handle.resolution import send_when_resolved
+from headrace.handle.resolution import send
 from headrace.handle.response import DeploymentResponse
+from headrace.handle.selection import ReplicaChoice, ReplicaSelection, SlotCall
 from headrace.runtime import Runtime
-from headrace.spec.errors import OptionTypeError
+from headrace.spec.errors import OptionError, OptionTypeError
 
 
 def _apply(options: HandleOptions, response: HandleCall) -> None:
@@ -38,17 +39,6 @@ def _apply(options: HandleOptions, response: HandleCall) -> None:
         response.priority = options.priority
     if options.hedge is not None:
         response.hedge = options.hedge
-
-
-def _has_response(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    for argument in args:
-        if isinstance(argument, DeploymentResponse):
-            return True
-    if kwargs:
-        for argument in kwargs.values():
-            if isinstance(argument, DeploymentResponse):
-                return True
-    return False
 
 
 class DeploymentHandle:
@@ -158,6 +148,48 @@ class DeploymentHandle:
         self._start(response, args, kwargs)
         return response
 
+    def choose_replica(self, *args: Any, **kwargs: Any) -> ReplicaChoice:
+        """Choose a replica, keep a slot there, and say which it is: `async with handle.choose_replica() as selection:`
+        (outside of event loops also `with`). Then `handle.dispatch(selection, ...)` calls it.
+
+        It is chosen, and waited for, as for a call by `remote`; a router of your own may look at the arguments, which
+        are not sent. The slot counts as a call in work. It is given back when the block ends without a dispatch, and
+        lost when the replica drains or dies, or the time of the handle (`timeout_s`) or of the request is over.
+        Entering it raises what a call would: BackPressureError, RequestTimeoutError, DeploymentUnavailableError.
+        """
+
+        def begin() -> SlotCall:
+            runtime = self._runtime
+            if runtime is None or not runtime.alive:
+                runtime = self._adopt_runtime()
+            slot = SlotCall(runtime, self.app_name, self.deployment_name, self._options.method_name)
+            self._start(slot, args, kwargs)
+            return slot
+
+        return ReplicaChoice(begin, self._options.stream)
+
+    def dispatch(self, selection: ReplicaSelection, *args: Any, **kwargs: Any) -> Any:
+        """Call the replica that was chosen, in the slot that is kept there; returns as `remote` does.
+
+        The method and the options are those of the handle that chose. Where the slot was lost meanwhile, the call waits
+        for that replica as any other, and fails with ReplicaDiedError when it takes no calls any more. Raises
+        OptionError when the selection is of another deployment, was used, or its block has ended.
+        """
+        if not isinstance(selection, ReplicaSelection):
+            raise OptionTypeError(f"dispatch({selection!r}): the first argument must be what choose_replica() gave")
+        slot = selection._slot
+        if (slot.deployment, slot.app) != (self.deployment_name, self.app_name):
+            raise OptionError(
+                f"dispatch() of a handle to {self.deployment_name!r} of {self.app_name!r}: the selection is of "
+                f"{slot.deployment!r} of {slot.app!r}"
+            )
+        kind = ItemCall if selection._stream else DeploymentResponse
+        response = kind(slot._runtime, slot.app, slot.deployment, slot.method)
+        take_origin(response)
+        selection._use_for(response)
+        send(response, args, kwargs)
+        return DeploymentResponseGenerator(response) if isinstance(response, ItemCall) else response
+
     def _adopt_runtime(self) -> Runtime:
         runtime = self._runtime = runtimes.current(self._runtime)
         return runtime
@@ -167,10 +199,7 @@ class DeploymentHandle:
         take_origin(call)
         if self._options.special:
             _apply(self._options, call)
-        if _has_response(args, kwargs):
-            send_when_resolved(call, args, kwargs)
-        else:
-            call._send(args, kwargs)
+        send(call, args, kwargs)
 
     def shutdown(self) -> None:
         """Let go of what the handle holds. The process's connections are shared, so there is nothing to do."""

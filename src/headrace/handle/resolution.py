@@ -10,7 +10,21 @@ from headrace.handle.call import FAILED, PENDING, HandleCall
 from headrace.handle.response import DeploymentResponse
 
 
-def send_when_resolved(call: HandleCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def send(call: HandleCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Send the call with these arguments: now, or when the responses among them have ended."""
+    for argument in args:
+        if isinstance(argument, DeploymentResponse):
+            _send_when_resolved(call, args, kwargs)
+            return
+    if kwargs:
+        for argument in kwargs.values():
+            if isinstance(argument, DeploymentResponse):
+                _send_when_resolved(call, args, kwargs)
+                return
+    call._send(args, kwargs)
+
+
+def _send_when_resolved(call: HandleCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Submit the call once the responses among its arguments have ended; one that failed fails this call too."""
     needed = [a for a in (*args, *kwargs.values()) if isinstance(a, DeploymentResponse)]
     _Resolution(call, args, kwargs, needed).advance()

@@ -5,6 +5,7 @@ from headrace.handle import (
     DeploymentHandle,
     DeploymentResponse,
     DeploymentResponseGenerator,
+    ReplicaSelection,
 )
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "DeploymentHandle",
     "DeploymentResponse",
     "DeploymentResponseGenerator",
+    "ReplicaSelection",
 ]
