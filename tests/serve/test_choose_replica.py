@@ -188,11 +188,13 @@ def test_a_replica_that_dies_takes_its_slots_along() -> None:
 
 def test_a_drain_does_not_wait_for_slots() -> None:
     async def check(instance: TestInstance, handle: Any, shared: Shared) -> None:
-        async with handle.who.choose_replica() as selection:
-            again = await instance.run(Model.options(num_replicas=1).bind(Shared()), route_prefix=None)
-            await until(lambda: not selection._slot.stands)
-            with pytest.raises((ReplicaDiedError, serve.exceptions.DeploymentUnavailableError)):
-                await handle.dispatch(selection)
+        async with handle.who.choose_replica() as one, handle.who.choose_replica() as other:
+            again = await instance.run(Model.options(num_replicas=1).bind(shared), route_prefix=None)
+            await until(lambda: not (one._slot.stands and other._slot.stands))
+            gone, stays = (other, one) if one._slot.stands else (one, other)
+            with pytest.raises(ReplicaDiedError):
+                await handle.dispatch(gone)
+            assert await handle.dispatch(stays) == stays.replica_id
         assert await again.who.remote()
 
     run(check)
@@ -311,6 +313,7 @@ def test_from_a_plain_script() -> None:
                 "availability_zone": None,
                 "replica_metadata": {},
             }
+        busy = pytest.raises(RequestTimeoutError)
         late = handle.options(timeout_s=0.05)
         with (
             handle.choose_replica(),
