@@ -19,10 +19,11 @@ from headrace.context import ReplicaContext, RequestContext, replica_variable, r
 from headrace.core.batching import Batch
 from headrace.handle import cancel_calls
 from headrace.replica.batch_items import NO_OWNER, Item
-from headrace.replica.batched_function import BatchedFunction, BatchError, as_error, copy_of, values_of
+from headrace.replica.batched_function import BatchedFunction, as_error, copy_of, values_of
 from headrace.replica.held import Holder
 from headrace.replica.methods import Kind
 from headrace.replica.threads import Done
+from headrace.spec.errors import BatchError, RequestCancelledError
 
 if TYPE_CHECKING:
     from headrace.replica.batching import Batches
@@ -99,7 +100,7 @@ class BatchRun:
         try:
             values = self.values(await self._enter(self.call()))
         except BaseException as error:  # the top of the task: whatever user code raises fails this batch alone
-            self.batches.failed(self, error)
+            self.batches.failed(self, self.cause(error))
         else:
             self._settle(values)
 
@@ -111,6 +112,12 @@ class BatchRun:
                 awaitable.close()
             raise asyncio.CancelledError
         return await awaitable
+
+    def cause(self, error: BaseException) -> BaseException:
+        """Why a task of the batch has failed: where it was cancelled from outside, not what that raised in it."""
+        if isinstance(error, asyncio.CancelledError) and self.task is not None and self.task.cancelling():
+            return RequestCancelledError(f"a batch of {self.batches.label} was cancelled")
+        return error
 
     def _run_in_thread(self, context: contextvars.Context) -> Done:
         try:
@@ -130,7 +137,7 @@ class BatchRun:
             try:
                 values = self.values(await self._enter(awaitable))
             except BaseException as error:  # as in _run
-                self.batches.failed(self, error)
+                self.batches.failed(self, self.cause(error))
             else:
                 self._settle(values)
 
@@ -146,6 +153,7 @@ class BatchRun:
                 item.fail(copy_of(as_error(self.batches.label, value)))
             else:
                 item.settle(value)
+            item.run = None  # no cycle is left to the collector
 
     # ---- what the function is called with
 

@@ -64,7 +64,7 @@ class BatchedCalls:
                 else:
                     kwargs = None
             except BaseException as error:  # whatever an argument's class raises when it is unpickled
-                self.invoker.fail(incoming, error)
+                self.fail(incoming, error)
                 return
         item: CallItem | CallStream
         if self._streams:
@@ -76,6 +76,10 @@ class BatchedCalls:
             item = CallItem(self, incoming, request, args, kwargs, deadline)
         incoming.on_cancel = item.stop
         self.batches.put(item)
+
+    def fail(self, incoming: Incoming, error: BaseException) -> None:
+        """The call has failed. What the code around has called belongs to the batch, and is not ended by this."""
+        incoming.fail(self.invoker.error_of(incoming, error))
 
 
 class CallItem(Item):
@@ -118,15 +122,14 @@ class CallItem(Item):
                 body, head = render(value)
                 incoming.reply(body, head, HTTP)
         except BaseException as error:  # whatever is in the value: it is this call's alone
-            self._calls.invoker.fail(incoming, error)
+            self._calls.fail(incoming, error)
 
     def fail(self, error: Exception) -> None:
         self.gone = True
-        invoker, incoming = self._calls.invoker, self._incoming
         if self._request is not None and isinstance(error, HTTPException):
-            invoker.respond(incoming, self._request, error, self.deadline)
+            self._calls.invoker.respond(self._incoming, self._request, error, self.deadline)
         else:
-            invoker.fail(incoming, error)
+            self._calls.fail(self._incoming, error)
 
     def fail_with(self, failure: Failure) -> None:
         if self._request is not None and isinstance(failure.error, HTTPException):
@@ -143,7 +146,7 @@ class CallItem(Item):
                 self.forsaken()
 
     def forsaken(self) -> None:
-        self._calls.invoker.fail(self._incoming, asyncio.CancelledError())
+        self._calls.fail(self._incoming, asyncio.CancelledError())
 
 
 class CallStream(StreamItem):
@@ -175,7 +178,7 @@ class CallStream(StreamItem):
                 return True
         except BaseException as error:  # whatever is in the value: it is this call's alone
             self.gone = True
-            self._calls.invoker.fail(self._incoming, error)
+            self._calls.fail(self._incoming, error)
             return True
         if self._room is None:
             self._room = self._calls.invoker.loop.create_task(self._wait(), name="room")
@@ -196,7 +199,7 @@ class CallStream(StreamItem):
 
     def fail(self, error: Exception) -> None:
         self.gone = True
-        self._calls.invoker.fail(self._incoming, error)
+        self._calls.fail(self._incoming, error)
 
     def fail_with(self, failure: Failure) -> None:
         self.gone = True
@@ -206,4 +209,4 @@ class CallStream(StreamItem):
         """The caller has left, or its time is over. Its slot is free: others of its batch may go on for long."""
         if not self.gone:
             self.leave(self._calls.batches)
-            self._calls.invoker.fail(self._incoming, asyncio.CancelledError())
+            self._calls.fail(self._incoming, asyncio.CancelledError())

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from headrace.replica.methods import Kind
-from headrace.spec.errors import HeadraceError, UserCodeError
+from headrace.spec.errors import BatchError, UserCodeError
 
 _ENDS = (StopIteration, StopAsyncIteration)
 
@@ -26,10 +26,6 @@ class BatchedFunction(msgspec.Struct, frozen=True, eq=False):
     batch_size_fn: Callable[[list[Any]], int] | None = None
     pad_fn: Callable[[list[Any], int], Sequence[Any]] | None = None
     bucket_fn: Callable[[Any], Hashable] | None = None
-
-
-class BatchError(HeadraceError, RuntimeError):
-    """A batch function did not do its part: it returned no sequence, or one of a wrong length."""
 
 
 def values_of(function: BatchedFunction, result: Any, expected: int) -> Sequence[Any]:
@@ -67,7 +63,7 @@ def as_error(label: str, error: BaseException) -> Exception:
     if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
         return error
     name = type(error).__name__
-    told = UserCodeError(f"{label} raised {name}{f': {error}' if str(error) else ''}", name)
+    told = UserCodeError(f"{label} raised it{f': {error}' if str(error) else ''}", name)
     told.__cause__ = error
     return told
 

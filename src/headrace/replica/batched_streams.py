@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from headrace.replica.batching import Batches
 
 AHEAD = 256  # values that a reader may be behind
-STALL_S = 10.0  # so long may one that is further behind hold up the others
 AHEAD_OF_LOOP = 16  # lists that a thread may be ahead of the loop
 
 _now = time.monotonic
@@ -110,13 +109,13 @@ class StreamRun(BatchRun):
             self.paused = True
             timer: asyncio.TimerHandle | None = None
             if self.live > len(self.full):
-                latest = _now() - STALL_S
+                latest = _now() - self.batches.stall_s
                 for item in [item for item in self.full if item.moved <= latest]:
                     self._fail_stalled(item)
                 if not self.full:
                     return
                 oldest = min(item.moved for item in self.full)
-                timer = loop.call_at(oldest + STALL_S, self._wake)
+                timer = loop.call_at(oldest + self.batches.stall_s, self._wake)
             self.waiter = loop.create_future()
             try:
                 await self.waiter
@@ -128,10 +127,9 @@ class StreamRun(BatchRun):
     def _fail_stalled(self, item: StreamItem) -> None:
         self.full.discard(item)
         self.live -= 1
+        label, stall_s = self.batches.label, self.batches.stall_s
         item.fail(
-            RequestTimeoutError(
-                f"a stream of {self.batches.label} was not read for {STALL_S:g} s, while others of its batch waited"
-            )
+            RequestTimeoutError(f"a stream of {label} was not read for {stall_s:g} s, while others of its batch waited")
         )
 
     # ---- the generator
@@ -157,10 +155,12 @@ class StreamRun(BatchRun):
                         break
                     if self.full:
                         await self.room()
+                    else:
+                        await asyncio.sleep(0)  # a generator that only computes: what it made so far is to leave
             finally:
                 await generator.aclose()
         except BaseException as error:  # the top of the task: whatever user code raises fails this batch alone
-            batches.failed(self, error)
+            batches.failed(self, self.cause(error))
         else:
             self._finish()
 

@@ -24,10 +24,11 @@ from headrace.replica.failure import log_failure
 from headrace.replica.methods import GENERATORS
 from headrace.replica.threads import ThreadPool
 from headrace.spec.batching import BatchOptions
-from headrace.spec.errors import BackPressureError, RequestCancelledError, RequestTimeoutError
+from headrace.spec.errors import BackPressureError, BatchError, RequestCancelledError, RequestTimeoutError
 
 _now = time.monotonic
 NAMED_IN_LOG = 5  # requests of a failed batch
+STALL_S = 10.0
 
 
 class Batches:
@@ -48,6 +49,7 @@ class Batches:
         self._context = contextvars.Context()  # of callbacks: that of the request that first put an item is not theirs
         self._context.run(replica_variable.set, replica)
         self._by_revision = replica is not None and replica.holds_handles
+        self.stall_s = STALL_S  # how long a reader of a stream may hold up the others of its batch
         self._streams = function.kind in GENERATORS
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -111,6 +113,15 @@ class Batches:
         while posted:
             posted.popleft()()
 
+    def check_outside(self, call: object) -> None:
+        """In any thread: code of `call` is about to wait for a batch. Raises BatchError where that waits for itself."""
+        options = self.batcher.options
+        if isinstance(call, BatchRun) and call.batches is self and options.max_concurrent_batches == 1:
+            raise BatchError(
+                f"{self.label} is called by its own batch function, and waits for itself: call a function of its own "
+                "for what the two have in common, or set max_concurrent_batches"
+            )
+
     # ---- what leaves
 
     def _schedule(self) -> None:
@@ -133,7 +144,7 @@ class Batches:
             self._start(batch, now)
         if batcher.failed:
             for item, error in batcher.failed:
-                item.fail(copy_of(error))
+                item.fail(copy_of(as_error(f"the batch_size_fn of {self.label}", error)))
             batcher.failed.clear()
         if batcher.shed:
             refusal = BackPressureError(f"{self.label} cannot answer in the time that there is: it was not started")
@@ -217,6 +228,7 @@ class Batches:
     def end(self, run: BatchRun, learn: bool) -> None:
         """The batch runs no more. The next starts now."""
         run.task = None
+        run.request = None  # which names the run, and is nothing that the collector looks through
         run.models.release()
         self.batcher.ended(run.batch, _now(), learn)
         self._release()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import headrace
 from headrace.spec.errors import (
+    BatchError,
     GeneratorError,
     MethodNotFound,
     NotServableError,
@@ -31,6 +32,8 @@ def log_failure(who: str, where: str, error: BaseException, info: ErrorInfo | No
     message = str(error) if info is None else info.message
     if isinstance(error, ServingError | MethodNotFound | GeneratorError | RequestCancelledError):
         log.warning("%s: %s: %s: %s", who, where, type(error).__name__, message)
+    elif isinstance(error, BatchError):
+        log.error("%s: %s", who, message)
     elif isinstance(error, NotServableError):
         log.error("%s: %s returned what is no HTTP response: %s", who, where, message)
     elif isinstance(error, PayloadError) and not is_of_user_code(error):

@@ -295,16 +295,17 @@ class Batched(_Settings):
         if self._signature is None:
             self._signature = inspect.signature(self._function.function)
         owner = () if instance is NO_OWNER else (instance,)
-        bound = self._signature.bind(*owner, *args, **kwargs)
+        try:
+            bound = self._signature.bind(*owner, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self._function.label}: {error}") from None
         args = bound.args[len(owner) :]
         if not args and not bound.kwargs:
             raise TypeError(f"{self._function.label} is called with one item, and was called with none")
         return args, None if len(args) == 1 and not bound.kwargs else dict(bound.kwargs)
 
 
-class BoundBatched(_Settings):
-    """A batched method of an instance."""
-
+class BoundBatched(_Settings):  # a batched method of an instance; its docstring is that of the function
     __slots__ = ("__self__", "_batched")
 
     def __init__(self, batched: Batched, instance: Any) -> None:
@@ -348,6 +349,10 @@ class BoundBatched(_Settings):
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
         return self._batched._arguments(self.__self__, args, kwargs)
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self._batched.__doc__
 
     @property
     def __signature__(self) -> inspect.Signature:

@@ -4,6 +4,7 @@ from headrace.replica.grpc_context import gRPCStatusError
 from headrace.spec.errors import (
     ApplicationNotFound,
     BackPressureError,
+    BatchError,
     CallerError,
     DeployFailedError,
     DeploymentNotFound,
@@ -37,6 +38,7 @@ ReplicaUnavailableError = ReplicaDiedError
 __all__ = [
     "ApplicationNotFound",
     "BackPressureError",
+    "BatchError",
     "CallerError",
     "DeployFailedError",
     "DeploymentNotFound",

@@ -140,6 +140,10 @@ class RequestCancelledError(HeadraceError):
     status = 499
 
 
+class BatchError(HeadraceError, RuntimeError):
+    """A function of `@serve.batch` gave no sequence with one result for each item, or waits for itself."""
+
+
 class UserCodeError(HeadraceError):
     """User code raised an error that could not cross processes as itself. Carries `type_name`, `traceback_text`."""
 
