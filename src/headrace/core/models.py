@@ -231,6 +231,11 @@ class Models(Generic[T]):
         self._settle(now)
         return load
 
+    def hurry(self, load: Load, now: float) -> None:
+        """Who waits for this load may hold by now what it would wait for."""
+        load.urgent = True
+        self._settle(now)
+
     def leave(self, load: Load, now: float, kept: bool = False) -> None:
         """One who waits leaves. `kept`: the model is wanted nevertheless.
 
@@ -397,17 +402,17 @@ class Models(Generic[T]):
         count, size = self._short()
         asked = any(load.waiters for load in self._line)
         if count > 0 or size > 0:
-            return self._evict_one(asked, spare=None if count > 0 or asked else self._newest)
+            return self._evict_one(spare=None if count > 0 or asked else self._newest)
         return bool(self._line) and not asked and self._evict_for_hint(self._line[0])
 
-    def _evict_one(self, asked: bool, spare: Loaded[T] | None) -> bool:
+    def _evict_one(self, spare: Loaded[T] | None) -> bool:
         """The least recently used that is idle; a load that nobody waits for; the least recently used of all."""
         known = [loaded for loaded in self._ready.values() if loaded is not spare]
         idle = next((loaded for loaded in known if not loaded.users), None)
         if idle is not None:
             self._evict(idle)
             return True
-        unwanted = next((load for load in self._running if not load.waiters), None) if asked else None
+        unwanted = next((load for load in self._running if not load.waiters), None)
         if unwanted is not None:
             self._disown(unwanted)
         elif known:

@@ -34,11 +34,12 @@ class Holder:
     `latest_alone`: of each table the model that it was given last; nobody says when it has done with the others.
     """
 
-    __slots__ = ("_held", "_request_id", "ended", "insider", "latest_alone")
+    __slots__ = ("_held", "_request_id", "awaited", "ended", "insider", "latest_alone")
 
     def __init__(self, request_id: str = "", insider: bool = False, latest_alone: bool = False) -> None:
         self._held: dict[tuple[ModelTable, str], Loaded[Any]] = {}
         self._request_id = request_id
+        self.awaited: list[tuple[ModelTable, Load]] = []  # the loads that its code waits for
         self.insider = insider
         self.latest_alone = latest_alone
         self.ended = False
@@ -53,7 +54,7 @@ class Holder:
     @property
     def must_not_wait(self) -> bool:
         """Whether a load that waits until models are used no longer might wait for its own request."""
-        return bool(self._held) or self._request_id in _holding
+        return bool(self._held) or bool(self.awaited) or self._request_id in _holding
 
     def is_insider(self) -> bool:
         return self.insider or self._request_id in _holding

@@ -19,6 +19,7 @@ import msgspec
 
 from headrace.core.models import Load, Loaded
 from headrace.replica.batch_items import Failure
+from headrace.replica.destroy import end_model
 from headrace.replica.held import Loading
 from headrace.replica.memory import give_back, resident_bytes
 from headrace.replica.methods import Kind
@@ -96,11 +97,9 @@ class Ticket:
             post(task.get_loop(), task.cancel)
 
 
-async def load_model(
-    loader: Loader, ticket: Ticket, undo: Callable[[Any], Coroutine[Any, Any, None]]
-) -> tuple[Any, int]:
-    """The model, and what it takes. `undo` is called with one that cannot be kept."""
-    before = await in_thread(_before_growth, "measure") if loader.by_growth else 0
+async def load_model(loader: Loader, ticket: Ticket) -> tuple[Any, int]:
+    """The model, and what it takes."""
+    before = await in_thread(_settled_bytes, "measure") if loader.by_growth else 0
     args = (ticket.owner, ticket.load.model) if loader.takes_self else (ticket.load.model,)
     work = partial(loader.function, *args)
     if loader.kind is Kind.COROUTINE:
@@ -110,17 +109,20 @@ async def load_model(
         if inspect.isawaitable(model):
             model = await model
     if loader.by_growth:
-        return model, max(0, resident_bytes() - before)
+        return model, max(0, await in_thread(_settled_bytes, "measure") - before)
     if loader.memory_fn is None:
         return model, 0
     try:
         return model, await _measure(loader, model)
     except BaseException:
-        await undo(model)
+        held = [model]
+        del model
+        await end_model(held, loader.label)
         raise
 
 
-def _before_growth() -> int:
+def _settled_bytes() -> int:
+    """What the process takes without what is free: what a load needs for a while only, too."""
     give_back()
     return resident_bytes()
 

@@ -22,7 +22,7 @@ from headrace.context import ReplicaContext, current_request, replica_variable
 from headrace.core.models import Cancel, Changed, Close, Give, Load, Loaded, Models, Refuse, Start, Step
 from headrace.replica.batch_items import Failure
 from headrace.replica.batched_function import as_error
-from headrace.replica.destroy import end, has_an_end
+from headrace.replica.destroy import end_model, has_an_end
 from headrace.replica.held import LOCK, Holder, Loading, holder_here, let_go_in_tasks, loading_variable
 from headrace.replica.methods import Kind
 from headrace.replica.model_load import (
@@ -44,8 +44,6 @@ from headrace.spec.multiplexing import ANY_NUMBER
 from headrace.wire.payload import traceback_text
 
 log = logging.getLogger("headrace.replica")
-
-CLOSE_S = 10.0  # what closing a model may take before its room is given to another
 
 _now = time.monotonic
 
@@ -129,7 +127,7 @@ class ModelTable:
             if not ticket.done:
                 await future
         except BaseException:  # who waits was cancelled, and it is passed on
-            self._leave(ticket, wake)
+            self._leave(ticket, holder, wake)
             raise
         return self._take(ticket, holder)
 
@@ -154,7 +152,7 @@ class ModelTable:
                 raise
             finally:
                 if waiter.cancelled:
-                    self._leave(ticket, waiter.wake)
+                    self._leave(ticket, holder, waiter.wake)
         finally:
             if request is not None and request.calls is not None:
                 request.calls.discard(waiter)
@@ -182,10 +180,15 @@ class ModelTable:
             load = self.models.ask(model, _now(), must_not_wait)
             ticket = self._ticket(load, owner, loading)
             ticket.wakes.append(wake)
+            others = () if holder is None else tuple(holder.awaited)
+            if holder is not None:
+                holder.awaited.append((self, load))
             if loading is not None:
                 loading.load.waits_for.append(load)
             todo = self._take_steps()
         self._perform(todo)
+        for table, other in others:
+            table.hurry(other)
         return ticket
 
     def _ticket(self, load: Load, owner: Any, loading: Loading | None) -> Ticket:
@@ -215,14 +218,22 @@ class ModelTable:
             f"{loading.load.model!r}: neither would ever end"
         )
 
-    def _leave(self, ticket: Ticket, wake: Callable[[], None]) -> None:
+    def hurry(self, load: Load) -> None:
+        """Who waits for this load is to get other models too, which it must not wait for."""
+        with LOCK:
+            if load in self._tickets:
+                self.models.hurry(load, _now())
+            todo = self._take_steps()
+        self._perform(todo)
+
+    def _leave(self, ticket: Ticket, holder: Holder | None, wake: Callable[[], None]) -> None:
         """Who waited for the load waits no more, and takes nothing."""
         request = current_request()
         under_way = None if request is None else request.call
         # One whose time was over wants the model all the same: without it the next would be as late.
         kept = under_way is not None and not under_way.cancelled
         with LOCK:
-            self._waits_no_more(ticket)
+            self._waits_no_more(ticket, holder)
             if not ticket.done:
                 ticket.wakes.remove(wake)
                 self.models.leave(ticket.load, _now(), kept)
@@ -235,7 +246,7 @@ class ModelTable:
         """What has come of the load, for one who waited for it."""
         todo: list[Step] = []
         with LOCK:
-            self._waits_no_more(ticket)
+            self._waits_no_more(ticket, holder)
             loaded = ticket.outcome
             value = None if loaded is None else loaded.value
             if loaded is not None and (holder is None or not holder.add(self, loaded)):
@@ -246,7 +257,9 @@ class ModelTable:
             raise ticket.error.copy()
         return value
 
-    def _waits_no_more(self, ticket: Ticket) -> None:
+    def _waits_no_more(self, ticket: Ticket, holder: Holder | None) -> None:
+        if holder is not None and (self, ticket.load) in holder.awaited:
+            holder.awaited.remove((self, ticket.load))
         loading = loading_variable.get()
         if loading is not None and ticket.load in loading.load.waits_for:
             loading.load.waits_for.remove(ticket.load)
@@ -348,7 +361,7 @@ class ModelTable:
             return
         began = _now()
         try:
-            model, size = await load_model(self.loader, ticket, self._end_of)
+            model, size = await load_model(self.loader, ticket)
         except asyncio.CancelledError:
             self._failed(ticket, self._cancelled(ticket))
         except BaseException as error:  # the top of a task: whatever a loader raises is for those who wait for it
@@ -433,23 +446,7 @@ class ModelTable:
             return
         context = contextvars.Context()
         context.run(self._enter, None)
-        spawn(partial(self._end_in, held), context, self._home(None), partial(self._closed, loaded))
-
-    async def _end_of(self, value: Any) -> None:
-        held = [value]
-        del value
-        await self._end_in(held)
-
-    async def _end_in(self, held: list[Any]) -> None:
-        """Have the model in the list come to its end, whatever its code does."""
-        what = f"{self.loader.label}: closing a model ({type(held[0]).__name__})"
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await end(held)
-        except TimeoutError:
-            log.error("%s has not ended within %g s", what, CLOSE_S)
-        except BaseException as error:  # the top of a task: errors of users' code change nothing
-            log.error("%s raised\n%s", what, traceback_text(error).rstrip())
+        spawn(partial(end_model, held, self.loader.label), context, self._home(None), partial(self._closed, loaded))
 
     def _closed(self, loaded: Loaded[Any]) -> None:
         with LOCK:

@@ -138,6 +138,9 @@ class Multiplexed:
         if table is None:
             with LOCK:
                 table = tables.get(key)
+                if table is None and replica is None and owner is not NO_OWNER:
+                    # A thread or task of the user's own, which knows of no replica: its instance does.
+                    table = next((known for (function, _), known in tables.items() if function is self), None)
                 if table is None:
                     table = tables[key] = ModelTable(self._loader, owner, replica)
         return table
