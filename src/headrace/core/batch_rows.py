@@ -49,19 +49,12 @@ class Rows:
         Fewer, where a few rows more than an allowed size would be padded to more than twice their number: those few are
         better off in another batch. Raises Unmeasured.
         """
-        if self.measure is None:
-            chosen = entries[:limit]
-            if not self.allowed:
-                return chosen
-        else:
-            most = min(len(entries), max(1, limit))
-            while most < len(entries) and self.count(entries[:most]) < limit:
-                most = min(len(entries), 2 * most)  # some make no rows
-            chosen = entries[: max(1, largest(most, lambda count: self.count(entries[:count]) <= limit))]
-        rows = self.count(chosen)
-        lower = bisect_left(self.allowed, rows) - 1
-        if lower >= 0 and self.padded(rows) > 2 * rows:
-            return self.fit(chosen, self.allowed[lower])
+        chosen = self._first(entries, limit)
+        if self.allowed and len(chosen) > 1:
+            rows = self.count(chosen)
+            lower = bisect_left(self.allowed, rows) - 1
+            if lower >= 0 and self.padded(rows) > 2 * rows:
+                return self._first(chosen, self.allowed[lower])
         return chosen
 
     def padded(self, rows: int) -> int:
@@ -75,6 +68,14 @@ class Rows:
             return rows
         place = bisect_right(self.allowed, rows)
         return self.allowed[place - 1] if place else 0
+
+    def _first(self, entries: list[Waiting], limit: int) -> list[Waiting]:
+        if self.measure is None:
+            return entries[: max(1, limit)]
+        most = min(len(entries), max(1, limit))
+        while most < len(entries) and self.count(entries[:most]) < limit:
+            most = min(len(entries), 2 * most)  # some make no rows
+        return entries[: max(1, largest(most, lambda count: self.count(entries[:count]) <= limit))]
 
     def _whose(self, entries: list[Waiting], error: Exception) -> list[tuple[Waiting, Exception]]:
         """Those that cannot be measured alone either, each with its own error; or all, if each of them can."""

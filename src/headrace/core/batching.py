@@ -259,7 +259,7 @@ class Batcher(Generic[ItemT]):
         if self._full(line, self._limit(curve)):
             return -NEVER, Reason.FULL
         if curve is not None:
-            forced = line.tightest(self._attainable(curve)) - self._cost(curve)(len(line))
+            forced = line.tightest(self._attainable(curve)) - self._cost(curve, self._rows_each)(len(line))
             if forced < over:
                 return forced, Reason.DEADLINE
         return over, Reason.TIMEOUT
@@ -291,11 +291,11 @@ class Batcher(Generic[ItemT]):
 
     def _attainable(self, curve: Curve | None) -> bool:
         target = self.options.target_latency_s
-        return target is None or curve is None or self._cost(curve)(1) <= target
+        return target is None or curve is None or self._cost(curve, self._rows_each)(1) <= target
 
-    def _cost(self, curve: Curve) -> Callable[[int], float]:
-        """What a batch of so many items costs."""
-        rows, each = self._rows, self._rows_each
+    def _cost(self, curve: Curve, each: float) -> Callable[[int], float]:
+        """What a batch of so many items costs that have so many rows each."""
+        rows = self._rows
         if rows.measure is None and not rows.allowed:
             return curve.of
         return lambda items: curve.of(rows.padded(ceil(items * each)))
@@ -317,13 +317,18 @@ class Batcher(Generic[ItemT]):
         if curve is None:
             self._set_aside(line, now, 0.0, limit, deadline)
             return self._rows.fit(line.entries + line.late, limit) if len(line) else []
-        most = limit if self._rows.measure is None else max(1, int(limit / (self._rows_each or 1.0)))
-        cost = self._cost(curve)
+        each = self._rows_each
+        if self._rows.measure is not None:
+            fitting = self._rows.fit(line.entries or line.late, limit)
+            each = self._rows.count(fitting) / len(fitting)
+        most = max(1, int(limit / each)) if each else len(line)
+        cost = self._cost(curve, each)
         if not line.late and line.not_before(deadline is DEADLINE) >= now + cost(min(most, len(line))):
             return self._rows.fit(line.entries, limit)
+        had_turn = bool(line.entries)
         self._set_aside(line, now, cost(1), most, deadline)
-        if not len(line):
-            return []
+        if not line.entries and (had_turn or not line.late):
+            return []  # those that are late now have their turn among the late ones of all keys
         at_once = self.options.max_concurrent_batches
         sizing = Sizing(now, cost, curve.margin, most, self._arrivals.per_s, at_once, deadline)
         chosen, given_up = sizing.choose(line, min(int(self._owed), len(line.late)), patient=not self._late)
