@@ -98,6 +98,7 @@ _SUBMODULES = frozenset(
         "config",
         "context",
         "exceptions",
+        "experimental",
         "gang",
         "gradio_integrations",
         "grpc_util",
