@@ -126,7 +126,7 @@ def test_those_that_answered_in_time_are_enough_and_weights_are_of_them_alone(
         app = patterns.ensemble(
             members(Puppet(0.0), hanging, failing, Puppet(1.0)),
             combine=patterns.weighted([1, 5, 5, 3]),
-            wait_s=0.05,
+            wait_s=0.3,
             least=2,
             details=True,
         )
@@ -170,7 +170,7 @@ def test_a_slow_member_is_waited_for_while_there_is_time() -> None:
 
 def test_too_few_in_time_is_lateness() -> None:
     async def test(instance: TestInstance) -> None:
-        app = patterns.ensemble(members(Puppet(1), Puppet(held=True), Puppet(held=True)), wait_s=0.05, least=2)
+        app = patterns.ensemble(members(Puppet(1), Puppet(held=True), Puppet(held=True)), wait_s=0.3, least=2)
         handle = await instance.run(app)
         with pytest.raises(RequestTimeoutError, match="1 of 3 members of Ensemble answered in time, and 2 must: B, C"):
             await handle.remote("x")
@@ -207,8 +207,8 @@ def test_a_mistake_of_the_caller_is_told_though_others_have_answered(error: Exce
 def test_it_answers_before_the_deadline_of_the_request() -> None:
     async def test(instance: TestInstance) -> None:
         hanging = Puppet(held=True)
-        handle = await instance.run(patterns.ensemble(members(Puppet(1.0), hanging), least=1, margin_s=0.2))
-        assert await handle.options(timeout_s=0.4).remote("x") == 1.0
+        handle = await instance.run(patterns.ensemble(members(Puppet(1.0), hanging), least=1, margin_s=1))
+        assert await handle.options(timeout_s=1).remote("x") == 1.0
         await until(lambda: hanging.cancelled == ["x"])
 
     run(test)
@@ -217,10 +217,10 @@ def test_it_answers_before_the_deadline_of_the_request() -> None:
 def test_within_another_one_each_answers_before_the_one_above() -> None:
     async def test(instance: TestInstance) -> None:
         hanging = Puppet(held=True)
-        inner = patterns.ensemble(members(Puppet(1.0), hanging), least=1, margin_s=0.2, options={"name": "Inner"})
-        outer = patterns.ensemble([inner, bound("Z", Puppet(3.0))], least=1, margin_s=0.2, details=True)
+        inner = patterns.ensemble(members(Puppet(1.0), hanging), least=1, margin_s=1, options={"name": "Inner"})
+        outer = patterns.ensemble([inner, bound("Z", Puppet(3.0))], least=1, margin_s=1, details=True)
         handle = await instance.run(outer)
-        assert await handle.options(timeout_s=0.8).remote("x") == {"answer": 2.0, "by": ["Inner", "Z"], "failed": {}}
+        assert await handle.options(timeout_s=1.6).remote("x") == {"answer": 2.0, "by": ["Inner", "Z"], "failed": {}}
 
     run(test)
 

@@ -64,7 +64,7 @@ def test_a_slow_answer_in_time_is_no_failure() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own_s", "request_s", "margin_s"), [(0.05, None, 0.02), (None, 0.4, 0.2), (0.05, 60, 0.02), (60, 0.4, 0.2)]
+    ("own_s", "request_s", "margin_s"), [(0.05, None, 0.02), (None, 1, 1), (0.05, 60, 0.02), (60, 1, 1)]
 )
 def test_a_hanging_one_gives_it_after_its_time_or_before_that_of_the_request(
     own_s: float | None, request_s: float | None, margin_s: float
@@ -178,9 +178,9 @@ def test_an_error_of_the_default_is_that_of_the_request() -> None:
 def test_one_within_another_is_asked_first() -> None:
     async def test(instance: TestInstance) -> None:
         hanging = [Puppet(held=True), Puppet(held=True)]
-        inner = patterns.fallback(bound("A", hanging[0]), bound("B", hanging[1]), margin_s=0.2)
-        handle = await instance.run(patterns.fallback(inner, "default", margin_s=0.2))
-        assert await handle.options(timeout_s=0.8).remote("x") == "default"
+        inner = patterns.fallback(bound("A", hanging[0]), bound("B", hanging[1]), margin_s=1)
+        handle = await instance.run(patterns.fallback(inner, "default", margin_s=1))
+        assert await handle.options(timeout_s=1.6).remote("x") == "default"
         await until(lambda: all(each.cancelled == ["x"] for each in hanging))
 
     run(test)
@@ -191,7 +191,7 @@ def test_without_a_default_s_time_the_request_may_be_late() -> None:
         hanging = bound("Default", Puppet(held=True))
         handle = await instance.run(patterns.fallback(bound("Model", Puppet(error=ValueError("bad"))), hanging))
         with pytest.raises(RequestTimeoutError):
-            await handle.options(timeout_s=0.1).remote("x")
+            await handle.options(timeout_s=0.3).remote("x")
 
     run(test)
 

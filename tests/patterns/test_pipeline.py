@@ -128,7 +128,7 @@ def test_the_deadline_of_the_request_stops_a_hanging_stage() -> None:
         hanging = Puppet(held=True)
         handle = await instance.run(patterns.pipeline(bound("Pre", Puppet(lambda x: x)), bound("Hanging", hanging)))
         with pytest.raises(RequestTimeoutError):
-            await handle.options(timeout_s=0.1).remote("x")
+            await handle.options(timeout_s=0.3).remote("x")
         await until(lambda: hanging.cancelled == ["x"])
 
     run(test)
@@ -137,12 +137,12 @@ def test_the_deadline_of_the_request_stops_a_hanging_stage() -> None:
 def test_the_time_of_a_stage_begins_with_its_own_call() -> None:
     async def test(instance: TestInstance) -> None:
         slow, hanging = Puppet(lambda x: x, held=True), Puppet(held=True)
-        app = patterns.pipeline(bound("Slow", slow), patterns.member(bound("Hanging", hanging), timeout_s=0.1))
+        app = patterns.pipeline(bound("Slow", slow), patterns.member(bound("Hanging", hanging), timeout_s=0.3))
         handle = await instance.run(app)
         response = handle.remote("x")
         await until(lambda: slow.began)
         now = asyncio.get_running_loop().time
-        over = now() + 0.1
+        over = now() + 0.3
         await until(lambda: now() > over)
         slow.release()
         with pytest.raises(RequestTimeoutError, match="Hanging") as caught:

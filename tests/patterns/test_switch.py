@@ -104,7 +104,7 @@ def test_a_hanging_one_is_stopped_by_the_deadline_and_when_the_client_leaves() -
         cats = Puppet(held=True)
         handle = await instance.run(patterns.switch("animal", two(cats, Puppet())))
         with pytest.raises(RequestTimeoutError):
-            await handle.options(timeout_s=0.1).remote({"animal": "cats"})
+            await handle.options(timeout_s=0.3).remote({"animal": "cats"})
         await until(lambda: len(cats.cancelled) == 1)
         response = handle.remote({"animal": "cats"})
         await until(lambda: len(cats.began) == 2)
