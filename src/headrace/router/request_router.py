@@ -206,6 +206,9 @@ class RequestRouter(ABC):
     _replicas: dict[ReplicaID, RunningReplica]
     _replica_id_set: set[ReplicaID]
 
+    def __init__(self) -> None:  # noqa: B027 - may be left as it is
+        """Takes no arguments, where a subclass does not say otherwise."""
+
     def initialize_state(self, **kwargs: Any) -> None:  # noqa: B027 - may be left as it is
         """Take the `request_router_kwargs`; called once, after the constructor."""
 
@@ -330,7 +333,7 @@ class _ByPolicy(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRouter):
 class RoundRobinRouter(_ByPolicy):
     """One replica after the other. Takes no arguments."""
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # noqa: B027 - may be left as it is
         self._policy = RoundRobin(random.random())
 
 
