@@ -333,7 +333,7 @@ class _ByPolicy(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRouter):
 class RoundRobinRouter(_ByPolicy):
     """One replica after the other. Takes no arguments."""
 
-    def __init__(self) -> None:  # noqa: B027 - may be left as it is
+    def __init__(self) -> None:
         self._policy = RoundRobin(random.random())
 
 
