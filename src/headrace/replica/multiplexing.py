@@ -94,6 +94,8 @@ class ModelTable:
     def get(self, model: Any, owner: Any) -> Any:
         """The model: on an event loop something to be awaited, in a thread the model itself, when it is there.
 
+        Outside of a replica what `async def` loads is to be awaited everywhere, as usual.
+
         Raises OptionError, OptionTypeError for what is no model id.
         """
         check_id(model, self.loader.label)
@@ -107,10 +109,10 @@ class ModelTable:
             with LOCK:
                 held = self._find(model, holder)
                 value = None if held is None else held.value
-        on_loop = running_loop() is not None
+        to_await = running_loop() is not None or (self.replica is None and self.loader.kind is Kind.COROUTINE)
         if held is not None:
-            return _given(value) if on_loop else value
-        return self._wait(model, holder, owner) if on_loop else self._block(model, holder, owner)
+            return _given(value) if to_await else value
+        return self._wait(model, holder, owner) if to_await else self._block(model, holder, owner)
 
     def _find(self, model: str, holder: Holder | None) -> Loaded[Any] | None:
         loaded = self.models.find(model, insider=holder is None or holder.is_insider())

@@ -48,40 +48,53 @@ def multiplex_options(given: Mapping[str, Any]) -> MultiplexOptions:
 
 
 def is_multiplexed(target: Callable[..., Any]) -> bool:
-    """Whether requests that name a model go where that model is loaded."""
-    return next(loaders_of(target), None) is not None
+    """Whether requests that name a model go where that model is loaded: it loads models, or an object of a class does
+    to which its code refers by name.
+    """
+    if next(loaders_of(target), None) is not None:
+        return True
+    for member in _members(target):
+        for found in _referred_to(member):
+            if inspect.isclass(found) and any(map(_is_loader, _members(found))):
+                return True
+    return False
 
 
 def loaders_of(target: Callable[..., Any]) -> Iterator[Any]:
     """The functions of a deployment that load models: of a class its own and inherited ones, as they stand in it; and
     those of modules and enclosing functions to which its code refers by their names.
     """
-    members = [target]
-    if inspect.isclass(target):
-        members = [member for name, member in inspect.getmembers_static(target) if name != "__class__"]
     seen = set()
-    for member in members:
-        plain = member.__func__ if isinstance(member, staticmethod | classmethod) else member
-        for found in (member, *_referred_to(plain)):
-            marked = found.__func__ if isinstance(found, staticmethod | classmethod) else found
-            if id(marked) not in seen and _is_loader(marked):
-                seen.add(id(marked))
+    for member in _members(target):
+        for found in (member, *_referred_to(member)):
+            if id(_plain(found)) not in seen and _is_loader(found):
+                seen.add(id(_plain(found)))
                 yield found
 
 
+def _members(target: Any) -> list[Any]:
+    if not inspect.isclass(target):
+        return [target]
+    return [member for name, member in inspect.getmembers_static(target) if name != "__class__"]
+
+
+def _plain(member: Any) -> Any:
+    return member.__func__ if isinstance(member, staticmethod | classmethod) else member
+
+
 def _is_loader(found: object) -> bool:
-    return isinstance(inspect.getattr_static(found, MARK, None), MultiplexOptions)
+    return isinstance(inspect.getattr_static(_plain(found), MARK, None), MultiplexOptions)
 
 
-def _referred_to(function: object) -> Iterator[Any]:
+def _referred_to(member: object) -> Iterator[Any]:
     """What the code of a function refers to: globals and captured values."""
+    function = _plain(member)
     if not inspect.isfunction(function):
         return
     function = inspect.unwrap(function)
-    code = getattr(function, "__code__", None)
-    if not inspect.isfunction(function) or code is None:
+    if not inspect.isfunction(function):
         return
-    for name in _names(code):
+    for name in sorted(_names(function.__code__)):
         if name in function.__globals__:
             yield function.__globals__[name]
     for cell in function.__closure__ or ():
