@@ -36,16 +36,20 @@ from typing import NamedTuple
 LATEST = 5  # batches of a key whose median is its level
 LEARNED_AFTER = LATEST // 2 + 1
 LEAST_BATCHES = 5  # before that many have been seen, nothing is known
+RANGES = 3  # make a shape that is believed
+REACH = 4  # times the largest size, as far as which it is
 RANGE = 7  # batches of a range of sizes whose median stands for it
 QUANTILE = 0.95
 MARGINS = 32  # batches over which the quantile is
 MOST_MARGIN = 2.0
+DRIFT = 0.05  # of the way, with every batch, that the level goes where it is out by less than a step
 STEP = 1.5  # times more, or less, than expected is a step; smaller changes are left to shape and margin
 
 FAR = 4.0  # times more than is known is out of reach
 
 _KEYS = 256  # whose levels are kept
 _HALF_LIFE = 16.0  # in batches, of a range of sizes in the shape's fit
+_OLD = 48  # batches, after which newer ones of a range do without older ones
 _LEAST_WEIGHT = 0.05
 _PROPORTIONAL = 0.005  # in the fit, the weight of "proportional to rows"; sizes that differ by a tenth outweigh it
 _LEAST_S = 1e-7
@@ -159,9 +163,8 @@ class BatchCost:
             if len(self._levels) > _KEYS:
                 self._levels.popitem(last=False)
         self._levels.move_to_end(key)
-        size = self._range_of(rows)
-        if not size.seconds:  # at once, for the time being: a new size that is dearer is taken to be so by its size
-            size.guess(rows, seconds / self._level(key).value, self._clock)
+        if not self._foreseen(rows):  # a size so new that is dearer is taken to be so by its size, for the time being
+            self._range_of(rows).guess(rows, seconds / self._level(key).value, self._clock)
             self._fit()
         own.latest.append((rows, seconds))
         self._pooled.latest.append((rows, seconds))
@@ -181,14 +184,19 @@ class BatchCost:
         margins = sorted(self._margins)
         self._margin = min(MOST_MARGIN, max(1.0, margins[ceil(QUANTILE * len(margins)) - 1]))
 
+    def _foreseen(self, rows: int) -> bool:
+        """Whether the shape says something of batches of so many rows."""
+        known = self._ranges.get(_range(rows))
+        if known is not None:
+            return True
+        return len(self._ranges) >= RANGES and rows <= REACH * max(each.rows for each in self._ranges.values())
+
     def _level(self, key: Hashable) -> _Level:
         own = self._levels.get(key)
         return own if own is not None and len(own.latest) >= LEARNED_AFTER else self._pooled
 
     def _range_of(self, rows: int) -> _Range:
-        """Two ranges for each power of two: 1, 2, 3, 4 and 5, 6 and 7, 8 to 11, 12 to 15, ..."""
-        log = rows.bit_length()
-        number = 2 * log + (rows >> (log - 2) & 1 if log > 1 else 0)
+        number = _range(rows)
         found = self._ranges.get(number)
         if found is None:
             found = self._ranges[number] = _Range()
@@ -222,7 +230,8 @@ class BatchCost:
 class _Level:
     """How the batches of a key compare with the shape: `value` times it.
 
-    It moves in steps alone. Were it to follow every change, it would follow that of sizes, and the shape learn nothing.
+    It moves in steps, and slowly between them: were it to follow every change, it would follow that of sizes, and the
+    shape would learn nothing.
     """
 
     __slots__ = ("latest", "value")
@@ -238,6 +247,7 @@ class _Level:
         ratios = sorted([seconds / (fixed + row * rows) for rows, seconds in self.latest])
         middle = ratios[(len(ratios) - 1) // 2]
         if 1 / STEP <= middle / self.value <= STEP:
+            self.value *= (middle / self.value) ** DRIFT
             return False
         self.value = middle
         return True
@@ -252,7 +262,7 @@ class _Range:
     __slots__ = ("_latest", "at", "rows", "seconds")
 
     def __init__(self) -> None:
-        self._latest: deque[tuple[float, int, float]] = deque(maxlen=RANGE)
+        self._latest: deque[tuple[float, int, float, int]] = deque(maxlen=RANGE)
         self.at = 0
         self.rows = 0
         self.seconds = 0.0
@@ -262,6 +272,15 @@ class _Range:
         self.rows, self.seconds, self.at = rows, seconds, at
 
     def add(self, rows: int, seconds: float, at: int) -> None:
-        self._latest.append((seconds / rows, rows, seconds))
+        latest = self._latest
+        latest.append((seconds / rows, rows, seconds, at))
+        while at - latest[0][3] > _OLD:
+            latest.popleft()
         self.at = at
-        _, self.rows, self.seconds = sorted(self._latest)[(len(self._latest) - 1) // 2]
+        _, self.rows, self.seconds, _ = sorted(latest)[(len(latest) - 1) // 2]
+
+
+def _range(rows: int) -> int:
+    """Two ranges for each power of two: 1, 2, 3, 4 and 5, 6 and 7, 8 to 11, 12 to 15, ..."""
+    log = rows.bit_length()
+    return 2 * log + (rows >> (log - 2) & 1 if log > 1 else 0)
