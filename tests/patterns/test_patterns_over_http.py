@@ -48,6 +48,8 @@ def test_a_body_that_is_no_json_is_answered_400_and_not_logged(body: bytes, capl
 async def length(request: Request) -> dict[str, Any]:
     if request.headers["content-type"] != "image/png":
         raise HTTPException(415, "only PNG")
+    if "kind" not in request.query_params:
+        raise InputError("what kind?")
     return {"length": len(await request.body()), "kind": request.query_params["kind"]}
 
 
@@ -62,7 +64,7 @@ def test_a_function_of_ones_own_makes_the_input_of_a_request() -> None:
             answer = await client.post("/?kind=cats", content=b"x", headers={"content-type": "image/gif"})
             assert (answer.status_code, answer.text) == (415, "only PNG")
             answer = await client.post("/", content=b"x", headers=headers)
-            assert answer.status_code == 500
+            assert (answer.status_code, answer.text) == (400, "what kind?")
         assert await handle.remote({"kind": "cats"}) == {"kind": "cats"}
 
     run(test)

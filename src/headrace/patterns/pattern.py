@@ -49,18 +49,17 @@ class Pattern(ABC):
         """The answer to the arguments, which came with the request if there is one."""
 
     async def _serve(self, request: Request) -> Any:
-        if self._parse is not None:
-            value = await value_of(self._parse(request))
-        else:
-            try:
-                value = await request.json()
-            except (ValueError, RecursionError) as error:
-                detail = f"{self._name} takes a body of JSON: {error}"
-                raise self._http_error(400, detail) from None
         try:
+            value = await self._input(request) if self._parse is None else await value_of(self._parse(request))
             return await self.answer((value,), {}, request)
         except InputError as error:
             raise self._http_error(400, str(error)) from None
+
+    async def _input(self, request: Request) -> Any:
+        try:
+            return await request.json()
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self._name} takes a body of JSON: {error}") from None
 
     def _with_details(self, answer: Any, by: Any, failed: Mapping[str, Exception]) -> Any:
         """The answer, with who gave it and who failed where that was asked for."""
