@@ -520,6 +520,40 @@ class TestStreams:
             assert refused.value.response.status_code == 403
 
 
+class TestRouting:
+    def test_request_routers(self, http: httpx.Client) -> None:
+        import routed_orders
+
+        def who(times: int, **params: str) -> list[str]:
+            answer: list[str] = http.get("/", params={"times": str(times), **params}).json()
+            return answer
+
+        serve.run(routed_orders.own)
+        assert len(set(who(6))) == 1
+        serve.run(routed_orders.in_turn)
+        assert len(set(who(6))) == 2
+        serve.run(routed_orders.by_session)
+        homes = {session: set(who(4, session=session)) | set(who(4, session=session)) for session in "abcdefghijklmnop"}
+        assert all(len(home) == 1 for home in homes.values())
+        assert len(set.union(*homes.values())) == 2
+
+    def test_all_replicas_and_one_chosen_first(self, http: httpx.Client) -> None:
+        import routed_orders
+
+        front = serve.run(routed_orders.by_session)
+        assert len(set(front.everywhere.remote("pear", 3).result())) == 2
+        assert front.chosen.remote("pear").result() == (True, 3)
+        orders = serve.get_deployment_handle("Orders", "default")
+        response = orders.broadcast("set_price", "pear", 4)
+        assert len(set(response.results(timeout_s=PATIENCE_S))) == 2
+        assert {orders.price.remote("pear").result() for _ in range(8)} == {4}
+        failed = orders.broadcast("set_price", "pear", -1)
+        with pytest.raises(ValueError, match="-1"):
+            failed.results()
+        errors = orders.broadcast("set_price", "pear", -1).results(return_exceptions=True)
+        assert [isinstance(error, ValueError) for error in errors] == [True, True]
+
+
 class TestTime:
     def test_waiting_and_cancelling(self, http: httpx.Client) -> None:
         import slow_search
