@@ -1,6 +1,7 @@
 """A model, its batcher and its clients on a clock of their own: open loop, at random (Poisson).
 
-The shell is as the real one: after every arrival, end of a batch and due moment it asks for batches until there is none.
+The shell is as the real one: after every arrival, end of a batch and due moment it asks for batches until there is
+none.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class World:
     def __init__(self, options: BatchOptions, cost: Callable[[int, float], float]) -> None:
         self.batcher: Batcher[Request] = Batcher(options)
         self.cost = cost
+        self.starting: Hashable = None  # the key of the batch that starts
         self.now = 0.0
         self.requests: list[Request] = []
         self.refused: list[Request] = []
@@ -82,6 +84,7 @@ class World:
         while (batch := self.batcher.next(self.now)) is not None:
             for request in batch.items:
                 request.started_at, request.batch = self.now, len(self.batches)
+            self.starting = batch.key
             heappush(self._ends, (self.now + self.cost(batch.padded_size, self.now), len(self.batches), batch))
             self.batches.append(batch)
         self.refused += self.batcher.shed
