@@ -22,7 +22,7 @@ from bench.section import Column, Section
 from bench.server import ANSWER, REQUEST, SUM_SCRIPT, PeerFailed, Question, Server, ask, running, sum_question
 
 RATE = 20.0  # where nearly every request finds the model idle
-CONNECTIONS = (64, 512)  # at its limit; the better of them counts
+CONNECTIONS = (128, 512)  # at its limit; the better of them counts
 MOST = max(CONNECTIONS)
 SIZES = (8, 16, 32, 64, 128, 256)  # of the fixed batches, of which the best counts
 SEED = 1
