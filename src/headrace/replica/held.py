@@ -31,13 +31,14 @@ _of_tasks: WeakKeyDictionary[asyncio.Task[Any], Holder] = WeakKeyDictionary()
 class Holder:
     """What one call (a batch, a load, a task) holds. `insider`: calls that hold models may wait for its code.
 
-    `latest_alone`: of each table the model that it was given last; nobody says when it has done with the others.
+    `held` is what it was given, whatever has become of that otherwise. `latest_alone`: of each table the model that it
+    was given last, for nobody says when it has done with the others.
     """
 
-    __slots__ = ("_held", "_request_id", "awaited", "ended", "insider", "latest_alone")
+    __slots__ = ("_request_id", "awaited", "ended", "held", "insider", "latest_alone")
 
     def __init__(self, request_id: str = "", insider: bool = False, latest_alone: bool = False) -> None:
-        self._held: dict[tuple[ModelTable, str], Loaded[Any]] = {}
+        self.held: dict[tuple[ModelTable, str], Loaded[Any]] = {}
         self._request_id = request_id
         self.awaited: list[tuple[ModelTable, Load]] = []  # the loads that its code waits for
         self.insider = insider
@@ -45,16 +46,12 @@ class Holder:
         self.ended = False
 
     def __repr__(self) -> str:
-        return f"<Holder of {[model for _, model in self._held]}{' ended' if self.ended else ''}>"
-
-    def get(self, table: ModelTable, model: str) -> Loaded[Any] | None:
-        """The model, if it is held: whatever has become of it otherwise."""
-        return self._held.get((table, model))
+        return f"<Holder of {[model for _, model in self.held]}{' ended' if self.ended else ''}>"
 
     @property
     def must_not_wait(self) -> bool:
         """Whether a load that waits until models are used no longer might wait for its own request."""
-        return bool(self._held) or bool(self.awaited) or self._request_id in _holding
+        return bool(self.held) or bool(self.awaited) or self._request_id in _holding
 
     def is_insider(self) -> bool:
         return self.insider or self._request_id in _holding
@@ -62,24 +59,24 @@ class Holder:
     def add(self, table: ModelTable, loaded: Loaded[Any]) -> bool:
         """It was given this model. False: it needs no further hold on it. Under LOCK."""
         key = (table, loaded.model)
-        if self.ended or self._held.get(key) is loaded:
+        if self.ended or self.held.get(key) is loaded:
             return False
-        if not self._held and self._request_id:
+        if not self.held and self._request_id:
             _holding[self._request_id] = _holding.get(self._request_id, 0) + 1
-        self._held[key] = loaded
+        self.held[key] = loaded
         return True
 
     def let_go_of_others(self, table: ModelTable, model: str) -> None:
         """It is about to be given this model: it has done with the others of the table."""
-        others = [key for key in self._held if key[0] is table and key[1] != model]
+        others = [key for key in self.held if key[0] is table and key[1] != model]
         for key in others:
-            table.release(self._held.pop(key))
+            table.release(self.held.pop(key))
 
     def release(self) -> None:
         """What held them has ended."""
         with LOCK:
             self.ended = True
-            held, self._held = self._held, {}
+            held, self.held = self.held, {}
             if held and self._request_id:
                 left = _holding.pop(self._request_id) - 1
                 if left:

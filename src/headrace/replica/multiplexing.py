@@ -94,13 +94,13 @@ class ModelTable:
     def get(self, model: Any, owner: Any) -> Any:
         """The model: on an event loop something to be awaited, in a thread the model itself, when it is there.
 
-        Outside of a replica what `async def` loads is to be awaited everywhere, as usual.
-
-        Raises OptionError, OptionTypeError for what is no model id.
+        Outside of a replica what `async def` loads is to be awaited everywhere, as usual. Raises OptionError,
+        OptionTypeError for what is no model id.
         """
-        check_id(model, self.loader.label)
+        if type(model) is not str or not model:
+            check_id(model, self.loader.label)
         holder = holder_here()
-        held = None if holder is None else holder.get(self, model)
+        held = None if holder is None else holder.held.get((self, model))
         if held is not None:
             value = held.value
         else:
@@ -115,9 +115,15 @@ class ModelTable:
         return self._wait(model, holder, owner) if to_await else self._block(model, holder, owner)
 
     def _find(self, model: str, holder: Holder | None) -> Loaded[Any] | None:
-        loaded = self.models.find(model, insider=holder is None or holder.is_insider())
+        loaded = self._there(model, holder)
         if loaded is not None and holder is not None and holder.add(self, loaded):
             self.models.hold(loaded)
+        return loaded
+
+    def _there(self, model: str, holder: Holder | None) -> Loaded[Any] | None:
+        loaded = self.models.find(model)
+        if loaded is None and self.models.leaving and (holder is None or holder.is_insider()):
+            loaded = self.models.find(model, insider=True)
         return loaded
 
     async def _wait(self, model: str, holder: Holder | None, owner: Any) -> Any:
@@ -169,7 +175,7 @@ class ModelTable:
         self._forget_dead(model)
         loading = loading_variable.get()
         with LOCK:
-            loaded = self.models.find(model, insider=holder is None or holder.is_insider())
+            loaded = self._there(model, holder)
             if loaded is not None:  # it has come meanwhile
                 ticket = Ticket(Load(model, _now(), 0), owner, None, None)
                 self.models.hold(loaded)
@@ -270,8 +276,9 @@ class ModelTable:
         """One that held the model has ended."""
         with LOCK:
             self.models.release(loaded, _now())
-            todo = self._take_steps()
-        self._perform(todo)
+            todo = self._take_steps() if self.models.steps else ()
+        if todo:
+            self._perform(todo)
 
     def hint(self, model: str) -> None:
         """A router would like to have it loaded."""

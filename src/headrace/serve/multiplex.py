@@ -85,6 +85,7 @@ class Multiplexed:
 
     def __init__(self, function: Callable[..., Any], options: MultiplexOptions, memory_fn: Any = None) -> None:
         self._loader = _loader_of(function, options, memory_fn)
+        self._takes_self = self._loader.takes_self
         functools.update_wrapper(self, function)
         setattr(self, MARK, options)
         self._elsewhere: dict[int, tuple[Any, _Tables]] = {}  # of owners that have no __dict__ for it
@@ -93,10 +94,10 @@ class Multiplexed:
         return f"<multiplexed {self._loader.label}>"
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None or not self._loader.takes_self else BoundMultiplexed(self, instance)
+        return BoundMultiplexed(self, instance) if self._takes_self and instance is not None else self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._loader.takes_self:
+        if self._takes_self:
             if not args:
                 raise TypeError(f"{self._loader.label} is a method: it is called with an instance and a model id")
             return self._get(args[0], args[1:], kwargs)
@@ -117,7 +118,7 @@ class Multiplexed:
 
     def prepare(self, replica: ReplicaContext) -> None:
         """Have a table, before the first request."""
-        if not self._loader.takes_self:
+        if not self._takes_self:
             self._table(NO_OWNER, replica)
 
     def _get(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -127,12 +128,17 @@ class Multiplexed:
 
     def _bind(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The model id alone. Raises TypeError where the arguments do not fit."""
-        owners = (owner,) if self._loader.takes_self else ()
+        owners = (owner,) if self._takes_self else ()
         bound = inspect.signature(self._loader.function).bind(*owners, *args, **kwargs)
         return (*bound.args, *bound.kwargs.values())[len(owners) :]
 
     def _table(self, owner: Any, replica: ReplicaContext | None) -> ModelTable:
-        tables = self._tables(owner)
+        try:
+            tables: _Tables = owner.__dict__[_TABLES]
+            if tables.owner_id != id(owner):
+                tables = self._tables(owner)
+        except (AttributeError, KeyError):
+            tables = self._tables(owner)
         key = (self, None if replica is None else replica.models)
         table = tables.get(key)
         if table is None:
@@ -180,7 +186,10 @@ class BoundMultiplexed:
         self.__self__ = instance
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._multiplexed._get(self.__self__, args, kwargs)
+        function, owner = self._multiplexed, self.__self__
+        if kwargs or len(args) != 1:
+            args = function._bind(owner, args, kwargs)
+        return function._table(owner, current_replica()).get(args[0], owner)
 
     def __repr__(self) -> str:
         return repr(self._multiplexed._table(self.__self__, current_replica()))
