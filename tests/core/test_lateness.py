@@ -139,3 +139,14 @@ def test_what_waits_ahead_makes_a_call_hopeless() -> None:
     assert lateness.hopeless(1.0, ahead=STARTS, now=1.0)
     assert not lateness.hopeless(0.01, ahead=0, now=1.0), "with nobody before it, it is never refused"
     assert lateness.hopeless(0.0, ahead=0, now=1.0)
+
+
+def test_a_pause_as_long_as_calls_take_says_nothing_of_their_rate() -> None:
+    lateness = Lateness()
+    for i in range(50):
+        lateness.times.observe(0.2, i * 0.01)  # answered in batches of 64, five a second
+    lateness.rate.begin(0.0)
+    lateness.rate.starts += 64
+    assert not lateness.hopeless(5.0, 200, 0.2)
+    assert not lateness.hopeless(5.0, 200, 0.39), "the next batch is under way"
+    assert lateness.hopeless(5.0, 200, 3.0), "it should have come long ago"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,29 @@ def test_a_call_is_refused_when_those_before_it_will_take_too_long(tmp_path: Pat
         assert [await call.outcome() for call in waiting] == [b"%d" % i for i in range(30)]
 
     in_world(test, tmp_path, limit=1)
+
+
+def test_a_caller_that_holds_up_its_loop_while_it_makes_calls_is_not_refused_for_that(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        replica, _ = await busy(world)
+        (pool,) = world.router._pools.values()
+        rate = pool.balancer.lateness.rate
+        rate.begin(now() - 0.1)
+        rate.starts += 1000
+        rate.end(now())
+        assert (rate.per_s(now()) or 0) > 5000
+        calls = [world.ask(deadline=now() + 5.0)]
+        begun = time.monotonic()
+        while time.monotonic() < begun + 0.2:
+            pass
+        calls += [world.ask(deadline=now() + 5.0) for _ in range(150)]
+        assert not any(call.errors for call in calls)
+        in_order(replica, [])
+        replica.calls[0].reply(b"done")
+        for call in calls:
+            assert await call.outcome() == b""
+
+    in_world(test, tmp_path, limit=1, max_queued=1000)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ PROBE_EVERY = 10
 
 STARTS = 16  # in a row, by which their rate is told
 SLACK_STARTS = 4  # so many may be overdue before a rate counts as fallen
+USUAL_PAUSE = 2.0  # in service times: where calls are answered in batches, none starts for as long as a batch takes
 
 
 class ServiceTimes(LiveQuantiles):
@@ -45,8 +46,8 @@ class StartRate:
     """How many calls a second leave the queue while calls with a deadline wait. Count them by adding to `starts`.
 
     `begin` and `end` tell when such calls wait, so that no other time is counted. Unknown until STARTS have been seen;
-    after that the mean of the last such lot and what was before it. A rate falls at once when starts fail to come, and
-    the first lot after a change moves it half of the way.
+    after that the mean of the last such lot and what was before it. A rate falls when starts fail to come for longer
+    than is usual, and the first lot after a change moves it half of the way.
     """
 
     __slots__ = ("_begun", "_per_s", "_seen", "_waited_s", "starts")
@@ -73,8 +74,8 @@ class StartRate:
             self._waited_s += max(0.0, now - self._begun)
             self._begun = None
 
-    def per_s(self, now: float) -> float | None:
-        """Starts a second; None: not known."""
+    def per_s(self, now: float, usual_s: float = 0.0) -> float | None:
+        """Starts a second; None: not known. That none came for `usual_s` says nothing: batches end all at once."""
         starts = self.starts - self._seen
         waited_s = self._waited_s
         if self._begun is not None:
@@ -90,7 +91,8 @@ class StartRate:
             return self._per_s
         if self._per_s is None:
             return None
-        return min(self._per_s, (starts + SLACK_STARTS) / waited_s)
+        overdue_s = waited_s - usual_s
+        return self._per_s if overdue_s <= 0 else min(self._per_s, (starts + SLACK_STARTS) / overdue_s)
 
 
 class Lateness:
@@ -126,5 +128,5 @@ class Lateness:
             return True
         if not ahead:
             return False
-        per_s = self.rate.per_s(now)
+        per_s = self.rate.per_s(now, USUAL_PAUSE * self.times.likely_s)
         return per_s is not None and ahead / per_s + self.times.likely_s > remaining_s

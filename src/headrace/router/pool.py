@@ -59,6 +59,7 @@ class Pool:
         self._adopt_policy()
         self._addresses: dict[str, str] = {}
         self._announcing = False
+        self._tick_at = 0.0  # while announcing: when the first news of this tick came
 
     def __repr__(self) -> str:
         return f"<Pool {self.key} {self.balancer}>"
@@ -268,7 +269,9 @@ class Pool:
 
     def _wait(self, call: Call, key: Key | None = None) -> None:
         balancer, now, deadline, priority = self.balancer, self.loop.time(), call.deadline, call.priority
-        if deadline is not None and key is None and balancer.hopeless(now, deadline, priority):
+        # In this tick no answer can have come, however long it takes: that says nothing of the replicas.
+        heard_at = self._tick_at if self._announcing else now
+        if deadline is not None and key is None and balancer.hopeless(heard_at, deadline, priority):
             call.on_error(self._busy(f"{balancer.queued} calls waiting: request {call.request_id} would be late"))
             return
         evicted: list[Call] = []
@@ -356,6 +359,7 @@ class Pool:
         """At the end of this tick, tell the replicas what has changed: a queue that came and went is no news."""
         if not self._announcing:
             self._announcing = True
+            self._tick_at = self.loop.time()
             self.loop.call_soon(self._announce)
 
     def _announce(self) -> None:
