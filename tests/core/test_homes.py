@@ -6,11 +6,11 @@ from random import Random
 
 from headrace.core.balance import Balancer, Replica
 from headrace.core.bound import to_model, to_replica
-from headrace.core.homes import HINT_LASTS_S, PRESSURE, Homes, State
+from headrace.core.homes import HINT_LASTS_S, MOST_GUESSES, PRESSURE, Homes, State
 
 
 def homes_of(count: int) -> tuple[Homes, list[Replica]]:
-    return Homes(Random(1).random), [Replica(f"Model#{i}", 10) for i in range(count)]
+    return Homes(Random(1).random, lambda name: False), [Replica(f"Model#{i}", 10) for i in range(count)]
 
 
 def anywhere(replica: Replica) -> bool:
@@ -22,19 +22,18 @@ def test_a_model_that_is_nowhere_gets_the_same_first_home_from_every_router() ->
         chosen = set()
         for _ in range(3):
             homes, replicas = homes_of(5)
-            homes.expect(name, replicas)
-            found = homes.pick(name, anywhere)
+            found = homes.first(name, replicas)
             assert found is not None
             chosen.add(found.id)
         assert len(chosen) == 1
+    assert homes.first("cat", []) is None
 
 
 def test_first_homes_spread_over_the_replicas() -> None:
     homes, replicas = homes_of(4)
     counts = dict.fromkeys(replicas, 0)
     for i in range(400):
-        homes.expect(f"model-{i}", replicas)
-        found = homes.pick(f"model-{i}", anywhere)
+        found = homes.first(f"model-{i}", replicas)
         assert found is not None
         counts[found] += 1
     assert min(counts.values()) > 60
@@ -43,21 +42,21 @@ def test_first_homes_spread_over_the_replicas() -> None:
 def test_a_home_that_goes_disturbs_the_models_of_no_other() -> None:
     homes, replicas = homes_of(4)
     names = [f"model-{i}" for i in range(100)]
-    for name in names:
-        homes.expect(name, replicas)
-    before = {name: homes.pick(name, anywhere) for name in names}
+    before = {name: homes.first(name, replicas) for name in names}
+    for name, home in before.items():
+        assert home is not None
+        homes.told(home, ready=[name])
     gone = replicas.pop()
     homes.removed(gone)
     for name in names:
         if before[name] is gone:
             assert not homes.known(name)
         else:
-            assert homes.pick(name, anywhere) is before[name]
+            assert homes.pick(name, anywhere) is before[name] is homes.first(name, replicas)
 
 
 def test_one_loader_goes_and_the_others_wait_until_the_model_is_ready() -> None:
     homes, (home, *_) = homes_of(1)
-    homes.expect("cat", [home])
     assert homes.takes("cat", home)
     assert homes.sent("cat", home), "it is the loader"
     assert not homes.takes("cat", home)
@@ -70,15 +69,14 @@ def test_one_loader_goes_and_the_others_wait_until_the_model_is_ready() -> None:
 
 def test_a_loader_that_is_refused_leaves_its_place_to_another() -> None:
     homes, (home, *_) = homes_of(1)
-    homes.expect("cat", [home])
     homes.sent("cat", home)
     assert homes.ended("cat", home, started=False)
+    assert not homes.known("cat"), "it may go to any replica"
     assert homes.sent("cat", home)
 
 
 def test_where_a_load_failed_those_that_wait_may_all_go_and_share_the_next() -> None:
     homes, (home, *_) = homes_of(1)
-    homes.expect("cat", [home])
     homes.sent("cat", home)
     homes.told(home, loading=["cat"])
     homes.told(home, gone=["cat"])
@@ -91,7 +89,6 @@ def test_where_a_load_failed_those_that_wait_may_all_go_and_share_the_next() -> 
 
 def test_where_the_loader_ended_without_a_load_calls_go_as_ever() -> None:
     homes, (home, *_) = homes_of(1)
-    homes.expect("cat", [home])
     homes.sent("cat", home)
     assert homes.ended("cat", home)
     assert homes.pick("cat", anywhere) is home
@@ -99,11 +96,40 @@ def test_where_the_loader_ended_without_a_load_calls_go_as_ever() -> None:
 
 def test_the_end_of_a_loader_changes_nothing_while_the_replica_says_that_it_loads() -> None:
     homes, (home, *_) = homes_of(1)
-    homes.expect("cat", [home])
     homes.sent("cat", home)
     homes.told(home, loading=["cat"])
     assert not homes.ended("cat", home)
     assert not homes.takes("cat", home)
+
+
+def test_where_it_is_ready_nothing_else_counts() -> None:
+    homes, (failed, ready, asked) = homes_of(3)
+    homes.told(failed, loading=["cat"])
+    homes.told(failed, gone=["cat"])
+    assert homes.pick("cat", anywhere) is failed
+    homes.told(ready, ready=["cat"])
+    assert homes.pick("cat", lambda replica: replica is not ready) is None, "no call is sent where a load has failed"
+    homes.told(asked, loading=["cat"])
+    homes.told(asked, gone=["cat"])
+    assert homes.pick("cat", lambda replica: replica is not ready) is None, "nor where one fails now"
+
+
+def test_that_a_model_is_gone_which_was_not_there_means_nothing() -> None:
+    homes, (home,) = homes_of(1)
+    homes.told(home, gone=["cat"])
+    assert not homes.known("cat")
+
+
+def test_models_that_no_replica_ever_has_take_a_bounded_memory() -> None:
+    waited_for = {"model-0", "model-7"}
+    homes, home = Homes(Random(1).random, waited_for.__contains__), Replica("Model#1", 10)
+    homes.told(home, ready=["cat"])
+    for i in range(MOST_GUESSES + 5000):
+        assert homes.sent(f"model-{i}", home)
+        assert homes.ended(f"model-{i}", home)
+    assert repr(homes) == f"<Homes of {MOST_GUESSES + 3} models>", "those that calls wait for, and what is there, stay"
+    assert homes.known("model-0") and homes.known("model-7") and homes.known("cat")
+    assert not homes.known("model-1")
 
 
 def test_an_evicted_model_is_forgotten() -> None:
@@ -167,7 +193,7 @@ def test_a_replica_that_does_not_load_what_it_was_asked_to_is_asked_again_after_
 
 
 def test_states_are_as_they_read() -> None:
-    assert [state.value for state in State] == ["expected", "loader", "loading", "ready", "open"]
+    assert [state.value for state in State] == ["loader", "loading", "ready", "open"]
 
 
 # --- with the balancer
@@ -253,6 +279,29 @@ def test_calls_for_a_model_whose_home_goes_find_a_new_one() -> None:
     assert balancer.stranded() == []
     (other,) = [replica for replica in replicas if replica is not home]
     assert balancer.drain(0.0) == [("second", other)], "as its loader; the third waits"
+
+
+def test_a_model_that_is_nowhere_goes_to_whichever_replica_has_room_first() -> None:
+    balancer, replicas = balancer_of(3, limit=1)
+    for _ in replicas:
+        balancer.choose()
+    assert balancer.choose_bound("first", to_model("cat"), 0.0) is None
+    balancer.enqueue("first", 0.0, key=to_model("cat"))
+    assert sorted(replica.id for replica in balancer.announce()) == ["Model#0", "Model#1", "Model#2"]
+    assert balancer.offered(replicas[1], 1, 0.0) == "first"
+    assert not balancer.homes.takes("cat", replicas[0]), "one loads it now"
+
+
+def test_a_loader_that_a_full_replica_refused_goes_to_one_with_room() -> None:
+    balancer, _ = balancer_of(2, limit=1)
+    full = balancer.choose_bound("first", to_model("cat"), 0.0)
+    assert full is not None
+    balancer.rejected(full, 1)
+    assert balancer.loader_ended("first", started=False)
+    balancer.requeue("first", 0.0, key=to_model("cat"))
+    ((call, other),) = balancer.drain(0.0)
+    assert call == "first"
+    assert other is not full
 
 
 def test_calls_that_came_when_there_was_no_replica_find_one_that_comes() -> None:

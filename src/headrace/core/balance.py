@@ -23,7 +23,7 @@ from collections.abc import Hashable
 from random import Random
 from typing import Any, Generic, TypeVar
 
-from headrace.core.bound import BoundLines, Key
+from headrace.core.bound import BoundLines, Key, to_model
 from headrace.core.homes import Homes
 from headrace.core.lateness import Lateness
 from headrace.core.queue import AGING_S, CallQueue
@@ -103,7 +103,7 @@ class Balancer(Generic[CallT]):
         self._bound: BoundLines[CallT] = BoundLines()
         self._loaders: dict[CallT, tuple[str, Replica]] = {}
         self._random = rng.random
-        self.homes = Homes(rng.random)
+        self.homes = Homes(rng.random, lambda model: to_model(model) in self._bound)
         self.policy: RoutingPolicy | None = None
         self.to_load: list[tuple[str, Replica]] = []  # models that replicas are to be asked to load: take them out
         self.lateness = Lateness()
@@ -180,10 +180,8 @@ class Balancer(Generic[CallT]):
                 return None
         else:
             homes = self.homes
-            if not homes.known(key.name):
-                homes.expect(key.name, self._open or list(self.replicas.values()))
             if key not in self._bound:
-                replica = homes.pick(key.name, self._has_room)
+                replica = self._with_room(key)
             # Busy is what is full, or has so many calls that another with few would be as quick.
             if self._open and (replica is None or replica.ours + replica.others > 1):
                 other = homes.spread(key.name, now, self._open)
@@ -307,7 +305,7 @@ class Balancer(Generic[CallT]):
                 replica.suspect = True
                 self._book(replica)
                 pairs.append((suspect, replica))
-        if self._bound.count:
+        if self._bound.count and self._open:
             self._drain_bound(pairs)
         while self._open and (call := self._take_in_time(now) if self._deadlines else self._queue.take()) is not None:
             pairs.append((call, self._draw() if self.policy is None else self._draw_by_policy(call)))
@@ -317,8 +315,6 @@ class Balancer(Generic[CallT]):
 
     def _drain_bound(self, pairs: list[tuple[CallT, Replica]]) -> None:
         for key in self._bound:
-            if key.kind == "model" and not self.homes.known(key.name):
-                self.homes.expect(key.name, self._open or list(self.replicas.values()))
             while (replica := self._with_room(key)) is not None and (call := self._bound.take(key)) is not None:
                 if key.kind == "model":
                     self._note_loader(call, key, replica)
@@ -576,7 +572,8 @@ class Balancer(Generic[CallT]):
     def _with_room(self, key: Key) -> Replica | None:
         """A replica with room that serves the key."""
         if key.kind == "model":
-            return self.homes.pick(key.name, self._has_room)
+            known = self.homes.known(key.name)
+            return self.homes.pick(key.name, self._has_room) if known else self.homes.first(key.name, self._open)
         replica = self.replicas.get(key.name)
         return replica if replica is not None and replica.shelf is self._open else None
 

@@ -5,15 +5,19 @@ Out: for a call, the replica that has its model; for a model that is nowhere, it
 busier than others, one home more.
 
 A replica is to load a model once, and nobody is to wait for that without need: so the first call for a model that is
-nowhere goes to its home as its *loader*, and those that follow wait here, where they take no slot from calls of other
-models, until the home says that it is ready. Where the model is ready somewhere, calls go there, and a further home is
-asked to load it without any call waiting for it.
+nowhere goes to some replica as its *loader*, and those that follow wait here, where they take no slot from calls of
+other models, until that home says that it is ready. Where the model is ready somewhere, calls go there alone, and a
+further home is asked to load it without any call waiting for it.
+
+What replicas say is bounded by what they keep. What is only guessed, of models that no replica has, is bounded here:
+clients may name as many as they like.
 """
 
 from __future__ import annotations
 
 import enum
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,13 +26,13 @@ if TYPE_CHECKING:
 
 PRESSURE = 4.0  # so many calls found all homes busy within about PRESSURE_HALF_LIFE_S: one home more
 PRESSURE_HALF_LIFE_S = 1.0
+MOST_GUESSES = 10_000  # models that are OPEN, remembered at most
 HINT_LASTS_S = 10.0  # a replica that was asked to load a model has so long before another is asked
 
 
 class State(enum.Enum):
     """Of a model in a replica."""
 
-    EXPECTED = "expected"  # its loader may go there
     LOADER = "loader"  # its loader went there, and the replica has not said that it loads
     LOADING = "loading"  # it says so
     READY = "ready"
@@ -71,11 +75,13 @@ class Model:
 class Homes:
     """The models of one deployment's replicas. O(homes of the model) per call, and O(replicas) for a new home."""
 
-    __slots__ = ("_models", "_random")
+    __slots__ = ("_guesses", "_models", "_random", "_waited_for")
 
-    def __init__(self, random: Callable[[], float]) -> None:
+    def __init__(self, random: Callable[[], float], waited_for: Callable[[str], bool]) -> None:
         self._models: dict[str, Model] = {}
+        self._guesses: OrderedDict[str, None] = OrderedDict()  # models that were OPEN, those that became so first
         self._random = random
+        self._waited_for = waited_for  # whether calls wait for the model, which is not to be forgotten then
 
     def __repr__(self) -> str:
         return f"<Homes of {len(self._models)} models>"
@@ -92,12 +98,21 @@ class Homes:
             model = self._model(name)
             model.set(replica, State.READY)
             model.hinted_until = float("-inf")
+            for other in [other for other, state in model.states.items() if state is State.OPEN]:
+                model.set(other, None)
         for name in gone:
-            model = self._model(name)
-            before = model.states.get(replica)
-            # A load that failed: those that waited for it find out there, by one further load at most.
-            model.set(replica, None if before is State.READY else State.OPEN)
+            self._gone(name, replica)
+
+    def _gone(self, name: str, replica: Replica) -> None:
+        model = self._models.get(name)
+        before = None if model is None else model.states.get(replica)
+        if model is None or before is None:
+            return
+        if before is State.READY or State.READY in model.states.values():
+            model.set(replica, None)
             self._forget(name)
+        else:  # a load that failed: those that waited for it find out there, by one further load at most
+            self._open(name, model, replica)
 
     def removed(self, replica: Replica) -> None:
         """The replica takes no more calls."""
@@ -109,10 +124,12 @@ class Homes:
     # --- where calls go --------------------------------------------------------------------------------------------
 
     def takes(self, name: str, replica: Replica) -> bool:
-        """Whether a call for the model may go to this replica now."""
+        """Whether a call for the model may go to this replica now: any may load a model that is nowhere."""
         model = self._models.get(name)
-        state = None if model is None else model.states.get(replica)
-        return state is State.READY or state is State.OPEN or state is State.EXPECTED
+        if model is None:
+            return True
+        state = model.states.get(replica)
+        return state is State.READY or state is State.OPEN
 
     def known(self, name: str) -> bool:
         """Whether it is somewhere, or on its way there."""
@@ -131,33 +148,33 @@ class Homes:
             if pair:
                 return min(pair, key=load)
         fit = [replica for replica in taking if has_room(replica)]
-        if not fit:
-            fit = [r for r, state in model.states.items() if state is State.EXPECTED and has_room(r)]
         return min(fit, key=load) if fit else None
 
-    def expect(self, name: str, replicas: Sequence[Replica]) -> None:
-        """The model is nowhere: the first of `replicas` by rendezvous hashing is to be its home.
+    def first(self, name: str, replicas: Sequence[Replica]) -> Replica | None:
+        """Which of `replicas` is to load a model that is nowhere, by rendezvous hashing; None where there are none.
 
         All routers come to the same one, as long as they see the same replicas. (Thaler and Ravishankar, Using
-        name-based mappings to increase hit rates, 1998.) Without replicas nothing is expected.
+        name-based mappings to increase hit rates, 1998.)
         """
-        if replicas:
-            self._model(name).set(max(replicas, key=lambda replica: _rank(name, replica)), State.EXPECTED)
+        return max(replicas, key=lambda replica: _rank(name, replica), default=None)
 
     def sent(self, name: str, replica: Replica) -> bool:
         """A call for the model goes to this replica. True: it is the model's loader there; say when it has `ended`."""
-        model = self._models.get(name)
-        if model is None or model.states.get(replica) is not State.EXPECTED:
+        if name in self._models:
             return False
-        model.set(replica, State.LOADER)
+        self._model(name).set(replica, State.LOADER)
         return True
 
     def ended(self, name: str, replica: Replica, started: bool = True) -> bool:
-        """The model's loader has ended. True: calls for it may go there now that could not before."""
+        """The model's loader has ended. True: calls for it may go where they could not before."""
         model = self._models.get(name)
         if model is None or model.states.get(replica) is not State.LOADER:
             return False
-        model.set(replica, State.OPEN if started else State.EXPECTED)
+        if started and State.READY not in model.states.values():
+            self._open(name, model, replica)
+        else:
+            model.set(replica, None)
+            self._forget(name)
         return True
 
     def spread(self, name: str, now: float, others: Sequence[Replica]) -> Replica | None:
@@ -182,6 +199,22 @@ class Homes:
         if model is None:
             model = self._models[name] = Model()
         return model
+
+    def _open(self, name: str, model: Model, replica: Replica) -> None:
+        model.set(replica, State.OPEN)
+        guesses = self._guesses
+        guesses[name] = None
+        guesses.move_to_end(name)
+        if len(guesses) <= MOST_GUESSES:
+            return
+        eldest, _ = guesses.popitem(last=False)
+        known = self._models.get(eldest)
+        if known is None or any(state is not State.OPEN for state in known.states.values()):
+            return  # more than a guess by now, or less
+        if self._waited_for(eldest):
+            guesses[eldest] = None
+        else:
+            del self._models[eldest]
 
     def _forget(self, name: str) -> None:
         if not self._models[name].states:
