@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.core.balance import Balancer, Replica
+from headrace.core.bound import to_replica
 from headrace.core.routers import ConsistentHash, PrefixAffinity, RoundRobin
 from headrace.core.routers.prefix import BLOCK_CHARS, LONGEST_CHARS, PrefixTree
 from headrace.spec.errors import OptionError
@@ -391,3 +392,18 @@ def test_the_balancer_asks_its_policy_and_goes_on_without_a_preference() -> None
     assert len(spread) > 2
     balancer.remove(first.id)
     assert balancer.choose(call) not in (first, None)
+
+
+def test_beside_calls_that_are_bound_the_policy_chooses_among_the_others() -> None:
+    balancer: Balancer[Any] = Balancer(2, 10, Random(1))
+    balancer.policy = ConsistentHash()
+    for number in range(1, 6):
+        balancer.add(f"Model#{number}")
+    call = Ask("mine")
+    home = balancer.choose(call)
+    assert home is not None
+    assert balancer.choose(call) is home
+    balancer.enqueue("bound", 0.0, key=to_replica(home.id))
+    second = balancer.choose(call)
+    assert second not in (home, None)
+    assert balancer.choose(call) is second

@@ -70,6 +70,7 @@ class Balancer(Generic[CallT]):
 
     __slots__ = (
         "_bound",
+        "_bound_deadlines",
         "_deadlines",
         "_loaders",
         "_news",
@@ -109,6 +110,7 @@ class Balancer(Generic[CallT]):
         self.lateness = Lateness()
         self.shed: list[CallT] = []
         self._deadlines: dict[CallT, tuple[float, int]] = {}  # and priority, of the calls that wait and have one
+        self._bound_deadlines: dict[CallT, tuple[float, int]] = {}  # the same of those that wait for a model
         self._news = False  # `announce` may have something to say
         self._urgent = False  # a call has come before those that replicas were told of
         self._told_due: float | None = None  # when that call is due; None: only plain calls wait
@@ -168,7 +170,7 @@ class Balancer(Generic[CallT]):
         if self._queue.count or not self._open:
             return None
         if self._bound.count:
-            return self._draw_beside_bound()
+            return self._draw_beside_bound(call)
         return self._draw() if self.policy is None else self._draw_by_policy(call)
 
     def choose_bound(self, call: CallT, key: Key, now: float) -> Replica | None:
@@ -219,6 +221,8 @@ class Balancer(Generic[CallT]):
             return False
         if key is not None:
             self._bound.put(key, call, now, priority)
+            if deadline is not None and key.kind == "model":
+                self._bound_deadlines[call] = (deadline, priority)
             self._news = True
             return True
         if deadline is not None:
@@ -233,12 +237,24 @@ class Balancer(Generic[CallT]):
     def evict(self, below: int | None = None) -> CallT | None:
         """The youngest of the calls of the lowest priority, which waits no more.
 
-        None: none waits, or none of a priority under `below`. Suspects stay.
+        None: none waits, or none of a priority under `below`. Suspects stay. Of the same priority it is one of the
+        longest line: many calls for one model shall not drive out all others.
         """
-        call = self._queue.take_lowest(below) or self._bound.take_lowest(below)
+        queue, bound = self._queue, self._bound
+        if not bound.count:
+            call = queue.take_lowest(below)
+        else:
+            levels = [level for level in (queue.lowest(), bound.lowest()) if level is not None]
+            if not levels or (below is not None and min(levels) >= below):
+                return None
+            lowest = min(levels) + 1
+            if bound.longest() > queue.count:
+                call = bound.take_lowest(lowest) or queue.take_lowest(lowest)
+            else:
+                call = queue.take_lowest(lowest) or bound.take_lowest(lowest)
         if call is not None:
             self._news = True
-            self._deadlines.pop(call, None)
+            self._forget_deadline(call)
         return call
 
     def hopeless(self, now: float, deadline: float, priority: int = 0) -> bool:
@@ -255,6 +271,8 @@ class Balancer(Generic[CallT]):
         """A call that was sent but not started waits again, before later ones. Then send what `drain` gives."""
         if key is not None:
             self._bound.put(key, call, since, priority, back=True)
+            if deadline is not None and key.kind == "model":
+                self._bound_deadlines[call] = (deadline, priority)
             self._news = True
             return
         if deadline is not None:
@@ -276,10 +294,15 @@ class Balancer(Generic[CallT]):
                 self.shed.remove(call)
                 return True
             return False
-        if self._deadlines:
-            self._deadlines.pop(call, None)
+        self._forget_deadline(call)
         self._news = True
         return True
+
+    def _forget_deadline(self, call: CallT) -> None:
+        if self._deadlines:
+            self._deadlines.pop(call, None)
+        if self._bound_deadlines:
+            self._bound_deadlines.pop(call, None)
 
     def take_all(self) -> list[CallT]:
         """All calls that wait, which wait no more: suspects first, then by age."""
@@ -291,6 +314,7 @@ class Balancer(Generic[CallT]):
             while (call := self._bound.take(key)) is not None:
                 calls.append(call)
         self._deadlines.clear()
+        self._bound_deadlines.clear()
         self._news = True
         return calls
 
@@ -306,16 +330,16 @@ class Balancer(Generic[CallT]):
                 self._book(replica)
                 pairs.append((suspect, replica))
         if self._bound.count and self._open:
-            self._drain_bound(pairs)
+            self._drain_bound(pairs, now)
         while self._open and (call := self._take_in_time(now) if self._deadlines else self._queue.take()) is not None:
             pairs.append((call, self._draw() if self.policy is None else self._draw_by_policy(call)))
         if pairs or self.shed:
             self._news = True
         return pairs
 
-    def _drain_bound(self, pairs: list[tuple[CallT, Replica]]) -> None:
+    def _drain_bound(self, pairs: list[tuple[CallT, Replica]], now: float) -> None:
         for key in self._bound:
-            while (replica := self._with_room(key)) is not None and (call := self._bound.take(key)) is not None:
+            while (replica := self._with_room(key)) is not None and (call := self._take_bound(key, now)) is not None:
                 if key.kind == "model":
                     self._note_loader(call, key, replica)
                 self._book(replica)
@@ -384,11 +408,7 @@ class Balancer(Generic[CallT]):
                 call = self._suspects.take()
                 replica.suspect = True
                 self._news = True
-            elif self._bound.count and (key := self._bound_before_others(replica)) is not None:
-                call = self._bound.take(key)
-                assert call is not None
-                if key.kind == "model":
-                    self._note_loader(call, key, replica)
+            elif self._bound.count and (call := self._take_bound_for(replica, now)) is not None:
                 self._news = True
             elif self._queue.count:
                 call = self._take_in_time(now) if self._deadlines else self._queue.take()
@@ -543,12 +563,14 @@ class Balancer(Generic[CallT]):
         self._book(replica)
         return replica
 
-    def _draw_beside_bound(self) -> Replica | None:
+    def _draw_beside_bound(self, call: Any) -> Replica | None:
         """As `_draw`, but of replicas with room for which no bound call waits; None: there is none."""
         free = [replica for replica in self._open if not self._waits_for(replica)]
         if not free:
             return None
-        replica = min(free, key=lambda replica: (replica.ours + replica.others, self._random()))
+        replica = None if self.policy is None else self.policy.choose(call, free)
+        if replica is None or replica not in free:
+            replica = min(free, key=lambda replica: (replica.ours + replica.others, self._random()))
         self._book(replica)
         return replica
 
@@ -559,6 +581,26 @@ class Balancer(Generic[CallT]):
             return None
         due = self._queue.due()
         return foremost[0] if due is None or foremost[1] <= due else None
+
+    def _take_bound_for(self, replica: Replica, now: float) -> CallT | None:
+        """The bound call whose turn it is at this replica, before all others; None: there is none."""
+        while (key := self._bound_before_others(replica)) is not None:
+            call = self._take_bound(key, now)
+            if call is not None:
+                if key.kind == "model":
+                    self._note_loader(call, key, replica)
+                return call
+        return None
+
+    def _take_bound(self, key: Key, now: float) -> CallT | None:
+        """The next call of this key that is not too late; those before it are shed."""
+        deadlines = self._bound_deadlines
+        while (call := self._bound.take(key)) is not None:
+            timed = deadlines.pop(call, None) if deadlines else None
+            if timed is None or not self.lateness.too_late(timed[0] - now, timed[1]):
+                return call
+            self.shed.append(call)
+        return None
 
     def _waits_for(self, replica: Replica) -> bool:
         return self._bound.foremost(lambda key: self._serves(replica, key)) is not None
