@@ -112,7 +112,15 @@ class AwaitedItem(Item, Coroutine[Any, Any, Any]):
     def __init__(
         self, find: Any, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, request: Any
     ) -> None:
-        super().__init__(owner, args, kwargs, request)
+        self.owner = owner  # and so on: as Item does it, for this is made for every call
+        self.args = args
+        self.kwargs = kwargs
+        self.run = None
+        self.gone = False
+        if request is None:
+            self.meta = self.deadline = self.call = None
+        else:
+            self.meta, self.deadline, self.call = request.meta, request.deadline, request.call
         self._find = find  # gives the Batches of the running loop
         self._batches: Batches | None = None
         self._future: asyncio.Future[Any] | None = None

@@ -50,6 +50,7 @@ class Batches:
         self._context.run(replica_variable.set, replica)
         self._by_revision = replica is not None and replica.holds_handles
         self.stall_s = STALL_S  # how long a reader of a stream may hold up the others of its batch
+        self._bucket_fn = function.bucket_fn
         self._streams = function.kind in GENERATORS
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -72,28 +73,28 @@ class Batches:
 
     def put(self, item: Item) -> None:
         """The item waits for a batch, which may leave at the end of this tick."""
+        meta = item.meta
+        key: Any = None
         try:
-            key = self._key(item)
-            hash(key)
+            if self._bucket_fn is not None:
+                key = self._bucket_fn(item.first)
+                hash(key)
         except BaseException as error:  # of the user's bucket_fn: it is this item's alone
             item.fail(as_error(f"the bucket_fn of {self.label}", error))
             return
-        meta = item.meta
-        waited_s = 0.0 if meta is None else meta.waited_s
-        priority = 0 if meta is None else meta.priority
+        waited_s, priority, model, revision = 0.0, 0, None, 0
+        if meta is not None:
+            waited_s, priority, model = meta.waited_s, meta.priority, meta.model_id
+            if self._by_revision:
+                revision = meta.revision
+        if key is not None or model or revision or item.kwargs is not None:
+            # What only items have in common that may share a batch; the last: names of arguments.
+            names = None if item.kwargs is None else (len(item.args), *item.kwargs)
+            key = (key, model, revision, names)
         self.batcher.add(item, key, _now(), waited_s=waited_s, deadline=item.deadline, priority=priority)
         if not self._scheduled:
-            self._schedule()
-
-    def _key(self, item: Item) -> Any:
-        """What only items have in common that may share a batch: model, revision, bucket, and names of arguments."""
-        meta, bucket_fn = item.meta, self.function.bucket_fn
-        model = None if meta is None else meta.model_id
-        revision = meta.revision if self._by_revision and meta is not None else 0
-        shape = None if item.kwargs is None else (len(item.args), *item.kwargs)
-        if bucket_fn is None:
-            return (model, revision, shape) if model or revision or shape else None
-        return model, revision, shape, bucket_fn(item.first)
+            self._scheduled = True
+            self.loop.call_soon(self._flush, context=self._context)
 
     def post(self, action: Callable[[], None]) -> bool:
         """From any thread: have the loop do it. False: the loop has ended."""

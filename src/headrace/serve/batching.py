@@ -29,6 +29,7 @@ from headrace.spec.names import hint
 
 __all__ = ["batch"]
 
+_running_loop = asyncio._get_running_loop
 _FUNCTIONS = ("batch_size_fn", "pad_fn", "bucket_fn")
 
 
@@ -73,21 +74,26 @@ def batch(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 class _State:
     """The batches of one instance, by the loop and the replica that they run in; and their options."""
 
-    __slots__ = ("batches", "options", "owner")
+    __slots__ = ("_latest", "batches", "options", "owner")
 
     def __init__(self, owner: Callable[[], Any], options: BatchOptions) -> None:
         self.owner = owner
         self.options = options
         self.batches: dict[tuple[asyncio.AbstractEventLoop, ReplicaContext | None], Batches] = {}
+        self._latest: Batches | None = None
 
     def find(
         self, function: BatchedFunction, loop: asyncio.AbstractEventLoop, replica: ReplicaContext | None
     ) -> Batches:
+        latest = self._latest
+        if latest is not None and latest.loop is loop and latest.replica is replica:
+            return latest
         found = self.batches.get((loop, replica))
         if found is None:
             for key in [key for key in self.batches if key[0].is_closed()]:
                 del self.batches[key]
             found = self.batches[loop, replica] = Batches(function, self.options, loop, replica)
+        self._latest = found
         return found
 
     def change(self, changes: dict[str, Any]) -> None:
@@ -145,6 +151,7 @@ class Batched(_Settings):
         self._functions = functions
         label = getattr(function, "__qualname__", None) or repr(function)
         self._function = BatchedFunction(function, kind_of(function), label.rpartition("<locals>.")[2], **functions)
+        self._streams = self._function.kind in GENERATORS
         self._is_method = False
         self._attribute = getattr(function, "__name__", "")
         self._signature: inspect.Signature | None = None
@@ -239,12 +246,13 @@ class Batched(_Settings):
         named: dict[str, Any] | None = None
         if kwargs or len(args) != 1:
             args, named = self._arguments(instance, args, kwargs)
-        request = current_request()
         loop = _running_loop()
         if loop is None:
             return self._call_in_thread(instance, args, named)
-        batches = self._batches(instance, loop, current_replica())
-        if self._function.kind in GENERATORS:
+        request = current_request()
+        replica = request.replica if request is not None and request.replica is not None else current_replica()
+        batches = self._state(instance).find(self._function, loop, replica)
+        if self._streams:
             stream = AwaitedStream(None, instance, args, named, request)
             stream.start(batches)
             return stream.iterate()
@@ -253,7 +261,7 @@ class Batched(_Settings):
         return item
 
     def _call_in_thread(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-        replica, request, streams = current_replica(), current_request(), self._function.kind in GENERATORS
+        replica, request, streams = current_replica(), current_request(), self._streams
         if replica is not None and replica.loop is not None:
             batches = self._batches(instance, replica.loop, replica)
             if streams:
@@ -373,13 +381,6 @@ def _lists_of_one(instance: Any, args: tuple[Any, ...]) -> list[Any]:
 
 def _named_of_one(kwargs: dict[str, Any] | None) -> dict[str, Any]:
     return {name: [value] for name, value in (kwargs or {}).items()}
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _remake(function: Callable[..., Any], options: BatchOptions, functions: dict[str, Any]) -> Batched:
