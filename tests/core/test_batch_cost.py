@@ -239,7 +239,7 @@ def test_a_bound_is_far_above_and_sees_what_nobody_has_looked_at() -> None:
 
 def test_who_only_asks_for_a_bound_learns_all_the_same() -> None:
     cost = learned(some_sizes(100, 1, 40))
-    for rows in some_sizes(200, 1, 40):
+    for rows in some_sizes(400, 1, 40):
         cost.observe(rows, model(rows, 0.1))
         cost.bound_s(20, None)
     assert cost.bound_s(20, None) < 2 * FAR * model(20, 0.1)

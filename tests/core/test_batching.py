@@ -84,8 +84,12 @@ class TestIdle:
     def test_an_item_waits_once(self) -> None:
         batcher = batcher_of()
         add(batcher, "a")
-        with pytest.raises(ValueError, match="'a' waits already"):
-            add(batcher, "a")
+        for key in (None, "another"):
+            with pytest.raises(ValueError, match="'a' waits already"):
+                add(batcher, "a", key=key)
+        assert gone(batcher.next(0.0)) == "a"
+        assert batcher.due() is None
+        assert batcher.next(0.0) is None
 
     def test_one_that_leaves_is_no_longer_there(self) -> None:
         batcher = batcher_of()

@@ -54,7 +54,7 @@ _LEAST_WEIGHT = 0.05
 _PROPORTIONAL = 0.005  # in the fit, the weight of "proportional to rows"; sizes that differ by a tenth outweigh it
 _LEAST_S = 1e-7
 _UNREAD = 16  # batches that are kept until somebody asks; of those before nothing is learned
-_READ_EVERY = 64  # batches, where somebody only asks for a bound
+_READ_EVERY = 128  # batches, where somebody only asks for a bound
 
 
 class Curve(NamedTuple):

@@ -79,20 +79,16 @@ class Line:
 
     def take(self, chosen: list[Waiting]) -> None:
         """These leave."""
+        self.rows, self._stale = None, True
+        if self.entries[: len(chosen)] == chosen:
+            del self.entries[: len(chosen)]
+            return
         leaving = {entry.serial for entry in chosen}
         for lane in (self.entries, self.late):
             last = max([entry for entry in chosen if entry.late is (lane is self.late)], default=None)
             if last is not None:
                 reach = bisect_left(lane, last) + 1
                 lane[:reach] = [entry for entry in lane[:reach] if entry.serial not in leaving]
-        self.rows, self._stale = None, True
-
-    def take_first(self, count: int) -> list[Waiting]:
-        """The first `count` of those that are not late, which leave."""
-        chosen = self.entries[:count]
-        del self.entries[:count]
-        self.rows, self._stale = None, True
-        return chosen
 
     def make_late(self, entry: Waiting) -> None:
         """`entry` goes into the lane of the late ones."""

@@ -49,6 +49,8 @@ class Rows:
         Fewer, where a few rows more than an allowed size would be padded to more than twice their number: those few are
         better off in another batch. Raises Unmeasured.
         """
+        if self.measure is None and not self.allowed:
+            return entries[: max(1, limit)]
         chosen = self._first(entries, limit)
         if self.allowed and len(chosen) > 1:
             rows = self.count(chosen)

@@ -47,6 +47,8 @@ class Reason(Enum):
     DEADLINE = "deadline"  # before that: its earliest deadline would have been missed
     FREED = "freed"  # a running batch ended, and this had gathered meanwhile
 
+    __hash__ = object.__hash__  # Enum's own is slow, and every batch counts its reason
+
 
 class Batch(Generic[ItemT]):
     """Items to be worked on together. `size` counts rows; `padded_size` is the next allowed size, or `size`."""
@@ -130,8 +132,6 @@ class Batcher(Generic[ItemT]):
         priority: int = 0,
     ) -> None:
         """`item` waits; only items of the same key share a batch. It has waited `waited_s` already, elsewhere."""
-        if item in self._entries:
-            raise ValueError(f"{item!r} waits already")
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = Line(key)
@@ -145,7 +145,10 @@ class Batcher(Generic[ItemT]):
         if priority:
             urgency -= priority * AGING_S
         self._serial += 1
-        entry = self._entries[item] = Waiting(urgency, self._serial, item, line, since, until, expires, priority)
+        entry = Waiting(urgency, self._serial, item, line, since, until, expires, priority)
+        if self._entries.setdefault(item, entry) is not entry:
+            self._tidy(line)
+            raise ValueError(f"{item!r} waits already")
         if line.put(entry):
             self._note_first(line)
 
@@ -384,11 +387,9 @@ class Batcher(Generic[ItemT]):
             del self._entries[item]
         if line.timed:
             self._settle_late(chosen)
-            line.take(chosen)
-        else:
-            line.take_first(len(chosen))
+            self._arrivals.batch(self._serial, now)
+        line.take(chosen)
         self._tidy(line)
-        self._arrivals.batch(self._serial, now)
         if self._rows.measure is not None:
             weight = 1 / 8 if self.cost.batches else 1.0
             self._rows_each += (rows / len(chosen) - self._rows_each) * weight
