@@ -56,7 +56,8 @@ class Rows:
             rows = self.count(chosen)
             lower = bisect_left(self.allowed, rows) - 1
             if lower >= 0 and self.padded(rows) > 2 * rows:
-                return self._first(chosen, self.allowed[lower])
+                fewer = self._first(chosen, self.allowed[lower])
+                return fewer if self.count(fewer) <= self.allowed[lower] else chosen
         return chosen
 
     def padded(self, rows: int) -> int:
