@@ -11,6 +11,7 @@ import served_applications
 from headrace import serve
 from headrace.serve.graph import build
 from headrace.spec.errors import OptionError, OptionTypeError
+from headrace.spec.hedging import HedgingConfig
 
 
 class Cart:
@@ -210,3 +211,56 @@ def test_members_that_answer_to_any_name_are_left_alone():
             return "x"
 
     assert unrepeatable(Model) == ()
+
+
+# --- hedge
+
+
+class Ranker:
+    @serve.method(hedge=False)
+    def learn(self):
+        return None
+
+    @serve.method(hedge=True)
+    def rank(self):
+        return []
+
+    @serve.method(hedge={"quantile": 0.9})
+    async def search(self):
+        return []
+
+    @serve.method(repeatable=False)
+    def pay(self):
+        return None
+
+
+def hedged(target, **options):
+    (spec,) = build(serve.deployment(**options)(target).bind()).deployments
+    return spec.hedged_methods
+
+
+def test_methods_say_how_their_calls_are_hedged():
+    own = HedgingConfig(quantile=0.9)
+    assert hedged(Ranker) == {"learn": None, "rank": HedgingConfig(), "search": own}
+    assert hedged(Ranker, hedge={"budget": 0.2}) == {"learn": None, "rank": HedgingConfig(budget=0.2), "search": own}
+    assert hedged(Cart, hedge=True) == {}
+
+
+def test_a_method_cannot_be_hedged_where_nothing_may_run_twice():
+    with pytest.raises(OptionError, match=r"Ranker\.rank is marked hedge=True, but calls of a deployment"):
+        build(serve.deployment(repeatable=False)(Ranker).bind())
+    with pytest.raises(OptionError, match="contradict"):
+        serve.method(hedge=True, repeatable=False)
+
+
+def test_with_an_ingress_one_method_that_is_not_to_be_hedged_exempts_all_requests():
+    app = fastapi.FastAPI()
+
+    @serve.ingress(app)
+    class Api:
+        @serve.method(hedge=False)
+        @app.post("/orders")
+        def order(self):
+            return None
+
+    assert hedged(Api, hedge=True) == {"order": None, "__call__": None}
