@@ -128,7 +128,7 @@ def test_models_that_no_replica_ever_has_take_a_bounded_memory() -> None:
         assert homes.sent(f"model-{i}", home)
         assert homes.ended(f"model-{i}", home)
     assert repr(homes) == f"<Homes of {MOST_GUESSES + 3} models>", "those that calls wait for, and what is there, stay"
-    assert homes.known("model-0") and homes.known("model-7") and homes.known("cat")
+    assert all(homes.known(name) for name in ("model-0", "model-7", "cat"))
     assert not homes.known("model-1")
 
 
@@ -325,6 +325,56 @@ def test_bound_calls_count_among_those_that_may_wait_and_give_way() -> None:
     assert balancer.evict(below=0) == "low"
     assert balancer.enqueue("more", 0.0, key=to_model("cat"))
     assert sorted(balancer.take_all()) == ["any", "more"]
+
+
+def test_who_gives_way_is_of_the_lowest_priority_bound_or_not() -> None:
+    balancer: Balancer[str] = Balancer(1, 3, Random(1))
+    for name, priority, key in (("any", 0, None), ("low", -1, to_model("cat")), ("one", 0, to_model("cat"))):
+        assert balancer.enqueue(name, 0.0, priority, key=key)
+    assert [balancer.evict(below=1) for _ in range(4)] == ["low", "any", "one", None]
+
+
+def test_of_the_same_priority_a_line_that_is_longer_than_the_queue_gives_way_first() -> None:
+    balancer: Balancer[str] = Balancer(1, 4, Random(1))
+    for name, key in (("any", None), ("one", to_model("cat")), ("two", to_model("cat")), ("three", to_model("cat"))):
+        assert balancer.enqueue(name, 0.0, key=key)
+    assert [balancer.evict() for _ in range(5)] == ["three", "two", "any", "one", None]
+
+
+def test_calls_for_a_model_that_would_be_late_are_not_sent_after_they_have_waited() -> None:
+    balancer, (home,) = balancer_of(1, limit=1)
+    cat = to_model("cat")
+    balancer.models_changed(home, ["cat"], [], [])
+    for _ in range(20):
+        balancer.lateness.times.observe(1.0, 0.0)
+    assert balancer.choose_bound("first", cat, 0.0) is home
+    balancer.enqueue("late", 0.0, deadline=0.5, key=cat)
+    balancer.enqueue("also late", 0.0, deadline=0.5, key=cat)
+    balancer.enqueue("in time", 0.0, deadline=10.0, key=cat)
+    assert balancer.offered(home, 1, 0.1) == "in time"
+    assert balancer.shed == ["late", "also late"]
+    balancer.shed.clear()
+    balancer.finished(home, 1)
+    balancer.finished(home, 0)
+    assert balancer.choose_bound("again", cat, 0.0) is home
+    balancer.enqueue("too late", 0.0, deadline=0.5, key=cat)
+    balancer.enqueue("any", 0.0)
+    assert balancer.offered(home, 1, 0.1) == "any", "the slot is for the next that is in time"
+    balancer.shed.clear()
+    balancer.enqueue("once more", 0.0, deadline=0.5, key=cat)
+    balancer.finished(home, 0)
+    balancer.finished(home, 0)
+    assert balancer.drain(0.1) == []
+    assert balancer.shed == ["once more"]
+
+
+def test_an_offer_is_not_declined_for_a_bound_call_because_those_before_it_were_too_late() -> None:
+    balancer, (home,) = balancer_of(1, limit=1)
+    balancer.choose()
+    balancer.enqueue("late", 0.0, deadline=1.0)
+    balancer.enqueue("bound", 1.0, key=to_replica(home.id))
+    assert balancer.offered(home, 1, 2.0) == "bound"
+    assert balancer.shed == ["late"]
 
 
 def test_calls_for_one_replica_are_never_too_many_and_never_give_way() -> None:

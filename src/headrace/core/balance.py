@@ -70,7 +70,6 @@ class Balancer(Generic[CallT]):
 
     __slots__ = (
         "_bound",
-        "_bound_deadlines",
         "_deadlines",
         "_loaders",
         "_news",
@@ -110,7 +109,6 @@ class Balancer(Generic[CallT]):
         self.lateness = Lateness()
         self.shed: list[CallT] = []
         self._deadlines: dict[CallT, tuple[float, int]] = {}  # and priority, of the calls that wait and have one
-        self._bound_deadlines: dict[CallT, tuple[float, int]] = {}  # the same of those that wait for a model
         self._news = False  # `announce` may have something to say
         self._urgent = False  # a call has come before those that replicas were told of
         self._told_due: float | None = None  # when that call is due; None: only plain calls wait
@@ -220,9 +218,7 @@ class Balancer(Generic[CallT]):
         if 0 <= self.max_queued <= self.queued and (key is None or key.kind != "replica"):
             return False
         if key is not None:
-            self._bound.put(key, call, now, priority)
-            if deadline is not None and key.kind == "model":
-                self._bound_deadlines[call] = (deadline, priority)
+            self._bound.put(key, call, now, priority, deadline)
             self._news = True
             return True
         if deadline is not None:
@@ -254,7 +250,7 @@ class Balancer(Generic[CallT]):
                 call = queue.take_lowest(lowest) or bound.take_lowest(lowest)
         if call is not None:
             self._news = True
-            self._forget_deadline(call)
+            self._deadlines.pop(call, None)
         return call
 
     def hopeless(self, now: float, deadline: float, priority: int = 0) -> bool:
@@ -270,9 +266,7 @@ class Balancer(Generic[CallT]):
     ) -> None:
         """A call that was sent but not started waits again, before later ones. Then send what `drain` gives."""
         if key is not None:
-            self._bound.put(key, call, since, priority, back=True)
-            if deadline is not None and key.kind == "model":
-                self._bound_deadlines[call] = (deadline, priority)
+            self._bound.put(key, call, since, priority, deadline, back=True)
             self._news = True
             return
         if deadline is not None:
@@ -294,15 +288,10 @@ class Balancer(Generic[CallT]):
                 self.shed.remove(call)
                 return True
             return False
-        self._forget_deadline(call)
-        self._news = True
-        return True
-
-    def _forget_deadline(self, call: CallT) -> None:
         if self._deadlines:
             self._deadlines.pop(call, None)
-        if self._bound_deadlines:
-            self._bound_deadlines.pop(call, None)
+        self._news = True
+        return True
 
     def take_all(self) -> list[CallT]:
         """All calls that wait, which wait no more: suspects first, then by age."""
@@ -314,7 +303,6 @@ class Balancer(Generic[CallT]):
             while (call := self._bound.take(key)) is not None:
                 calls.append(call)
         self._deadlines.clear()
-        self._bound_deadlines.clear()
         self._news = True
         return calls
 
@@ -408,12 +396,13 @@ class Balancer(Generic[CallT]):
                 call = self._suspects.take()
                 replica.suspect = True
                 self._news = True
-            elif self._bound.count and (call := self._take_bound_for(replica, now)) is not None:
+            elif self._bound.count:
+                call = self._take_bound_for(replica, now) or self._take_queued(now)
+                if call is None:  # all of the queue were too late
+                    call = self._take_bound_for(replica, now)
                 self._news = True
-            elif self._queue.count:
-                call = self._take_in_time(now) if self._deadlines else self._queue.take()
-                if not self._queue.count or self._told_due is not None:
-                    self._news = True
+            else:
+                call = self._take_queued(now)
         if call is not None:
             replica.ours += 1
         # The leased call, by the age in it, or the decline, says so.
@@ -515,6 +504,16 @@ class Balancer(Generic[CallT]):
             lateness.rate.end(now)
         return call
 
+    def _take_queued(self, now: float) -> CallT | None:
+        """The call of the queue whose turn it is at a slot that was offered."""
+        queue = self._queue
+        if not queue.count:
+            return None
+        call = self._take_in_time(now) if self._deadlines else queue.take()
+        if not queue.count or self._told_due is not None:
+            self._news = True
+        return call
+
     # --- room ------------------------------------------------------------------------------------------------------
 
     def _draw(self) -> Replica:
@@ -594,13 +593,9 @@ class Balancer(Generic[CallT]):
 
     def _take_bound(self, key: Key, now: float) -> CallT | None:
         """The next call of this key that is not too late; those before it are shed."""
-        deadlines = self._bound_deadlines
-        while (call := self._bound.take(key)) is not None:
-            timed = deadlines.pop(call, None) if deadlines else None
-            if timed is None or not self.lateness.too_late(timed[0] - now, timed[1]):
-                return call
-            self.shed.append(call)
-        return None
+        return self._bound.take_in_time(
+            key, lambda deadline, level: self.lateness.too_late(deadline - now, level), self.shed
+        )
 
     def _waits_for(self, replica: Replica) -> bool:
         return self._bound.foremost(lambda key: self._serves(replica, key)) is not None

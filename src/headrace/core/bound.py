@@ -34,13 +34,16 @@ class BoundLines(Generic[CallT]):
     never refused because many wait.
     """
 
-    __slots__ = ("_keys", "_lines", "count", "unlimited")
+    __slots__ = ("_deadlines", "_keys", "_lines", "count", "unlimited")
 
     def __init__(self) -> None:
         self.count = 0
         self.unlimited = 0
         self._lines: dict[Key, CallQueue[CallT]] = {}
         self._keys: dict[CallT, Key] = {}
+        self._deadlines: dict[
+            CallT, tuple[float, int]
+        ] = {}  # and priority, of those that have one and wait for a model
 
     def __repr__(self) -> str:
         return f"<BoundLines {self.count} calls for {len(self._lines)} keys>"
@@ -51,13 +54,17 @@ class BoundLines(Generic[CallT]):
     def __iter__(self) -> Iterator[Key]:
         return iter(list(self._lines))
 
-    def put(self, key: Key, call: CallT, since: float, priority: int, back: bool = False) -> None:
+    def put(
+        self, key: Key, call: CallT, since: float, priority: int, deadline: float | None = None, back: bool = False
+    ) -> None:
         """`call` waits since then; `back`: before those that were never taken."""
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = CallQueue()
         (line.put_back if back else line.put)(call, since, priority)
         self._keys[call] = key
+        if deadline is not None and key.kind == "model":
+            self._deadlines[call] = deadline, priority
         self.count += 1
         self.unlimited += key.kind == "replica"
 
@@ -68,6 +75,25 @@ class BoundLines(Generic[CallT]):
         if call is not None:
             self._taken(key, call)
         return call
+
+    def take_in_time(self, key: Key, late: Callable[[float, int], bool], shed: list[CallT]) -> CallT | None:
+        """As `take`, but those that are `late` by their deadline and priority go to `shed`."""
+        while (line := self._lines.get(key)) is not None and (call := line.take()) is not None:
+            timed = self._deadlines.get(call)
+            self._taken(key, call)
+            if timed is None or not late(*timed):
+                return call
+            shed.append(call)
+        return None
+
+    def lowest(self) -> int | None:
+        """The lowest priority of which a call waits that is not for one replica; None: none does."""
+        levels = [line.lowest() for key, line in self._lines.items() if key.kind != "replica"]
+        return min((level for level in levels if level is not None), default=None)
+
+    def longest(self) -> int:
+        """How many calls wait in the longest line that is not for one replica."""
+        return max((line.count for key, line in self._lines.items() if key.kind != "replica"), default=0)
 
     def take_lowest(self, below: int | None) -> CallT | None:
         """A young call of a low priority (under `below`), of the longest line that has one; not one for one replica."""
@@ -104,5 +130,6 @@ class BoundLines(Generic[CallT]):
         self.count -= 1
         self.unlimited -= key.kind == "replica"
         del self._keys[call]
+        self._deadlines.pop(call, None)
         if not self._lines[key].count:
             del self._lines[key]

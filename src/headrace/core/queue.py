@@ -132,12 +132,8 @@ class CallQueue(Generic[CallT]):
 
         None when none waits, or none of a priority under `below`.
         """
-        if not self.count:
-            return None
-        lowest = min(self._others, default=1)
-        if self._plain and lowest > 0:
-            lowest = 0
-        if below is not None and lowest >= below:
+        lowest = self.lowest()
+        if lowest is None or (below is not None and lowest >= below):
             return None
         self.count -= 1
         line = self._line(lowest)
@@ -145,6 +141,13 @@ class CallQueue(Generic[CallT]):
         if lowest and not line:
             del self._others[lowest]
         return call
+
+    def lowest(self) -> int | None:
+        """The lowest priority of which a call waits; None: none waits."""
+        if not self.count:
+            return None
+        lowest = min(self._others, default=0)
+        return 0 if lowest > 0 and self._plain else lowest
 
     def discard(self, call: CallT) -> bool:
         """`call` leaves the queue. False: it was not in it."""
