@@ -11,18 +11,19 @@ Three things are learned apart, as they change apart:
   least relative squared errors through the medians of the ranges, neither part negative. What the sizes seen cannot
   tell apart counts as proportional to rows: dear for sizes never seen that are larger, cheap for smaller ones, so that
   both are worth trying with care.
-- The *level* of a key, how its latest batches compare with the shape: the median of the last LATEST ratios. So a model
+- The *level* of a key: so many times the shape. It moves in steps, to the median of what the last LATEST batches took
+  in parts of what the shape says, where that is STEP times more or less than it was, and slowly otherwise. So a model
   that becomes three times slower, or faster, is known after LEARNED_AFTER batches of that key, and one pause (a garbage
   collection, a first call that compiles) changes nothing. Sizes not seen since then are taken to have changed in
   proportion. The level is of the key, as models differ in cost; the shape is of all keys, as what they have in common
   is the machine and the way to it, and as a model called rarely could not learn one alone. A key of which too little
   is known has the level of the latest batches of any.
-- The *margin*, the upper quantile of what batches took, in parts of what level and shape say. It is at most
-  MOST_MARGIN: what exceeds that is a pause, and no smaller batch would have met its deadline.
+- The *margin*, the upper quantile of what the last MARGINS batches took, in parts of what level and shape say. It is at
+  most MOST_MARGIN: what exceeds that is a pause, and no smaller batch would have met its deadline.
 
-An affine cost is what Nexus measures on GPUs (Shen et al., SOSP 2019, section 2.2), what Clipper's and BentoML's
-batchers fit by least squares over means; quantiles of the residuals of such a fit in place of its mean are those of
-the scale family of quantile regression (Koenker, Quantile Regression, 2005, section 3.2).
+That a cost is affine in rows is what Nexus measured on GPUs (Shen et al., SOSP 2019), and what the batchers of Clipper
+and BentoML fit: by least squares, over means, in which one pause moves the line and a step takes as many batches as the
+window has.
 """
 
 from __future__ import annotations

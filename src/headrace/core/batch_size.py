@@ -6,8 +6,8 @@ A batch is as large as the earliest deadline in it allows, while that helps. It 
 small batches can carry, the first always have just so much time left that the batch must be small, the next ones lose
 theirs meanwhile, and so on, until all batches are of one. So when the deadlines cut a batch short, and those left over
 would not all be in time afterwards, a size is chosen by how many are answered in time for each second of the model, the
-most urgent being given up when that is better (early drop: Shen et al., Nexus, SOSP 2019, section 6.3). And it is never
-less than what keeps up with the arrivals, if any size does: a queue that grows makes everybody late.
+most urgent being given up when that is better (the early drop of Nexus: Shen et al., SOSP 2019). And it is never less
+than what keeps up with the arrivals, if any size does: a queue that grows makes everybody late.
 """
 
 from __future__ import annotations

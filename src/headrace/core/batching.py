@@ -190,7 +190,7 @@ class Batcher(Generic[ItemT]):
         if self.running >= self.options.max_concurrent_batches and self._entries:
             self._freed = True
         self.running -= 1
-        if learn:
+        if learn and batch.padded_size > 0:  # what a batch without rows takes says nothing of rows
             self.cost.observe(batch.padded_size, now - batch.started_at, batch.key)
 
     # Waiting
@@ -239,7 +239,7 @@ class Batcher(Generic[ItemT]):
             eldest = min([each for each in self._lines.values() if each.late], key=lambda each: each.late[0])
             share = min(len(eldest.late), self.options.max_batch_size)
             if line is None or (line is not eldest and self._owed >= share):
-                return eldest, Reason.FREED if self._freed else Reason.IDLE
+                return eldest, Reason.FREED if self._freed else self._leaves(eldest)[1]
         return None if line is None else (line, reason)
 
     def _foremost(self) -> Line | None:
@@ -256,7 +256,7 @@ class Batcher(Generic[ItemT]):
         """When a batch of `line` leaves that nothing is added to, and why."""
         window_s = self.options.batch_wait_timeout_s
         if line.late or not window_s:
-            return -NEVER, Reason.IDLE
+            return -NEVER, Reason.DEADLINE if window_s else Reason.IDLE
         over = line.eldest() + window_s
         curve = None if self._unhurried(line, over) else self._curve(line)
         if self._full(line, self._limit(curve)):
