@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from batched_replica import call, ended, outcomes, replica_of, stream
-from fake_incoming import run
+from fake_incoming import http_call, run
+from starlette.exceptions import HTTPException
 
 from headrace import serve
 from headrace.spec.errors import (
@@ -312,3 +313,42 @@ def test_arguments_that_cannot_be_read_fail_alone() -> None:
         assert good.result == 4
 
     run(check())
+
+
+def test_an_http_exception_of_the_function_is_an_answer(caplog: pytest.LogCaptureFixture) -> None:
+    class Refuses:
+        @serve.batch
+        async def __call__(self, requests: list[Any]) -> list[Any]:
+            raise HTTPException(418, "a teapot")
+
+        async def passes_on(self, item: Any) -> Any:
+            return await self(item)
+
+    calls = [http_call(), http_call(), http_call()]
+    calls[2].meta.method = "passes_on"
+    outcomes(Refuses(), *calls)
+    assert [(one.head.status, one.payload) for one in calls] == [(418, b"a teapot")] * 3
+    assert not caplog.records
+
+
+def test_who_limits_requests_to_less_than_a_batch_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "headrace")
+
+    class Doubles:
+        @serve.batch(max_batch_size=4)
+        async def double(self, items: list[int]) -> list[int]:
+            return [item * 2 for item in items]
+
+    async def check() -> None:
+        doubles = Doubles()
+        invoker = replica_of(doubles)
+        invoker.replica.max_ongoing_requests = 6
+        for size in (4, 6, 7):
+            doubles.double.set_max_batch_size(size)
+            one = call("double", 1)
+            invoker.start(one)
+            await ended(one)
+
+    run(check())
+    [record] = caplog.records
+    assert "Doubles.double: max_ongoing_requests=6 of M is less than max_batch_size" in record.getMessage()

@@ -285,18 +285,48 @@ def test_a_request_that_waits_in_a_thread_knows_itself_again() -> None:
         assert outcomes(Asks(), *[call(method, i, request_id=name) for i, name in enumerate(ids)]) == ids
 
 
-def test_a_plain_batch_function_that_calls_itself_is_told_so() -> None:
+def test_a_batch_function_that_calls_itself_is_told_so() -> None:
     class Recurses:
         @serve.batch
         def again(self, items: list[int]) -> list[int]:
             return [self.again(item - 1) if item else 0 for item in items]
 
+        @serve.batch
+        async def awaits(self, items: list[int]) -> list[int]:
+            return [await self.awaits(item - 1) if item else 0 for item in items]
+
+        @serve.batch
+        async def gathers(self, items: list[int]) -> list[int]:
+            return await asyncio.gather(*[self.gathers(item - 1) for item in items if item]) or [0]
+
+        @serve.batch
+        async def streams(self, items: list[int]) -> Any:
+            yield [[part async for part in self.streams(item - 1)] if item else 0 for item in items]
+
+        @serve.batch
+        async def later(self, items: list[int]) -> list[Any]:
+            async def once_more() -> int:
+                await ended_first.wait()
+                return await self.later(0)
+
+            ended_first = asyncio.Event()
+            return [(asyncio.create_task(once_more()), ended_first) if item else 0 for item in items]
+
+        async def starts_it(self, item: int) -> int:
+            task, ended_first = await self.later(item)
+            ended_first.set()
+            return await task
+
         @serve.batch(max_concurrent_batches=2)
         def twice(self, items: list[int]) -> list[int]:
             return [self.twice(item - 1) if item else 0 for item in items]
 
-    [error] = outcomes(Recurses(), call("again", 1))
-    assert isinstance(error, HeadraceError)
-    assert "waits for itself" in str(error)
-    assert outcomes(Recurses(), call("again", 0)) == [0]
+    for method in ("again", "awaits", "gathers"):
+        [error] = outcomes(Recurses(), call(method, 1))
+        assert isinstance(error, HeadraceError)
+        assert "wait for itself" in str(error)
+        assert outcomes(Recurses(), call(method, 0)) == [0]
+    [error] = outcomes(Recurses(), stream("streams", 1))
+    assert "wait for itself" in str(error)
+    assert outcomes(Recurses(), call("starts_it", 1)) == [0]
     assert outcomes(Recurses(), call("twice", 1)) == [0]

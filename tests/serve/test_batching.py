@@ -21,7 +21,11 @@ from batched_models import Model, all_of, doubled, on_loop
 
 from headrace import serve
 from headrace.serve.batching import BoundBatched
+from headrace.serve.graph import resolved_max_ongoing
+from headrace.spec.batching import least_ongoing
 from headrace.spec.errors import HeadraceError
+from headrace.spec.method import options_of
+from headrace.spec.options import DeploymentOptions
 
 # ---- calls on a loop
 
@@ -324,6 +328,48 @@ def test_what_looks_at_a_batched_method_sees_the_function() -> None:
     assert repr(doubled) == "<batched doubled>"
     with pytest.raises(AttributeError):
         model.triple.nothing  # noqa: B018
+
+
+def test_marks_of_a_method_hold_on_either_side() -> None:
+    class Marked:
+        @serve.batch
+        @serve.method(repeatable=False)
+        def below(self, items: list[int]) -> list[int]:
+            return items
+
+        @serve.method(repeatable=False)
+        @serve.batch
+        def above(self, items: list[int]) -> list[int]:
+            return items
+
+        @staticmethod
+        @serve.batch(max_batch_size=40, max_concurrent_batches=2)
+        def static(items: list[int]) -> list[int]:
+            return items
+
+    assert {name: said.repeatable for name, said in options_of(Marked).items()} == {"below": False, "above": False}
+    assert least_ongoing(Marked) == 160
+    assert resolved_max_ongoing(Marked, DeploymentOptions()) == 160
+    assert least_ongoing(doubled) == 16
+    assert resolved_max_ongoing(doubled, DeploymentOptions()) == 100
+
+
+def test_what_has_no_name_can_be_batched() -> None:
+    class Adds:
+        def __call__(self, items: list[int]) -> list[int]:
+            return [item + 1 for item in items]
+
+    def power(items: list[int], exponent: int) -> list[int]:
+        return [item**exponent for item in items]
+
+    added, squared = serve.batch(Adds()), serve.batch(functools.partial(power, exponent=2))
+    assert (added(1), squared(3)) == (2, 9)
+
+    async def work() -> Any:
+        return await asyncio.gather(added(1), squared(3), squared(4))
+
+    assert on_loop(work) == [2, 9, 16]
+    assert "Adds" in repr(added)
 
 
 # ---- pickles and copies

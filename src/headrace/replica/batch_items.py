@@ -204,8 +204,6 @@ class BlockedItem(Item):
     def result(self) -> Any:
         """In the thread: its result, when it has come. Raises its error, RequestCancelledError, RequestTimeoutError."""
         request = self._request
-        if request is not None:
-            self._batches.check_outside(request.call)
         try:
             enroll(request, self)
             if not self._batches.post(self._start):

@@ -74,9 +74,11 @@ class BatchRun:
         metas = [item.meta for item in self.items if item.meta is not None]
         if not metas:
             return None
-        first = metas[0]
-        priority = max(meta.priority for meta in metas)
-        meta = first if priority == first.priority else msgspec.structs.replace(first, priority=priority)
+        meta = metas[0]
+        priority = max([each.priority for each in metas])
+        session = meta.sticky if all(each.sticky == meta.sticky for each in metas) else None
+        if priority != meta.priority or session != meta.sticky:
+            meta = msgspec.structs.replace(meta, priority=priority, sticky=session)
         deadline: float | None = 0.0
         for item in self.items:
             if item.deadline is None:
@@ -153,7 +155,12 @@ class BatchRun:
                 item.fail(copy_of(as_error(self.batches.label, value)))
             else:
                 item.settle(value)
-            item.run = None  # no cycle is left to the collector
+        self.let_go()
+
+    def let_go(self) -> None:
+        """All has been told: leave no cycles to the collector."""
+        for item in self.items:
+            item.run = None
 
     # ---- what the function is called with
 

@@ -188,6 +188,7 @@ class StreamRun(BatchRun):
         for item in self.items:
             if not item.gone:
                 item.settle(None)
+        self.let_go()
 
 
 class _NoneWants(Exception):

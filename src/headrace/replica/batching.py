@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
+import sys
 import time
 import weakref
 from collections import deque
@@ -25,6 +27,8 @@ from headrace.replica.methods import GENERATORS
 from headrace.replica.threads import ThreadPool
 from headrace.spec.batching import BatchOptions
 from headrace.spec.errors import BackPressureError, BatchError, RequestCancelledError, RequestTimeoutError
+
+log = logging.getLogger("headrace.replica")
 
 _now = time.monotonic
 NAMED_IN_LOG = 5  # requests of a failed batch
@@ -58,12 +62,15 @@ class Batches:
         self._posted: deque[Callable[[], None]] = deque()
         self._woken = False
         self._pool: ThreadPool | None = None
+        self._warn_if_capped(options)
 
     def __repr__(self) -> str:
         return f"<Batches of {self.label}: {self.batcher!r}>"
 
     def configure(self, options: BatchOptions) -> None:
         """Other options from now on."""
+        if options.max_batch_size != self.batcher.options.max_batch_size:
+            self._warn_if_capped(options)
         self.batcher.configure(options)
         if self._pool is not None:
             self._pool.resize(options.max_concurrent_batches)
@@ -75,6 +82,14 @@ class Batches:
         """The item waits for a batch, which may leave at the end of this tick."""
         meta = item.meta
         key: Any = None
+        if item.call is not None and self._waits_for_itself(item.call):
+            item.fail(
+                BatchError(
+                    f"{self.label} is called by its own batch function, and would wait for itself: call a function of "
+                    "its own for what the two have in common, or set max_concurrent_batches"
+                )
+            )
+            return
         try:
             if self._bucket_fn is not None:
                 key = self._bucket_fn(item.first)
@@ -114,14 +129,11 @@ class Batches:
         while posted:
             posted.popleft()()
 
-    def check_outside(self, call: object) -> None:
-        """In any thread: code of `call` is about to wait for a batch. Raises BatchError where that waits for itself."""
-        options = self.batcher.options
-        if isinstance(call, BatchRun) and call.batches is self and options.max_concurrent_batches == 1:
-            raise BatchError(
-                f"{self.label} is called by its own batch function, and waits for itself: call a function of its own "
-                "for what the two have in common, or set max_concurrent_batches"
-            )
+    def _waits_for_itself(self, call: object) -> bool:
+        """Whether code of `call` is the batch function at work, and no other batch can start before it has ended."""
+        if not isinstance(call, BatchRun) or call.batches is not self or call.request is None:
+            return False
+        return self.batcher.options.max_concurrent_batches == 1
 
     # ---- what leaves
 
@@ -225,6 +237,7 @@ class Batches:
             failure = Failure(told, self._tell(live, told))
             for item in live:
                 item.fail_with(failure)
+        run.let_go()
 
     def end(self, run: BatchRun, learn: bool) -> None:
         """The batch runs no more. The next starts now."""
@@ -236,7 +249,7 @@ class Batches:
 
     def _tell(self, live: list[Item], error: Exception) -> str:
         """Have the log tell it once. The id of the replica whose log that is; "" for none: the callers have it."""
-        if self.replica is None:
+        if self.replica is None or _is_response(error):
             return ""
         ids = [item.meta.request_id for item in live if item.meta is not None]
         more = f" and {len(ids) - NAMED_IN_LOG} more" if len(ids) > NAMED_IN_LOG else ""
@@ -245,3 +258,18 @@ class Batches:
         )
         log_failure(who, f"{self.replica.deployment}: {self.label}", error)
         return self.replica.replica_id
+
+    def _warn_if_capped(self, options: BatchOptions) -> None:
+        replica, most = self.replica, options.max_batch_size * options.max_concurrent_batches
+        if replica is not None and 0 < replica.max_ongoing_requests < most and self.function.batch_size_fn is None:
+            log.warning(
+                "%s: max_ongoing_requests=%d of %s is less than max_batch_size × max_concurrent_batches = %d: batches "
+                "become full only where a request makes several calls",
+                *(self.label, replica.max_ongoing_requests, replica.deployment, most),
+            )
+
+
+def _is_response(error: Exception) -> bool:
+    """Whether it is an answer rather than a failure: Starlette's, where that is in use."""
+    exceptions = sys.modules.get("starlette.exceptions")
+    return exceptions is not None and isinstance(error, exceptions.HTTPException)

@@ -23,7 +23,7 @@ from headrace.context import ReplicaContext, RequestContext, request_variable
 from headrace.handle import cancel_calls
 from headrace.replica.batch_items import TOLD
 from headrace.replica.batched_calls import BatchedCalls
-from headrace.replica.failure import is_of_user_code, log_failure
+from headrace.replica.failure import log_failure
 from headrace.replica.methods import Method, find_method
 from headrace.replica.outlet import BodyOutlet, Outlet
 from headrace.replica.request import HttpRequest
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
     from headrace.replica.grpc_call import GrpcCalls
     from headrace.replica.incoming import Incoming
-
-__all__ = ["Invoker", "is_of_user_code"]
 
 _current_task = asyncio.current_task
 _set_request = request_variable.set
@@ -280,6 +278,8 @@ class Invoker:
                     value = await value
                 await self._respond(incoming, request, value)
             except BaseException as error:  # as in _run_http
+                if inspect.iscoroutine(result):
+                    result.close()  # where it has not begun
                 self.fail(incoming, error)
 
         asyncio.Task(run(), loop=self.loop, name="call", context=contextvars.Context())

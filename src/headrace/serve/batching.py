@@ -10,6 +10,7 @@ import asyncio
 import functools
 import inspect
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Generator
 from typing import Any
@@ -30,6 +31,7 @@ from headrace.spec.names import hint
 __all__ = ["batch"]
 
 _running_loop = asyncio._get_running_loop
+_making = threading.RLock()  # of states and batches; reentrant, since a destructor may run anywhere
 _FUNCTIONS = ("batch_size_fn", "pad_fn", "bucket_fn")
 
 
@@ -88,17 +90,20 @@ class _State:
         latest = self._latest
         if latest is not None and latest.loop is loop and latest.replica is replica:
             return latest
-        found = self.batches.get((loop, replica))
-        if found is None:
-            for key in [key for key in self.batches if key[0].is_closed()]:
-                del self.batches[key]
-            found = self.batches[loop, replica] = Batches(function, self.options, loop, replica)
-        self._latest = found
+        with _making:
+            found = self.batches.get((loop, replica))
+            if found is None:
+                for key in [key for key in self.batches if key[0].is_closed()]:
+                    del self.batches[key]
+                found = self.batches[loop, replica] = Batches(function, self.options, loop, replica)
+            self._latest = found
         return found
 
     def change(self, changes: dict[str, Any]) -> None:
-        self.options = options = msgspec.structs.replace(self.options, **changes)
-        for (loop, _), batches in list(self.batches.items()):
+        with _making:
+            self.options = options = msgspec.structs.replace(self.options, **changes)
+            found = list(self.batches.items())
+        for (loop, _), batches in found:
             if not loop.is_closed():
                 batches.post(functools.partial(batches.configure, options))
 
@@ -146,6 +151,7 @@ class Batched(_Settings):
     __qualname__: str
 
     def __init__(self, function: Callable[..., Any], options: BatchOptions, functions: dict[str, Any]) -> None:
+        self.__name__ = self.__qualname__ = type(function).__name__  # where the function has no name of its own
         functools.update_wrapper(self, function)
         setattr(self, MARK, options)
         self._functions = functions
@@ -221,7 +227,10 @@ class Batched(_Settings):
     def _state(self, instance: Any) -> _State:
         state = self._states.get(id(instance))
         if state is None or state.owner() is not instance:
-            state = self._states[id(instance)] = _State(self._reference(instance), self.batch_options)
+            with _making:
+                state = self._states.get(id(instance))  # maybe another thread has made it meanwhile
+                if state is None or state.owner() is not instance:
+                    state = self._states[id(instance)] = _State(self._reference(instance), self.batch_options)
         return state
 
     def _reference(self, instance: Any) -> Callable[[], Any]:
