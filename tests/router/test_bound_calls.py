@@ -66,6 +66,41 @@ def test_it_fails_with_its_replica_and_is_not_repeated_elsewhere(tmp_path: Path)
     with_replicas(test, tmp_path, 2, limit=1)
 
 
+def test_news_of_others_do_not_end_the_wait_for_a_replica_beyond_this_routers_share(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.options["routers"] = 100  # so each has a share of 20 replicas
+        world.publish()
+        (pool,) = world.router._pools.values()
+        (beyond,) = [replica for name, replica in world.replicas.items() if name not in pool._addresses]
+        calls = [world.ask(target=beyond.entry.id) for _ in range(2)]
+        await beyond.until_calls(1)
+        world.options["retry_after_s"] = 2.0
+        world.publish()
+        for _ in calls:
+            await beyond.until_calls(1)
+            answer(beyond)
+        assert [await call.outcome() for call in calls] == [b"ok"] * 2
+        world.options["retry_after_s"] = 3.0
+        world.publish()
+        assert beyond.entry.id not in pool._addresses, "nothing is kept that nobody waits for"
+
+    with_replicas(test, tmp_path, 21, limit=1)
+
+
+def test_a_loader_whose_replica_cannot_be_reached_leaves_no_trace(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        (home,) = world.replicas.values()
+        home.server.close()
+        call = world.ask(model_id="cat")
+        (pool,) = world.router._pools.values()
+        world.router.cancel(call)
+        assert not pool.balancer.loads(call)
+        assert not pool.balancer.homes.known("cat")
+        assert not pool.balancer.queued
+
+    with_replicas(test, tmp_path, 1)
+
+
 def test_a_replica_that_is_not_there_is_named(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         error = await world.ask(target="Model#77").outcome()

@@ -23,7 +23,7 @@ from collections.abc import Hashable
 from random import Random
 from typing import Any, Generic, TypeVar
 
-from headrace.core.bound import BoundLines, Key, to_model
+from headrace.core.bound import BoundLines, Key, to_model, to_replica
 from headrace.core.homes import Homes
 from headrace.core.lateness import Lateness
 from headrace.core.queue import AGING_S, CallQueue
@@ -341,6 +341,10 @@ class Balancer(Generic[CallT]):
                 while (call := self._bound.take(key)) is not None:
                     stranded.append(call)
         return stranded
+
+    def awaited(self, replica_id: str) -> bool:
+        """Whether calls wait for that replica alone."""
+        return to_replica(replica_id) in self._bound
 
     # --- models ----------------------------------------------------------------------------------------------------
 

@@ -80,7 +80,10 @@ class Pool:
         policy = balancer.policy
         replicas = entry.replicas if policy is not None and policy.sees_all else self.router.subset(entry)
         listed = {replica.id: replica.address for replica in replicas}
+        named = {replica.id for replica in entry.replicas}
         for replica_id in [known for known in self._addresses if known not in listed]:
+            if replica_id in named and balancer.awaited(replica_id):
+                continue  # one beyond this router's share, for which calls wait all the same
             self._forget(replica_id)
         for replica_id, address in listed.items():
             if replica_id not in self._addresses:
@@ -219,6 +222,8 @@ class Pool:
     def _send(self, replica: Replica, call: Call, flags: int = 0, next_age_ms: int = NONE_WAITS) -> None:
         link = self.link_to(replica)
         if link is None:  # it has died, and the snapshot does not say so yet
+            if self._special:
+                self.balancer.loader_ended(call, started=False)
             self._put_back(call)
             self._pump_soon()
             return
