@@ -17,6 +17,7 @@ from headrace.core.hedging import (
     LEAST_LATENCIES,
     LEAST_PAUSE_S,
     MOST_CREDIT,
+    MOST_LINES,
     PROBE_EVERY,
     PROBE_PATIENCE,
     TRIES,
@@ -156,7 +157,7 @@ def test_methods_share_the_budget_and_nothing_else() -> None:
     hedger: Hedger[int] = Hedger(HedgingConfig())
     one, other = hedger.line("one"), hedger.line("other")
     assert hedger.line("one") is one
-    assert hedger.lines() == [one, other]
+    assert set(hedger.lines()) == {one, other}
     for call in range(100):
         one.sent(call, 0.0)
         one.answered(call, 0.01, 0.0)
@@ -365,6 +366,15 @@ def test_a_copy_goes_to_another_replica_with_room_and_less_to_do(loads: list[int
     assert sum(replica.ours for replica in made.replicas.values()) == sum(before.values()) + 1
     made.finished(chosen, chosen.ours - 1)
     assert {replica.id: replica.ours for replica in made.replicas.values()} == before
+
+
+def test_methods_of_any_name_take_a_bounded_memory() -> None:
+    hedger: Hedger[int] = Hedger(HedgingConfig())
+    used = hedger.line("used")
+    for i in range(3 * MOST_LINES):
+        hedger.line(f"method-{i}")
+        assert hedger.line("used") is used
+    assert len(hedger.lines()) == MOST_LINES
 
 
 def test_every_other_replica_can_be_chosen() -> None:

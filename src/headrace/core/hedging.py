@@ -35,6 +35,7 @@ GAIN = 10  # one that helps earns so much: one in eleven has to help, or they st
 PROBE_EVERY = 10
 PROBE_PATIENCE = 2.0
 
+MOST_LINES = 256  # methods whose latencies are kept: their names may come from anywhere
 LEAST_LATENCIES = 20
 HALF_LIFE_S = 600.0
 TRIES = 4  # so many of the calls that are due are looked at in one go, when the eldest finds no replica
@@ -195,16 +196,21 @@ class Hedger(Generic[CallT]):
     def __init__(self, config: HedgingConfig) -> None:
         self.config = config
         self._budget = CopyBudget(config.budget)
-        self._lines: dict[str, Line[CallT]] = {}
+        self._lines: OrderedDict[str, Line[CallT]] = OrderedDict()  # those used longest ago first
 
     def __repr__(self) -> str:
         return f"<Hedger {self._budget} {self._lines}>"
 
     def line(self, method: str) -> Line[CallT]:
         """That of this method."""
-        line = self._lines.get(method)
-        if line is None:
-            line = self._lines[method] = Line(self.config, self._budget)
+        lines = self._lines
+        line = lines.get(method)
+        if line is not None:
+            lines.move_to_end(method)
+            return line
+        if len(lines) >= MOST_LINES:
+            lines.popitem(last=False)  # with what is known of it; calls that are under way keep it
+        line = lines[method] = Line(self.config, self._budget)
         return line
 
     def lines(self) -> list[Line[CallT]]:
