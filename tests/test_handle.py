@@ -191,6 +191,13 @@ class TestHandle:
         with pytest.raises(OptionTypeError, match=match):
             DeploymentHandle("A").options(**changes)
 
+    @pytest.mark.parametrize("name", ["method_name", "session_id", "multiplexed_model_id"])
+    def test_texts_that_no_call_could_carry(self, name):
+        with pytest.raises(OptionError, match=f"{name}=.* cannot be sent"):
+            DeploymentHandle("A").options(**{name: "\ud800"})
+        with pytest.raises(OptionError, match=f"{name}=.* takes 4098 bytes, and 4096 at most"):
+            DeploymentHandle("A").options(**{name: "é" * 2049})
+
     @pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
     def test_wrong_timeouts(self, timeout_s):
         with pytest.raises(OptionError, match="greater than 0"):

@@ -15,7 +15,7 @@ from headrace import runtime as runtimes
 from headrace.handle.broadcast import DeploymentBroadcastResponse
 from headrace.handle.call import HandleCall
 from headrace.handle.generator import DeploymentResponseGenerator, ItemCall
-from headrace.handle.options import HandleOptions, checked_changes
+from headrace.handle.options import HandleOptions, check_sendable, checked_changes
 from headrace.handle.origin import take_origin
 from headrace.handle.resolution import send
 from headrace.handle.response import DeploymentResponse
@@ -141,6 +141,7 @@ class DeploymentHandle:
         """
         if not isinstance(method_name, str) or not method_name:
             raise OptionTypeError(f"broadcast({method_name!r}, ...): the first argument must be the name of a method")
+        check_sendable("method_name", method_name)
         runtime = self._runtime
         if runtime is None or not runtime.alive:
             runtime = self._adopt_runtime()

@@ -12,6 +12,8 @@ from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.hedging import HedgingConfig, hedging
 from headrace.spec.priority import checked_priority
 
+LONGEST_TEXT_BYTES = 4096
+
 
 class HandleOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What `.options()` of a handle changes. `special`: any of those is set that apply to each call.
@@ -41,6 +43,19 @@ _IGNORED = {"request_serialization", "response_serialization", "use_new_handle_a
 _TEXTS = ("method_name", "session_id", "multiplexed_model_id")
 
 
+def check_sendable(name: str, value: str) -> None:
+    """Each call carries it in its head, so it must be short, and text that can be encoded. Raises OptionError."""
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:
+        raise OptionError(f"{name}={value[:80]!r} of a handle cannot be sent: {error}") from None
+    if size > LONGEST_TEXT_BYTES:
+        raise OptionError(
+            f"{name}={value[:80]!r}... of a handle takes {size} bytes, and {LONGEST_TEXT_BYTES} at most can be sent: "
+            "give it a shorter name"
+        )
+
+
 def checked_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
     """The changes that a handle's `.options()` was given, as fields of HandleOptions.
 
@@ -58,6 +73,7 @@ def checked_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
         elif name in _TEXTS:
             if not isinstance(value, str):
                 raise OptionTypeError(f"{name}={value!r} of a handle must be a string, not {type(value).__name__}")
+            check_sendable(name, value)
             fields[name] = value or None
             if name == "method_name" and not value:
                 raise OptionError("method_name='' of a handle must name a method of the deployment")
