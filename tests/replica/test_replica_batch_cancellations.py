@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
-from batched_replica import GONE, LATE, Gate, batches_of, call, ended, outcomes, replica_of, turns, until
+from batched_replica import GONE, LATE, Gate, batches_of, call, ended, outcomes, replica_of, stream, turns, until
 from fake_incoming import run
 
 from headrace import serve
@@ -14,6 +15,8 @@ from headrace.context import current_request
 from headrace.spec.errors import (
     HeadraceError,
 )
+from headrace.wire import payload
+from headrace.wire.frames import STREAM
 
 INNER = {"on_loop": "on_loop", "in_thread": "in_thread", "awaits": "on_loop", "blocks": "in_thread"}
 
@@ -213,5 +216,87 @@ def test_what_runs_shows_its_state() -> None:
         assert repr(batches).startswith("<Batches of Gate.on_loop: <Batcher 0 waiting")
         gate.go.set()
         await ended(one)
+
+    run(check())
+
+
+class Busy:
+    """Batches of every kind that take a little, fail now and then, and stream."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def _answer(self, items: list[Any]) -> list[Any]:
+        chance = self.random.random()
+        if chance < 0.1:
+            raise ValueError("of the batch")
+        return [ValueError("of the slot") if chance < 0.2 and item % 3 == 0 else item for item in items]
+
+    @serve.batch(max_batch_size=5, max_concurrent_batches=2)
+    async def on_loop(self, items: list[Any]) -> Any:
+        for _ in range(self.random.randrange(4)):
+            await asyncio.sleep(0)
+        return self._answer(items)
+
+    @serve.batch(max_batch_size=5, max_concurrent_batches=2)
+    def in_thread(self, items: list[Any]) -> Any:
+        return self._answer(items)
+
+    @serve.batch(max_batch_size=5, max_concurrent_batches=2)
+    async def stream_on_loop(self, items: list[Any]) -> Any:
+        for _ in range(self.random.randrange(6)):
+            yield self._answer(items)
+
+    @serve.batch(max_batch_size=5, max_concurrent_batches=2)
+    def stream_in_thread(self, items: list[Any]) -> Any:
+        for _ in range(self.random.randrange(6)):
+            yield self._answer(items)
+
+    async def awaits(self, item: Any) -> Any:
+        return await asyncio.gather(self.on_loop(item), self.in_thread(item))
+
+    def blocks(self, item: Any) -> Any:
+        return self.on_loop(item), self.in_thread(item)
+
+    async def reads(self, item: Any) -> Any:
+        return [value async for value in self.stream_in_thread(item)]
+
+    def reads_in_a_thread(self, item: Any) -> Any:
+        return list(self.stream_on_loop(item))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_everybody_gets_one_answer_whoever_leaves_and_whatever_fails(seed: int) -> None:
+    async def check() -> None:
+        busy, chance = Busy(seed), random.Random(seed)
+        invoker = replica_of(busy)
+        direct = ["on_loop", "in_thread", "stream_on_loop", "stream_in_thread"]
+        calls = []
+        for number in range(150):
+            method = chance.choice([*direct, "awaits", "blocks", "reads", "reads_in_a_thread"])
+            make = stream if method.startswith("stream") else call
+            one = make(method, number, remaining_s=1000.0 if chance.random() < 0.5 else -1.0)
+            if make is stream and chance.random() < 0.3:
+                one.window = 2
+            calls.append(one)
+            invoker.start(one)
+            while chance.random() < 0.5:
+                await asyncio.sleep(0)
+            if chance.random() < 0.3:
+                leaves = chance.choice(calls)
+                if not (leaves.ended.is_set() or leaves.cancelled or leaves.expired):
+                    leaves.cancel() if leaves.deadline is None or chance.random() < 0.5 else leaves.expire()
+        for one in calls:
+            one.let_drain()
+        await ended(*calls)
+        for method in direct:
+            batches = batches_of(invoker, method)
+            await until(lambda batches=batches: not batches.batcher.running and not batches.batcher.waiting)
+        for one in calls:
+            if one.error is None and not one.flags & STREAM:
+                number = payload.decode(one.body)[0][0]
+                plain = {"awaits": [number, number], "blocks": (number, number)}
+                wanted = plain.get(one.meta.method, number)
+                assert one.result == wanted or one.meta.method.startswith("reads")
 
     run(check())
