@@ -57,7 +57,8 @@ def test_an_unknown_key_is_the_default_s_or_an_error_of_the_input(argument: Any)
         handle = await instance.run(patterns.switch("animal", cases, bound("Any", Puppet("any")), details=True))
         assert await handle.remote(argument) == {"answer": "any", "by": "default", "failed": {}}
         handle = await instance.run(patterns.switch("animal", cases), name="strict", route_prefix=None)
-        with pytest.raises(InputError, match=r"Switch has no case .*: it has 'cats', 'dogs'"):
+        missing = r"Switch (has no case .*: it has|goes by 'animal', which the input has not; the cases are) 'cats', 'd"
+        with pytest.raises(InputError, match=missing):
             await handle.remote(argument)
 
     run(test)
@@ -140,6 +141,22 @@ def test_by_a_header_over_http() -> None:
             assert (await client.post("/", json=[1], headers={"x-animal": "fish"})).text == "any"
             assert (await client.post("/", json=[1])).text == "any"
         assert await handle.remote([1]) == "any"
+
+    run(test)
+
+
+def test_a_request_without_the_header_or_model_id_is_told_what_it_lacks() -> None:
+    async def test(instance: TestInstance) -> None:
+        await instance.run(patterns.switch(patterns.by_header("X-Animal"), two(Puppet(), Puppet())))
+        named = patterns.switch(patterns.by_model_id, two(Puppet(), Puppet()))
+        await instance.run(named, name="named", route_prefix="/named")
+        async with instance.http_client() as client:
+            answer = await client.post("/", json=[1])
+            assert answer.status_code == 400
+            assert answer.text.startswith("Switch goes by the header 'X-Animal', which the request has not; the cases")
+            answer = await client.post("/named", json=[1])
+            assert answer.status_code == 400
+            assert answer.text.startswith("Switch goes by the model id, and the request names none; the cases are")
 
     run(test)
 

@@ -45,7 +45,7 @@ def ensemble(
     """
     found = declared("ensemble", members, method)
     check_combine(combine, [each.name for each in found])
-    check_seconds("wait_s of ensemble()", wait_s)
+    check_seconds("ensemble", "wait_s", wait_s)
     check_margin("ensemble", margin_s)
     if least is not None:
         if isinstance(least, bool) or not isinstance(least, int):

@@ -45,7 +45,7 @@ def fallback(
     OptionError, OptionTypeError, GraphError.
     """
     check_method("fallback", method)
-    check_seconds("timeout_s of fallback()", timeout_s)
+    check_seconds("fallback", "timeout_s", timeout_s)
     check_margin("fallback", margin_s)
     kinds = on if isinstance(on, tuple) else (on,)
     if not kinds or not all(inspect.isclass(kind) and issubclass(kind, Exception) for kind in kinds):

@@ -90,19 +90,19 @@ def within(member: Declared, limit_s: float | None) -> Declared:
     return member._replace(timeout_s=limit_s)
 
 
-def check_seconds(what: str, value: object) -> None:
+def check_seconds(function: str, name: str, value: object) -> None:
     """Raise OptionTypeError or OptionError unless `value` is a number of seconds above 0, or None."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise OptionTypeError(f"{what}={value!r} must be a number of seconds, or None for no limit")
+        raise OptionTypeError(f"{name}={value!r} of {function}() must be a number of seconds, or None for no limit")
     if not 0 < value < math.inf:
-        raise OptionError(f"{what}={value!r} must be above 0, or None for no limit")
+        raise OptionError(f"{name}={value!r} of {function}() must be above 0, or None for no limit")
 
 
 def _declared(what: str, value: object, method: str | None, timeout_s: float | None) -> Declared:
     check_method("member", method)
-    check_seconds("timeout_s of member()", timeout_s)
+    check_seconds("member", "timeout_s", timeout_s)
     if isinstance(value, serve.Application):
         name = value.deployment.name
     elif isinstance(value, serve.Deployment):

@@ -106,13 +106,23 @@ class Switch(Pattern):
         except TypeError:  # no key of a dict, such as a list
             member = self._default
         if member is None:
-            raise InputError(f"{self._name} has no case {key!r:.100}: it has {', '.join(map(repr, self._cases))}")
+            raise InputError(self._why_no_case(key))
         try:
             answer = await member.remote(args, kwargs)
         except Exception as error:  # of the user's member; it goes on
             add_note(error, f"It is the error of {member.name}, which {self._name} chose by {key!r:.100}")
             raise
         return self._with_details(answer, DEFAULT if member is self._default else key, {})
+
+    def _why_no_case(self, key: Any) -> str:
+        choose, cases = self._choose, ", ".join(map(repr, self._cases))
+        if key is None and isinstance(choose, Header):
+            return f"{self._name} goes by the header {choose.name!r}, which the request has not; the cases are {cases}"
+        if key is None and isinstance(choose, str):
+            return f"{self._name} goes by {choose!r}, which the input has not; the cases are {cases}"
+        if key is None and choose is by_model_id:
+            return f"{self._name} goes by the model id, and the request names none; the cases are {cases}"
+        return f"{self._name} has no case {key!r:.100}: it has {cases}"
 
     async def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request | None) -> Any:
         choose = self._choose
