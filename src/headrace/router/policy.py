@@ -161,8 +161,6 @@ class GuardedRouter:
 
     def _first(self, ranks: object, with_room: set[Replica]) -> Replica | None:
         """Of the first rank with such a replica, the least busy one with room."""
-        if ranks is None:
-            return None
         for rank in itertools.islice(_each(ranks, "ranks"), MOST_RANKED):
             able = []
             for view in itertools.islice(_each(rank, "replicas"), MOST_RANKED):
@@ -184,12 +182,13 @@ class GuardedRouter:
             return
         self._told.add(kind)
         unknown = not isinstance(error, HeadraceError | Nonsense)
+        # The text of a user's error may be an error in itself.
+        what = str(error) if isinstance(error, Nonsense) else "".join(traceback.format_exception_only(error)).strip()
+        instead = "the less busy of two random replicas is taken instead"
         log.error(
-            "the router %s of %s: %s: %s; the less busy of two random replicas is taken instead, whenever this happens",
-            self._config.request_router_class,
-            self._deployment,
-            where,
-            "".join(traceback.format_exception_only(error)).strip(),  # its own text may be an error in itself
+            "the router %s of %s: %s: %s; %s, whenever this happens",
+            *(self._config.request_router_class, self._deployment, where, what),
+            "the request goes on" if where == "on_request_routed" else instead,
             exc_info=error if unknown else error.__cause__,
         )
 
@@ -209,6 +208,7 @@ def _outcome(answer: Awaitable[Any]) -> Any:
 def _each(value: object, of_what: str) -> Iterable[Any]:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise Nonsense(
-            f"it must answer with a list of lists of replicas, best first: {value!r} is no list of {of_what}"
+            f"it must answer with a list of lists of replicas, best first, or [] for no preference: {value!r} is no "
+            f"list of {of_what}"
         )
     return value
