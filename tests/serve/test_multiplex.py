@@ -198,7 +198,7 @@ def test_on_any_loop_and_in_any_thread_without_a_replica() -> None:
     assert LOADED == ["a", "a", "c", "b"]
     assert list(both.get_model.models) == ["a", "c"]
     assert list(both.get_plainly.models) == ["a", "b"]
-    with pytest.raises(TypeError, match="missing a required argument"):
+    with pytest.raises(TypeError, match=r"Both\.get_model: missing a required argument"):
         both.get_model()
     with pytest.raises(TypeError, match="too many positional"):
         both.get_model("a", "b")

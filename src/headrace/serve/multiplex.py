@@ -129,7 +129,10 @@ class Multiplexed:
     def _bind(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The model id alone. Raises TypeError where the arguments do not fit."""
         owners = (owner,) if self._takes_self else ()
-        bound = inspect.signature(self._loader.function).bind(*owners, *args, **kwargs)
+        try:
+            bound = inspect.signature(self._loader.function).bind(*owners, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self._loader.label}: {error}") from None
         return (*bound.args, *bound.kwargs.values())[len(owners) :]
 
     def _table(self, owner: Any, replica: ReplicaContext | None) -> ModelTable:
