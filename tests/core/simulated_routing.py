@@ -35,6 +35,7 @@ class Call:
     suspect: bool = False
     started: bool = True  # as far as the router knows; of a suspect, the replica tells when it starts
     outcome: str = ""
+    copy: bool = False  # a hedge copy: it is never sent again
 
     @property
     def model(self) -> str:
@@ -90,6 +91,7 @@ class ReplicaProcess:
         self.alive = True
         self.models: dict[str, bool] = {}  # whether it is ready, or being loaded; the least recently used first
         self.room_for_models = 2
+        self.heeds_hints = True
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.gate} work={list(self.work)}>"
@@ -108,7 +110,8 @@ class ReplicaProcess:
         elif kind == "decline":
             self._offer(self.gate.decline(connection, now))
         elif kind == "load":
-            self._load(rest[0])
+            if self.heeds_hints:
+                self._load(rest[0])
         elif kind == "eof":
             connection.replica_knows = True
             self._offer(self.gate.disconnect(connection, now))
@@ -267,6 +270,13 @@ class Router:
             self._drain()
         self.balancer.discard(call)
 
+    def hedge(self, call: Call, connection: Connection) -> None:
+        """A copy of the call leaves, if another replica has room and less to do."""
+        other = self.balancer.choose_beside(connection.record, call.key)
+        if other is not None:
+            assert other is not connection.record
+            self._send(Call(call.number, self, call.since, key=call.key, copy=True), other.link)
+
     def end_tick(self) -> None:
         balancer = self.balancer
         for replica in balancer.announce():
@@ -315,7 +325,9 @@ class Router:
         if call.suspect:
             self.balancer.suspect_ended(connection.record)
         self.balancer.loader_ended(call, started=False)
-        if call.outcome != "cancelled":
+        if call.copy:
+            call.end("refused")
+        elif call.outcome != "cancelled":
             self._wait_again(call)
         self._drain()
 
@@ -335,7 +347,7 @@ class Router:
             self.balancer.loader_ended(call)
             if call.outcome == "cancelled":
                 continue
-            if call.key is not None and call.key.kind == "replica":
+            if call.copy or (call.key is not None and call.key.kind == "replica"):
                 call.end("died")
                 continue
             verdict = self.repeats.judge(self.world.now, started=call.started, suspect=call.suspect)

@@ -70,12 +70,39 @@ class RoutingMachine(RuleBasedStateMachine):
                 deadline = None if time_s is None else world.now + time_s
                 world.submit(router, priority=priority, deadline=deadline)
 
-    @rule(n=numbers, count=st.integers(1, 6), model=st.sampled_from("AAABC"), priority=st.sampled_from([0, 0, 1]))
-    def submit_for_a_model(self, n: int, count: int, model: str, priority: int) -> None:
-        router = self.world.routers[n % len(self.world.routers)]
+    @rule(
+        n=numbers,
+        count=st.integers(1, 6),
+        model=st.sampled_from("AAABC"),
+        priority=st.sampled_from([0, 0, 1]),
+        time_s=st.sampled_from([None, None, 0.002, 10.0]),
+    )
+    def submit_for_a_model(self, n: int, count: int, model: str, priority: int, time_s: float | None) -> None:
+        world = self.world
+        router = world.routers[n % len(world.routers)]
         if not router.stalled:
             for _ in range(count):
-                self.world.submit(router, priority=priority, key=to_model(model))
+                deadline = None if time_s is None else world.now + time_s
+                world.submit(router, priority=priority, deadline=deadline, key=to_model(model))
+
+    @rule(n=numbers)
+    def hedge(self, n: int) -> None:
+        under_way = [
+            (call, connection)
+            for connection in self.world.connections
+            for call in connection.calls
+            if not (call.outcome or call.suspect or call.copy or connection.router_knows or connection.router.stalled)
+            and (call.key is None or call.model)
+        ]
+        if under_way:
+            call, connection = under_way[n % len(under_way)]
+            connection.router.hedge(call, connection)
+
+    @rule(n=numbers)
+    def heed_no_hints(self, n: int) -> None:
+        if self.world.replicas:
+            replica = self.world.replicas[n % len(self.world.replicas)]
+            replica.heeds_hints = not replica.heeds_hints
 
     @rule(n=numbers, count=st.integers(1, 3))
     def submit_for_a_replica(self, n: int, count: int) -> None:
