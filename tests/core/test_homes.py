@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from headrace.core.balance import Balancer, Replica
-from headrace.core.bound import to_model, to_replica
+from headrace.core.bound import MOST_LINES, to_model, to_replica
 from headrace.core.homes import HINT_LASTS_S, MOST_GUESSES, PRESSURE, Homes, State
 
 
@@ -375,6 +375,23 @@ def test_an_offer_is_not_declined_for_a_bound_call_because_those_before_it_were_
     balancer.enqueue("bound", 1.0, key=to_replica(home.id))
     assert balancer.offered(home, 1, 2.0) == "bound"
     assert balancer.shed == ["late"]
+
+
+def test_calls_for_more_models_than_there_are_lines_wait_as_any_others() -> None:
+    balancer, (replica,) = balancer_of(1, limit=1)
+    balancer.choose()
+    for i in range(MOST_LINES + 2):
+        balancer.enqueue(f"call{i}", float(i), key=to_model(f"model{i}"))
+    balancer.enqueue("another", 1000.0, key=to_model("model0"))
+    assert balancer.queued == MOST_LINES + 3
+    assert len(list(balancer._bound)) == MOST_LINES
+    sent = []
+    while balancer.queued:
+        call = balancer.offered(replica, 1, 2000.0)
+        assert call is not None
+        sent.append(call)
+        balancer.loader_ended(call)
+    assert sent == [*(f"call{i}" for i in range(MOST_LINES + 2)), "another"]
 
 
 def test_calls_for_one_replica_are_never_too_many_and_never_give_way() -> None:

@@ -13,7 +13,8 @@ Invariants:
 - a replica is not taken to be full for ever on what was last heard of it: with no call of ours there, it fades.
 
 A call may be *bound*: to one replica, or to those that have its model (`core.homes`). It waits in a line of its own
-(`core.bound`), only for replicas that it may go to, and holds up no other. A `policy` (`core.routing`) comes before the
+(`core.bound`), only for replicas that it may go to, and holds up no other; where calls for very many models wait, those
+for yet another wait as if they were not bound. A `policy` (`core.routing`) comes before the
 lesser load for calls that are not bound.
 """
 
@@ -217,7 +218,7 @@ class Balancer(Generic[CallT]):
         """The call waits. False: too many wait already. It is refused, or takes the place of one that `evict` gives."""
         if 0 <= self.max_queued <= self.queued and (key is None or key.kind != "replica"):
             return False
-        if key is not None:
+        if key is not None and self._bound.has_line_for(key):
             self._bound.put(key, call, now, priority, deadline)
             self._news = True
             return True
@@ -265,7 +266,7 @@ class Balancer(Generic[CallT]):
         self, call: CallT, since: float, priority: int = 0, deadline: float | None = None, key: Key | None = None
     ) -> None:
         """A call that was sent but not started waits again, before later ones. Then send what `drain` gives."""
-        if key is not None:
+        if key is not None and self._bound.has_line_for(key):
             self._bound.put(key, call, since, priority, deadline, back=True)
             self._news = True
             return

@@ -11,6 +11,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 from headrace.core.queue import CallQueue
 
+MOST_LINES = 256  # for models: what is asked of the lines looks at each, and clients may name any number of models
+
 CallT = TypeVar("CallT", bound=Hashable)
 
 
@@ -53,6 +55,10 @@ class BoundLines(Generic[CallT]):
 
     def __iter__(self) -> Iterator[Key]:
         return iter(list(self._lines))
+
+    def has_line_for(self, key: Key) -> bool:
+        """Whether a call of this key may wait in a line of its own. There are enough for models at some point."""
+        return len(self._lines) < MOST_LINES or key in self._lines or key.kind == "replica"
 
     def put(
         self, key: Key, call: CallT, since: float, priority: int, deadline: float | None = None, back: bool = False
