@@ -411,7 +411,7 @@ class Balancer(Generic[CallT]):
         if call is not None:
             replica.ours += 1
         # The leased call, by the age in it, or the decline, says so.
-        self._note(replica, replica.limit > 0 and self.waiting_for(replica) > 0)
+        self._note(replica, replica.limit > 0 and self._any_for(replica))
         self._refresh(replica)
         return call
 
@@ -439,7 +439,7 @@ class Balancer(Generic[CallT]):
         if settled and not urgent and not self._suspects.count and not self._bound.count:
             return told
         for replica in self.replicas.values():
-            waits = self.waiting_for(replica) > 0
+            waits = self._any_for(replica)
             if waits is not replica.told or (urgent and waits):
                 self._note(replica, waits)
                 told.append(replica)
@@ -603,7 +603,14 @@ class Balancer(Generic[CallT]):
         )
 
     def _waits_for(self, replica: Replica) -> bool:
-        return self._bound.foremost(lambda key: self._serves(replica, key)) is not None
+        """Whether a bound call could go there."""
+        return self._bound.wait_for(lambda key: self._serves(replica, key))
+
+    def _any_for(self, replica: Replica) -> bool:
+        """Whether any call that waits could go there."""
+        if self._queue.count or (self._suspects.count and not replica.suspect):
+            return True
+        return self._bound.count > 0 and self._waits_for(replica)
 
     def _has_room(self, replica: Replica) -> bool:
         return replica.shelf is self._open

@@ -56,6 +56,10 @@ class BoundLines(Generic[CallT]):
     def __iter__(self) -> Iterator[Key]:
         return iter(list(self._lines))
 
+    def wait_for(self, serves: Callable[[Key], bool]) -> bool:
+        """Whether calls wait for a key that is served."""
+        return any(map(serves, self._lines))
+
     def has_line_for(self, key: Key) -> bool:
         """Whether a call of this key may wait in a line of its own. There are enough for models at some point."""
         return len(self._lines) < MOST_LINES or key in self._lines or key.kind == "replica"
