@@ -45,6 +45,36 @@ class Web:
         return StreamingResponse(self.words(count), media_type="text/plain")
 
 
+routes = FastAPI()
+
+
+@serve.deployment
+@serve.ingress(routes)
+class Routes:
+    """Routes that are batched themselves."""
+
+    @routes.get("/async")
+    @serve.batch(max_batch_size=16)
+    async def by_loop(self, item: int, factor: int) -> Any:  # of one request, for FastAPI; lists in here
+        return [{"product": each * by, "of": len(item)} for each, by in zip(item, factor, strict=True)]
+
+    @routes.get("/plain")
+    @serve.batch(max_batch_size=16)
+    def by_thread(self, item: int) -> Any:
+        return [{"item": each} for each in item]
+
+    @routes.get("/wrong")
+    @serve.batch
+    def nothing(self, item: int) -> Any:
+        pass
+
+
+@routes.get("/function")
+@serve.batch(max_batch_size=16)
+async def of_the_module(item: int) -> Any:
+    return [{"item": each} for each in item]
+
+
 @serve.deployment
 class Embedder:
     """Called by handle; a batch of it calls another deployment."""
@@ -107,6 +137,24 @@ class Models:
 
     async def seen(self) -> list[str]:
         return self.loads
+
+
+def test_routes_may_be_batched_themselves() -> None:
+    async def check() -> None:
+        async with TestInstance() as instance:
+            await instance.run(Routes.bind())
+            async with instance.http_client() as http:
+                answers = await asyncio.gather(*[http.get(f"/async?item={i}&factor=3") for i in range(8)])
+                assert [answer.json()["product"] for answer in answers] == [i * 3 for i in range(8)]
+                assert max(answer.json()["of"] for answer in answers) > 1
+                for path in ("/plain", "/function"):
+                    assert (await http.get(f"{path}?item=7")).json() == {"item": 7}
+                assert (await http.get("/plain?item=x")).status_code == 422
+                assert (await http.get("/wrong?item=1")).status_code == 500
+                parameters = (await http.get("/openapi.json")).json()["paths"]["/plain"]["get"]["parameters"]
+                assert [parameter["name"] for parameter in parameters] == ["item"]
+
+    asyncio.run(check())
 
 
 def test_routes_of_fastapi_share_batches() -> None:

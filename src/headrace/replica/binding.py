@@ -191,11 +191,18 @@ def _set(owner: Any, attribute: str, value: Any) -> None:
 
 def _without_first(dependant: Any, function: Callable[..., Any], bound: Callable[..., Any]) -> list[tuple[str, Any]]:
     """The parameters of a dependant without the one that binding filled."""
-    if not inspect.ismethod(bound):
+    if not inspect.ismethod(bound) and getattr(bound, "__self__", None) is None:
         return []
     name = next(iter(inspect.signature(function).parameters), "")
     kinds = ("query_params", "path_params", "header_params", "cookie_params", "body_params")
     return [(kind, [field for field in getattr(dependant, kind) if field.name != name]) for kind in kinds]
+
+
+def _is_function(value: Any) -> bool:
+    """Whether it is a function, or what a decorator put in place of one that is bound to instances as that was."""
+    return inspect.isfunction(value) or (
+        hasattr(type(value), "__get__") and inspect.isfunction(getattr(value, "__wrapped__", None))
+    )
 
 
 def _is_of(cls: type, function: Any) -> bool:
@@ -213,7 +220,7 @@ def _is_same(member: Any, function: Any) -> bool:
 def _member(cls: type, function: Any) -> bool:
     """Whether the function was written in the body of the class, or of a base of it."""
     name = getattr(function, "__name__", None)
-    if not inspect.isfunction(function) and not isinstance(function, staticmethod):
+    if not _is_function(function) and not isinstance(function, staticmethod):
         return False
     for one in cls.__mro__:
         member = vars(one).get(name or "")
@@ -224,7 +231,7 @@ def _member(cls: type, function: Any) -> bool:
 
 def _is_method(function: Any) -> bool:
     """Whether the function was written in the body of a class and wants an instance of it."""
-    if not inspect.isfunction(function):
+    if not _is_function(function):
         return False
     outer = function.__qualname__.rpartition(".")[0]
     first = next(iter(inspect.signature(function).parameters), "")
