@@ -12,6 +12,7 @@ _LEAST_S, _MOST_S = 1e-5, 1e4
 _GAMMA = 1.1  # from one bucket to the next
 _LOG_GAMMA = log(_GAMMA)
 _BUCKETS = ceil(log(_MOST_S / _LEAST_S) / _LOG_GAMMA) + 1
+_UPPER_S = [_LEAST_S * _GAMMA**bucket for bucket in range(_BUCKETS)]
 _HEAVY = 1e12  # weights are scaled down when they have grown so far
 _MOST_HALVINGS = 60.0  # at once: what is older weighs nothing
 
@@ -28,6 +29,7 @@ class LiveQuantiles:
 
     __slots__ = (
         "_at",
+        "_growth",
         "_half_life_s",
         "_least",
         "_marks",
@@ -47,6 +49,7 @@ class LiveQuantiles:
         self._least = least
         self._half_life_s = half_life_s
         self._step = 1 / half_life_observations
+        self._growth = exp2(self._step)
         self._weights = [0.0] * _BUCKETS
         self._marks = [_Mark(quantile) for quantile in quantiles]
         self._total = 0.0
@@ -64,22 +67,27 @@ class LiveQuantiles:
 
     def observe(self, seconds: float, now: float) -> None:
         """Something has taken so long; or at least so long, when it was given up."""
-        elapsed = 0.0 if self._at is None else max(0.0, now - self._at)
-        self._at = now if self._at is None else max(now, self._at)
-        self._weight *= exp2(min(elapsed / self._half_life_s, _MOST_HALVINGS) + self._step)
+        if self._at is None:
+            self._at = now
+        if now <= self._at:
+            self._weight *= self._growth
+        else:
+            self._weight *= exp2(min((now - self._at) / self._half_life_s, _MOST_HALVINGS) + self._step)
+            self._at = now
         if self._weight > _HEAVY:
             self._scale_down()
-        place = ceil(log(max(seconds, _LEAST_S) / _LEAST_S) / _LOG_GAMMA)
-        bucket = min(place, _BUCKETS - 1)
-        self._weights[bucket] += self._weight
-        self._total += self._weight
-        for mark in self._marks:
-            if bucket > mark.bucket:
-                mark.above += self._weight
-            mark.settle(self._weights, self._total)
+        weight, weights = self._weight, self._weights
+        bucket = 0 if seconds <= _LEAST_S else min(ceil(log(seconds / _LEAST_S) / _LOG_GAMMA), _BUCKETS - 1)
+        weights[bucket] += weight
+        self._total = total = self._total + weight
         self.count += 1
-        if self.count >= self._least:
-            self.values = [_LEAST_S * _GAMMA**mark.bucket for mark in self._marks]
+        known = self.count >= self._least
+        for i, mark in enumerate(self._marks):
+            if bucket > mark.bucket:
+                mark.above += weight
+            mark.settle(weights, total)
+            if known:
+                self.values[i] = _UPPER_S[mark.bucket]
 
     def _scale_down(self) -> None:
         scale = 1 / self._weight

@@ -80,6 +80,7 @@ class Hedges:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._hedgers: dict[HedgingConfig, Hedger[Call]] = {}
+        self._lines: dict[str, Line[Call] | None] = {}  # of the methods, as the deployment says
         self.on = False
         self.sent_count = 0
         self.won_count = 0
@@ -93,6 +94,7 @@ class Hedges:
     def update(self) -> None:
         """The pool's entry has changed."""
         entry = self._pool.entry
+        self._lines.clear()
         self.on = entry.hedge is not None or any(entry.hedged_methods.values())
 
     # --- what the pool tells ---------------------------------------------------------------------------------------
@@ -101,16 +103,24 @@ class Hedges:
         """A call was submitted that may be hedged: by its own `hedge`, or its deployment's. False: it was answered,
         with an error, because it asks for what cannot be.
         """
-        call.line = None
         try:
-            config = self._config_of(call)
+            line = self._lines[call.method] if call.hedge is None else self._line(call)
+        except KeyError:
+            line = self._lines[call.method] = self._line(call)
         except OptionError as error:
             call.on_error(error)
             return False
-        if config is not None and _can_be_copied(call):
-            call.line = self._hedger(config).line(call.method)
+        if line is not None and _can_be_copied(call):
+            call.line = line
             call.observed = True
+        else:
+            call.line = None
         return True
+
+    def _line(self, call: Call) -> Line[Call] | None:
+        """That of the call's method; None: it is not hedged. Raises OptionError."""
+        config = self._config_of(call)
+        return None if config is None else self._hedger(config).line(call.method)
 
     def _config_of(self, call: Call) -> HedgingConfig | None:
         """How the call is hedged; None: it is not. Raises OptionError."""
@@ -268,5 +278,5 @@ def _can_be_copied(call: Call) -> bool:
         and not call.more
         and call.target is None
         and call.attempt == 1
-        and len(call.body) + sum(map(len, call.buffers)) <= KEPT_BYTES
+        and len(call.body) + (sum(map(len, call.buffers)) if call.buffers else 0) <= KEPT_BYTES
     )
