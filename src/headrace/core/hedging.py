@@ -40,6 +40,7 @@ LEAST_LATENCIES = 20
 HALF_LIFE_S = 600.0
 TRIES = 4  # so many of the calls that are due are looked at in one go, when the eldest finds no replica
 LEAST_PAUSE_S = 0.001  # between two looks
+MOST_PAUSE_S = 0.05  # if calls are quicker than that
 
 _COPY = 1_000_000  # the cost of a copy in what calls deposit: integers, so that the budget is exact
 
@@ -183,9 +184,13 @@ class Line(Generic[CallT]):
         if not self._out:
             return None
         patience_s = self._patience_s()
-        due = next(iter(self._out.values())) + patience_s
-        # What is due already was refused.
-        return max(due, now + (LEAST_PAUSE_S if due > now else max(patience_s / 4, LEAST_PAUSE_S)))
+        sent_at = next(iter(self._out.values()))
+        due = sent_at + patience_s
+        if due > now:
+            return max(due, now + LEAST_PAUSE_S)
+        # It was refused. One that hangs where no other replica is must not keep us busy.
+        hanging_s = min((now - sent_at) / 64, MOST_PAUSE_S)
+        return now + max(patience_s / 4, LEAST_PAUSE_S, hanging_s)
 
 
 class Hedger(Generic[CallT]):
