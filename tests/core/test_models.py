@@ -7,7 +7,8 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from headrace.core.models import PATIENCE_S, Cancel, Changed, Close, Give, Load, Loaded, Models, Refuse, Standing, Start
+from headrace.core.loads import Cancel, Changed, Close, Give, Load, Loaded, Refuse, Standing, Start
+from headrace.core.models import PATIENCE_S, Models
 
 
 class World:
@@ -261,6 +262,22 @@ def test_a_load_that_all_have_left_is_cancelled_and_the_next_begins_anew():
     assert world.come(second).users == 1
 
 
+def test_a_load_that_was_cancelled_before_goes_on():
+    world = World(limit=1)
+    first = world.ask("a")
+    world.leave(first)
+    world.fail(first)
+    second = world.ask("a")
+    world.leave(second)
+    assert world.cancelled == [first]
+    world.come(second)
+    assert world.ready == ["a"]
+    world.have("b")
+    third = world.ask("a")
+    world.leave(third)
+    assert world.cancelled == [first, third]
+
+
 def test_a_load_whose_callers_ran_out_of_time_goes_on():
     world = World(limit=1)
     load = world.ask("a")
@@ -393,6 +410,27 @@ def test_a_model_larger_than_the_limit_is_alone():
     assert world.log[-2:] == ["close a", "load large"]
 
 
+def test_a_model_that_is_too_large_stays_while_it_is_alone():
+    world = World(max_bytes=100)
+    world.have("a", "b", size=10)
+    a = world.use("a")
+    large = world.come(world.ask("large"), 500)
+    assert world.ready == ["large"]
+    world.release(a)
+    world.wait(1.0)
+    world.release(large)
+    assert world.ready == ["large"]
+    assert world.models.in_memory == 1
+
+
+def test_the_least_recently_used_goes_though_it_was_loaded_last():
+    world = World(max_bytes=100)
+    world.have("a", "b", size=40)
+    world.models.find("a")
+    world.ask("c", urgent=True)
+    assert world.log[-2:] == ["load c", "close b"]
+
+
 def test_models_in_use_go_after_a_model_that_needs_their_room():
     world = World(max_bytes=100)
     world.have("a", size=60)
@@ -509,6 +547,7 @@ class Anything(RuleBasedStateMachine):
                             self.models.failed(load, self.now)
                     case Give(load, loaded):
                         assert loaded.model == load.model
+                        self.touch(load.model)
                         for _ in range(self.waiting.count(load)):
                             self.waiting.remove(load)
                             self.use(loaded)

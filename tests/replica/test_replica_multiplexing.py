@@ -296,6 +296,7 @@ def test_a_load_whose_callers_have_all_left_is_cancelled() -> None:
         zoo = await instance.run(zoo_of().bind(world))
         world.shut_off("a")
         first, second = zoo.name.remote("a"), zoo.plain.remote("a")
+        await world.heard("load a")
         while await zoo.waiters.remote("a") < 2:
             pass
         first.cancel()
@@ -333,8 +334,10 @@ def test_a_load_that_takes_longer_than_its_callers_have_goes_on(loader: Any) -> 
         zoo = await instance.run(zoo_of(loader).bind(world))
         let_in = world.shut_off("a")
         for method in (zoo.name, zoo.plain):
+            call = method.options(timeout_s=0.2).remote("a")
+            await world.heard("load a")
             with pytest.raises(RequestTimeoutError):
-                await method.options(timeout_s=0.05).remote("a")
+                await call
         let_in()
         assert await zoo.name.remote("a") == "a"
         assert world.count("load a") == 1

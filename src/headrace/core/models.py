@@ -15,105 +15,17 @@ What holds always:
 
 from __future__ import annotations
 
-import enum
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
+
+from headrace.core.loads import Cancel, Changed, Close, Give, Load, Loaded, Refuse, Standing, Start, Step
 
 T = TypeVar("T")
 
 PATIENCE_S = 10.0  # what a load waits for room: what never gives it up (a request without end) must not stop all
 SIZES_KEPT = 10_000  # of models that were loaded once
-
-
-class Standing(enum.Enum):
-    """Of a model that was loaded."""
-
-    READY = "ready"
-    CONDEMNED = "condemned"  # it goes when its last request has ended
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-class Loaded(Generic[T]):
-    """One model in memory. `users` counts the requests that were given it and have not ended."""
-
-    __slots__ = ("model", "size_bytes", "standing", "users", "value")
-
-    def __init__(self, model: str, value: T, size_bytes: int, users: int) -> None:
-        self.model = model
-        self.value = value
-        self.size_bytes = size_bytes
-        self.users = users
-        self.standing = Standing.READY
-
-    def __repr__(self) -> str:
-        return f"<Loaded {self.model!r} {self.standing.value} users={self.users} {self.size_bytes} B>"
-
-
-class Load:
-    """One load of a model, for which `waiters` wait. `hinted`: nobody had asked for it when it began."""
-
-    __slots__ = ("expected_bytes", "hinted", "kept", "model", "since", "started_at", "urgent", "waiters", "waits_for")
-
-    def __init__(self, model: str, now: float, expected_bytes: int, hinted: bool = False) -> None:
-        self.model = model
-        self.since = now
-        self.started_at: float | None = None
-        self.expected_bytes = expected_bytes
-        self.hinted = hinted
-        self.waiters = 0
-        self.urgent = False  # it must not wait for room
-        self.kept = hinted  # it goes on when nobody waits for it
-        self.waits_for: list[Load] = []  # loads that its own loader waits for
-
-    def __repr__(self) -> str:
-        state = "waits" if self.started_at is None else "loads"
-        return f"<Load {self.model!r} {state} for {self.waiters}{' hinted' if self.hinted else ''}>"
-
-    def leads_to(self, other: Load) -> bool:
-        """Whether `other` is waited for by this load's loader, by the loader of one that it waits for, and so on."""
-        return self is other or any(load.leads_to(other) for load in self.waits_for)
-
-
-class Start(NamedTuple):
-    """Start this load."""
-
-    load: Load
-
-
-class Cancel(NamedTuple):
-    """Nobody wants this load any more."""
-
-    load: Load
-
-
-class Refuse(NamedTuple):
-    """This load will not start any more."""
-
-    load: Load
-
-
-class Give(NamedTuple):
-    """Those who wait for this load get a model that need not go after all."""
-
-    load: Load
-    loaded: Loaded[object]
-
-
-class Close(NamedTuple):
-    """Close this model, and say when it is `closed`."""
-
-    loaded: Loaded[object]
-
-
-class Changed(NamedTuple):
-    """This model is ready, being loaded, or gone now: `standing_of` says which."""
-
-    model: str
-
-
-Step = Start | Cancel | Refuse | Give | Close | Changed
+GIVEN_UP_KEPT = 100
 
 
 class Models(Generic[T]):
@@ -143,7 +55,7 @@ class Models(Generic[T]):
         self._line: deque[Load] = deque()  # of those the ones that have not started
         self._running: dict[Load, None] = {}  # those that have; both in order, so that all that is chosen is determined
         self._bytes = 0  # of all that is in memory, loads as they are expected
-        self._newest: Loaded[T] | None = None
+        self._given_up: dict[str, None] = {}  # models whose last load was cancelled
         self._sizes: OrderedDict[str, int] = OrderedDict()  # of models that were loaded once
 
     def __repr__(self) -> str:
@@ -239,16 +151,19 @@ class Models(Generic[T]):
     def leave(self, load: Load, now: float, kept: bool = False) -> None:
         """One who waits leaves. `kept`: the model is wanted nevertheless.
 
-        When all have left a load is cancelled if it can be, or goes on as long as nothing else needs its room.
+        When all have left a load is cancelled if it can be, else it goes on as long as nothing else needs its room. It
+        also goes on when it was cancelled so before: of callers that wait for less than it takes, none would ever wait
+        long enough.
         """
         load.waiters -= 1
-        load.kept |= kept
+        load.kept |= kept or load.model in self._given_up
         if load.waiters:
             return
         if load.started_at is None:
             if not load.hinted:
                 self._drop(load)
         elif load in self._running and self.cancellable and not load.kept:
+            self._given_up = dict.fromkeys([*self._given_up, load.model][-GIVEN_UP_KEPT:])
             self._disown(load)
         self._settle(now)
 
@@ -284,6 +199,7 @@ class Models(Generic[T]):
     def loaded(self, load: Load, value: T, size_bytes: int, now: float) -> Loaded[T]:
         """The load has brought the model, which takes so much memory. All who wait for it are its users now."""
         self._remember(load.model, size_bytes)
+        self._given_up.pop(load.model, None)
         loaded = Loaded(load.model, value, size_bytes, load.waiters)
         self._bytes += size_bytes
         if load not in self._running:
@@ -293,11 +209,10 @@ class Models(Generic[T]):
             self._bytes -= load.expected_bytes
             del self._loads[load.model]
             self._ready[load.model] = loaded
-            self._newest = loaded
             self.steps.append(Changed(load.model))
-            if not load.waiters and self._too_large_unasked():
+            if load.hinted and not load.waiters and self._takes_from_others(loaded):
                 self._evict(loaded)
-        self._settle(now)
+        self._settle(now, loaded)
         return loaded
 
     def failed(self, load: Load, now: float) -> None:
@@ -344,10 +259,12 @@ class Models(Generic[T]):
 
     # ---- deciding
 
-    def _settle(self, now: float) -> None:
-        """Start what may start, and make room for what may not, until nothing more follows."""
+    def _settle(self, now: float, newest: Loaded[T] | None = None) -> None:
+        """Start what may start, and make room for what may not, until nothing more follows. `newest` has just come, and
+        goes for nobody's sake but of those who wait.
+        """
         if self._line or self._over():
-            while self._start_next(now) or self._evict_next():
+            while self._start_next(now) or self._evict_next(newest):
                 pass
         if self._condemned and not self.stopped:
             self._pardon()
@@ -397,12 +314,12 @@ class Models(Generic[T]):
         # One that takes for ever holds up the others once, not each of them.
         return not self.one_at_a_time or all(now - (other.started_at or 0.0) >= PATIENCE_S for other in self._running)
 
-    def _evict_next(self) -> bool:
-        """Let one go of which there are too many, if any is."""
+    def _evict_next(self, newest: Loaded[T] | None) -> bool:
+        """Let one go of which there are too many, if any is. One that alone is too large stays while nobody waits."""
         count, size = self._short()
         asked = any(load.waiters for load in self._line)
-        if count > 0 or size > 0:
-            return self._evict_one(spare=None if count > 0 or asked else self._newest)
+        if count > 0 or (size > 0 and (asked or self._running or len(self._ready) > 1)):
+            return self._evict_one(spare=None if count > 0 or asked else newest)
         return bool(self._line) and not asked and self._evict_for_hint(self._line[0])
 
     def _evict_one(self, spare: Loaded[T] | None) -> bool:
@@ -445,8 +362,6 @@ class Models(Generic[T]):
     def _close(self, loaded: Loaded[T]) -> None:
         loaded.standing = Standing.CLOSING
         self._closing[loaded] = None
-        if self._newest is loaded:
-            self._newest = None
         self.steps.append(Close(loaded))  # type: ignore[arg-type]
 
     def _pardon(self) -> None:
@@ -503,11 +418,11 @@ class Models(Generic[T]):
         else:
             self._close(loaded)
 
-    def _too_large_unasked(self) -> bool:
-        """Whether the newest, for which nobody had asked, would take the place of models in use."""
+    def _takes_from_others(self, newest: Loaded[T]) -> bool:
+        """Whether one for which nobody has asked is so large that models in use would have to go."""
         if self.max_bytes is None:
             return False
-        needed = sum(loaded.size_bytes for loaded in self._ready.values() if loaded.users or loaded is self._newest)
+        needed = sum(loaded.size_bytes for loaded in self._ready.values() if loaded.users or loaded is newest)
         needed += sum(load.expected_bytes for load in self._running)
         return needed > self.max_bytes
 

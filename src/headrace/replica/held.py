@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from headrace.context import request_variable
-from headrace.core.models import Load, Loaded
+from headrace.core.loads import Load, Loaded
 
 if TYPE_CHECKING:
     from headrace.replica.multiplexing import ModelTable

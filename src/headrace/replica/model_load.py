@@ -17,15 +17,18 @@ from typing import Any
 
 import msgspec
 
-from headrace.core.models import Load, Loaded
+from headrace.context import RequestContext
+from headrace.core.loads import Load, Loaded
 from headrace.replica.batch_items import Failure
 from headrace.replica.destroy import end_model
 from headrace.replica.held import Loading
-from headrace.replica.memory import give_back, resident_bytes
+from headrace.replica.memory import taken
 from headrace.replica.methods import Kind
 from headrace.replica.threads import in_thread
 from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.multiplexing import MultiplexOptions
+
+LATE_S = 0.25  # a caller that leaves so long before its deadline, or less, has seen it come
 
 running_loop = asyncio._get_running_loop
 
@@ -99,7 +102,7 @@ class Ticket:
 
 async def load_model(loader: Loader, ticket: Ticket) -> tuple[Any, int]:
     """The model, and what it takes."""
-    before = await in_thread(_settled_bytes, "measure") if loader.by_growth else 0
+    before = await in_thread(partial(taken, clean=True), "measure") if loader.by_growth else None
     args = (ticket.owner, ticket.load.model) if loader.takes_self else (ticket.load.model,)
     work = partial(loader.function, *args)
     if loader.kind is Kind.COROUTINE:
@@ -108,8 +111,8 @@ async def load_model(loader: Loader, ticket: Ticket) -> tuple[Any, int]:
         model = await in_thread(work, "load")
         if inspect.isawaitable(model):
             model = await model
-    if loader.by_growth:
-        return model, max(0, await in_thread(_settled_bytes, "measure") - before)
+    if before is not None:
+        return model, (await in_thread(taken, "measure")).grown_since(before)
     if loader.memory_fn is None:
         return model, 0
     try:
@@ -119,12 +122,6 @@ async def load_model(loader: Loader, ticket: Ticket) -> tuple[Any, int]:
         del model
         await end_model(held, loader.label)
         raise
-
-
-def _settled_bytes() -> int:
-    """What the process takes without what is free: what a load needs for a while only, too."""
-    give_back()
-    return resident_bytes()
 
 
 async def _measure(loader: Loader, model: Any) -> int:
@@ -186,6 +183,13 @@ class Blocked:
         """From any thread: it is to wait no longer."""
         self.cancelled = True
         self._event.set()
+
+
+def ran_out_of_time(request: RequestContext) -> bool:
+    """Whether a request that waits no more was not left by its caller: its model is wanted all the same."""
+    left = request.call is not None and request.call.cancelled
+    remaining = request.remaining_s
+    return not left or (remaining is not None and remaining < LATE_S)
 
 
 def wake_on(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:

@@ -19,7 +19,8 @@ from functools import partial
 from typing import Any
 
 from headrace.context import ReplicaContext, current_request, replica_variable
-from headrace.core.models import Cancel, Changed, Close, Give, Load, Loaded, Models, Refuse, Start, Step
+from headrace.core.loads import Cancel, Changed, Close, Give, Load, Loaded, Refuse, Start, Step
+from headrace.core.models import Models
 from headrace.replica.batch_items import Failure
 from headrace.replica.batched_function import as_error
 from headrace.replica.destroy import end_model, has_an_end
@@ -33,6 +34,7 @@ from headrace.replica.model_load import (
     in_bytes,
     load_model,
     post,
+    ran_out_of_time,
     reference,
     running_loop,
     spawn,
@@ -237,9 +239,7 @@ class ModelTable:
     def _leave(self, ticket: Ticket, holder: Holder | None, wake: Callable[[], None]) -> None:
         """Who waited for the load waits no more, and takes nothing."""
         request = current_request()
-        under_way = None if request is None else request.call
-        # One whose time was over wants the model all the same: without it the next would be as late.
-        kept = under_way is not None and not under_way.cancelled
+        kept = request is not None and ran_out_of_time(request)
         with LOCK:
             self._waits_no_more(ticket, holder)
             if not ticket.done:
