@@ -81,6 +81,14 @@ def test_those_that_cannot_be_measured_are_named_each_with_its_error() -> None:
     ]
 
 
+def test_the_error_of_one_item_does_not_tell_of_those_of_others() -> None:
+    with pytest.raises(Unmeasured) as caught:
+        Rows(sum, ()).count(entries_of([1, "two", None]))
+    errors = [error for _, error in caught.value.errors]
+    assert ["'str'" in str(errors[0]), "'NoneType'" in str(errors[1])] == [True, True]
+    assert [error.__context__ for error in errors] == [None, None]
+
+
 def test_what_ends_the_process_is_not_kept_back() -> None:
     def measure(items: Sequence[str]) -> int:
         raise KeyboardInterrupt

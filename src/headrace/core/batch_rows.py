@@ -41,7 +41,9 @@ class Rows:
         try:
             return _checked(self.measure([entry.item for entry in entries]))
         except Exception as error:  # the user's code: whatever it raises ends these items' requests and no more
-            raise Unmeasured(self._whose(entries, error)) from error
+            failed = error
+        # Out here the error of all is no context of that of one.
+        raise Unmeasured(self._whose(entries, failed)) from failed
 
     def fit(self, entries: list[Waiting], limit: int) -> list[Waiting]:
         """The first of `entries`, as many as make no more rows than `limit`, at least one; that may make more.
