@@ -82,6 +82,18 @@ def test_the_eldest_come_first_and_no_more_than_a_few() -> None:
     assert busy.due(2.0)[0] == 3
 
 
+def test_calls_that_hang_where_no_other_replica_is_hold_up_none_behind_them() -> None:
+    busy = line(100)
+    for call in range(TRIES + 2):
+        busy.sent(call, 1.0)
+    for call in busy.due(2.0):
+        busy.passed_over(call)
+    assert busy.due(2.0) == [TRIES, TRIES + 1, 0, 1]
+    busy.taken_back(0)
+    busy.passed_over(0)
+    assert busy.due(2.0) == [TRIES, TRIES + 1, 1, 2]
+
+
 def test_it_looks_again_later_while_calls_are_due() -> None:
     busy = line(100)
     busy.sent(0, 0.0)
@@ -299,11 +311,14 @@ class Hedging(RuleBasedStateMachine):
         else:
             self.end(call, seconds)
 
-    @rule(waiting=st.sampled_from([0, 0, 0, 1]))
-    def look(self, waiting: int) -> None:
+    @rule(waiting=st.sampled_from([0, 0, 0, 1]), replica=st.sampled_from(["one", "one", None]))
+    def look(self, waiting: int, replica: str | None) -> None:
         for call in self.line.due(self.now):
             assert call in self.out, "only what is under way, and has no copy yet, is due"
             assert self.now - self.out[call] >= self.config.least_delay_s
+            if replica is None:
+                self.line.passed_over(call)
+                continue
             refusal = self.line.refusal(waiting)
             assert (refusal is Refusal.WAITING) is (waiting > 0)
             if refusal is not None:

@@ -117,6 +117,8 @@ class Cluster:
             if other is not None:
                 assert other is not call.replica
                 self.copy(line, call, other)
+            else:
+                line.passed_over(call)
         self.look_later(line)
 
     def copy(self, line: Line[Call], call: Call, other: Replica) -> None:

@@ -83,7 +83,9 @@ class CopyBudget:
 
 
 class Line(Generic[CallT]):
-    """The calls of one method that are under way, in the order in which they left. `timer` is the shell's own."""
+    """The calls of one method that are under way, in the order in which they left, but for those that were passed over.
+    `timer` is the shell's own.
+    """
 
     __slots__ = ("_budget", "_calls", "_config", "_copied_at", "_latencies", "_least", "_out", "credit", "timer")
 
@@ -146,7 +148,7 @@ class Line(Generic[CallT]):
         return delay_s if self.credit else delay_s * PROBE_PATIENCE
 
     def due(self, now: float) -> list[CallT]:
-        """The calls that have been under way for too long, the eldest first; so many as are worth a look."""
+        """The first calls that have been under way for too long; so many as are worth a look."""
         patience_s, calls = self._patience_s(), []
         for call, sent_at in self._out.items():
             if now - sent_at < patience_s:
@@ -165,6 +167,11 @@ class Line(Generic[CallT]):
         if not self.credit and (self._calls - self._copied_at) * self._config.budget < PROBE_EVERY:
             return Refusal.USELESS
         return None
+
+    def passed_over(self, call: CallT) -> None:
+        """No replica can take a copy of this call now: those behind it, which are elsewhere, are to have their turn."""
+        if call in self._out:
+            self._out.move_to_end(call)
 
     def copied(self, call: CallT) -> None:
         """A copy of the call leaves."""

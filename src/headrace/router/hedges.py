@@ -219,6 +219,7 @@ class Hedges:
                 self.refused[refusal] += 1
                 if refusal is not Refusal.NO_REPLICA:
                     break
+                line.passed_over(call)
         self._look_later(line, now)
 
     def _send_copy(self, line: Line[Call], call: Call) -> bool:
