@@ -17,16 +17,18 @@ from headrace.wire.control import Delete, Deployed, Done, GetSnapshot, HostRepli
 KEY = "app/D@ok-1"
 
 
-def test_a_dead_replica_is_replaced_at_once() -> None:
+def test_a_dead_replica_is_replaced_at_once(caplog: pytest.LogCaptureFixture) -> None:
     async def body(shop: Workshop) -> None:
         await shop.deploy(application(deployment("D", num_replicas=2)))
-        shop.engine.crash("D#1@app", tail=["Fatal: out of luck"])
+        shop.engine.crash("D#1@app", tail=["an error of long ago", "Fatal: out of luck"])
         await shop.until(lambda: shop.listed(KEY) == ["D#2", "D#3"])
         details = (await shop.status()).applications["app"].deployments["D"]
         assert details.status == "HEALTHY"
         assert [(replica.id, replica.restarts) for replica in details.replicas] == [("D#2", 0), ("D#3", 1)]
 
     run(body)
+    (told,) = [record.message for record in caplog.records if "D#1" in record.message]
+    assert "died: SIGKILL; it printed last: Fatal: out of luck" in told
 
 
 def test_a_dead_replica_leaves_the_snapshot_before_its_successor_is_there() -> None:

@@ -38,11 +38,14 @@ logger = logging.getLogger(__name__)
 LEAVING = frozenset({Phase.RETIRING, Phase.DRAINING, Phase.FAILED, Phase.STOPPING})
 WORKING = frozenset({Phase.RUNNING, Phase.RETIRING, Phase.DRAINING})
 RESOURCES_WAIT_S = 0.2
+PRINTED_LAST = "; it printed last:"  # before the last lines of a process that died
 
 
 def last_line(error: str) -> str:
-    """The line of a traceback that says what it was."""
-    return error.rstrip().rpartition("\n")[2]
+    """The line of a traceback that says what it was; of a process that died, how it did before what it printed last."""
+    first, _, rest = error.rstrip().partition("\n")
+    last = rest.rpartition("\n")[2]
+    return f"{first} {last}" if first.endswith(PRINTED_LAST) else last or first
 
 
 class Actor:

@@ -11,7 +11,7 @@ import logging
 import signal
 from collections.abc import Callable
 
-from headrace.controller.act import Actor
+from headrace.controller.act import PRINTED_LAST, Actor
 from headrace.controller.census import Census
 from headrace.controller.feed import Feed
 from headrace.controller.proxies import Proxies
@@ -47,7 +47,7 @@ def describe_exit(event: ProcessExited) -> str:
         except ValueError:
             how = f"signal {-event.code}"
     tail = "\n".join(event.tail)
-    return f"its process (pid {event.pid}) died: {how}" + (f"; it printed last:\n{tail}" if tail else "")
+    return f"its process (pid {event.pid}) died: {how}" + (f"{PRINTED_LAST}\n{tail}" if tail else "")
 
 
 class Reconciler:
