@@ -207,8 +207,9 @@ def test_it_is_dispatched_once_and_inside_of_its_block_by_a_handle_of_its_deploy
         async with choice as selection:
             with pytest.raises(OptionError, match="'Other' of 'other': the selection is of 'Model' of 'default'"):
                 other.dispatch(selection)
-            with pytest.raises(OptionTypeError, match="what choose_replica"):
-                handle.dispatch("Model#1")
+            for wrong in ("Model#1", handle.who.choose_replica()):
+                with pytest.raises(OptionTypeError, match="must be a selection, as in"):
+                    handle.dispatch(wrong)
             with pytest.raises(OptionError, match="entered already"):
                 await choice.__aenter__()
             await handle.hold.dispatch(selection)  # the method is that of the choice

@@ -177,7 +177,10 @@ class DeploymentHandle:
         OptionError when the selection is of another deployment, was used, or its block has ended.
         """
         if not isinstance(selection, ReplicaSelection):
-            raise OptionTypeError(f"dispatch({selection!r}): the first argument must be what choose_replica() gave")
+            raise OptionTypeError(
+                f"dispatch({selection!r:.100}): the first argument must be a selection, as in "
+                "`async with handle.choose_replica() as selection`"
+            )
         slot = selection._slot
         if (slot.deployment, slot.app) != (self.deployment_name, self.app_name):
             raise OptionError(
