@@ -47,6 +47,7 @@ def test_a_call_waits_for_its_batch_before_it_is_awaited() -> None:
 
     async def work() -> Any:
         first, second = model.double(1), model.double(2)
+        assert repr(first) == "<batched call of Model.double, to be awaited: waiting>"
         return await first, await second
 
     assert on_loop(work) == (2, 4)

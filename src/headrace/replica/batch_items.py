@@ -126,6 +126,10 @@ class AwaitedItem(Item, Coroutine[Any, Any, Any]):
         self._future: asyncio.Future[Any] | None = None
         self._steps: Generator[Any, Any, Any] | None = None
 
+    def __repr__(self) -> str:
+        of = f" of {self._batches.label}" if self._batches is not None else ""
+        return f"<batched call{of}, to be awaited: {'answered' if self.gone else 'waiting'}>"
+
     def start(self, batches: Batches) -> None:
         """Wait for a batch of these."""
         self._batches = batches
