@@ -9,6 +9,7 @@ import gc
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from starlette.responses import PlainTextResponse
 
 from headrace import serve
 from headrace.context import current_replica, get_request_context
+from headrace.core.models import Models
 from headrace.handle import DeploymentHandle
+from headrace.replica import held
 from headrace.serve.testing import TestInstance
 from headrace.spec.errors import ModelLoadError, OptionTypeError, RequestCancelledError, RequestTimeoutError
 
@@ -108,9 +111,16 @@ class Zoo:
     async def let_go(self) -> None:
         self.go.set()
 
+    def core(self) -> Models[Any]:
+        models: Models[Any] = self.get_model._table(self, current_replica()).models
+        return models
+
     async def waiters(self, model: str) -> int:
-        load = self.get_model._table(self, current_replica()).models.load_of(model)
+        load = self.core().load_of(model)
         return 0 if load is None else load.waiters
+
+    async def become_impatient(self) -> None:
+        self.core().patience_s = 0.05
 
     async def models(self) -> dict[str, int | None]:
         return self.get_model.models
@@ -367,6 +377,48 @@ def test_a_model_in_use_is_closed_after_its_last_request_and_at_once_then(stream
             assert [item async for item in items] == [True] if streams else await call
             assert await other == "b"
         assert world.said == ["load a", "hold a", "close a", "load b"]
+
+    run(check)
+
+
+@pytest.mark.parametrize("method", ["name", "plain"])
+def test_a_request_without_end_does_not_stop_all_others(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def check(instance: TestInstance, world: World) -> None:
+        zoo = await instance.run(zoo_of(limit=1).bind(world))
+        await zoo.become_impatient.remote()
+        call = zoo.hold.remote("a")
+        await world.heard("hold a")
+        assert await zoo.options(method_name=method).remote("b") == "b"
+        assert world.said == ["load a", "hold a", "load b"]
+        await zoo.let_go.remote()
+        assert await call
+        await world.heard("close a")
+
+    run(check)
+    assert "Own.get_model loads 'b' beyond its limits: the others are in use for long" in caplog.messages
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_constructor_can_have_models_loaded(kind: str) -> None:
+    class Plain(Zoo):
+        def __init__(self, world: World) -> None:
+            super().__init__(world)
+            self.get_model("a")
+
+        @serve.multiplexed
+        async def get_model(self, model_id: str) -> Any:
+            return await load(self, model_id)
+
+    class Async(Plain):
+        async def __init__(self, world: World) -> None:  # type: ignore[misc]
+            Zoo.__init__(self, world)
+            await self.get_model("a")
+
+    async def check(instance: TestInstance, world: World) -> None:
+        zoo = await instance.run(serve.deployment(Plain if kind == "plain" else Async).bind(world))
+        assert list(await zoo.models.remote()) == ["a"]
+        assert await zoo.name.remote("a") == "a"
+        assert world.said == ["load a"]
 
     run(check)
 
@@ -663,6 +715,89 @@ def test_a_loader_that_waits_for_itself_is_told() -> None:
         with pytest.raises(ModelLoadError, match="asks for 'x' while it loads that very model"):
             await zoo.thread.remote()
         assert await zoo.name.remote("d") == "d"
+
+    run(check)
+
+
+# ---- everything at once
+
+
+class Busy(Zoo):
+    """Whose models are used for a while, by code of every kind."""
+
+    @serve.multiplexed(max_num_models_per_replica=2)
+    async def get_model(self, model_id: str) -> Any:
+        return await self.load(model_id)
+
+    @serve.multiplexed(max_num_models_per_replica=2)
+    def get_plainly(self, model_id: str) -> Any:
+        if model_id == NOWHERE:
+            raise LookupError(model_id)
+        self.world.say(f"load {model_id}+")
+        return Model(self.world, f"{model_id}+")
+
+    async def load(self, model_id: str) -> Model:
+        if model_id == NOWHERE:
+            raise LookupError(model_id)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.world.say(f"load {model_id}")
+        return Model(self.world, model_id)
+
+    async def on_loop(self, *names: str) -> bool:
+        models = [await self.get_model(name) for name in names]
+        models += await asyncio.gather(*(self.get_plainly(name) for name in names))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return all(model.open for model in models)
+
+    def in_thread(self, *names: str) -> bool:
+        models = [get(name) for name in names for get in (self.get_model, self.get_plainly)]
+        get_request_context().check()
+        return all(model.open for model in models)
+
+    async def items(self, *names: str) -> AsyncIterator[bool]:
+        for name in names:
+            model = await self.get_model(name)
+            yield model.open
+            await asyncio.sleep(0)
+            yield model.open
+
+    async def left(self) -> list[Any]:
+        tables = [function._table(self, current_replica()) for function in (self.get_model, self.get_plainly)]
+        return [
+            [list(table._tickets), table.models.leaving, len(table._parts) - len(table.sizes())] for table in tables
+        ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_no_model_is_closed_in_use_and_each_is_closed_once(seed: int) -> None:
+    random = Random(seed)
+
+    async def use(zoo: DeploymentHandle) -> None:
+        names = random.choices([*"abcdef", NOWHERE], k=random.choice([1, 1, 1, 2, 3]))
+        how = random.choice(["on_loop", "in_thread", "items"])
+        by = zoo.options(method_name=how, timeout_s=random.choice([None, None, 0.02]), stream=how == "items")
+        call: Any = by.remote(*names)
+        if random.random() < 0.3:
+            for _ in range(random.randrange(20)):
+                await asyncio.sleep(0)
+            call.cancel()
+        with contextlib.suppress(LookupError, RequestCancelledError, RequestTimeoutError, TimeoutError):
+            answers = [item async for item in call] if how == "items" else [await call]
+            assert all(answers)
+
+    async def check(instance: TestInstance, world: World) -> None:
+        zoo = await instance.run(serve.deployment(Busy, max_ongoing_requests=12).bind(world))  # type: ignore[call-arg]
+        async with asyncio.TaskGroup() as group:
+            for _ in range(150):
+                group.create_task(use(zoo))
+        while await zoo.left.remote() != [[[], [], 0]] * 2:
+            pass
+        assert not held._holding
+        await instance.delete("default")
+        for name in {text.split()[1] for text in world.said}:
+            assert world.count(f"load {name}") == world.count(f"close {name}"), name
 
     run(check)
 

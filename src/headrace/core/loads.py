@@ -62,9 +62,10 @@ class Load:
 
 
 class Start(NamedTuple):
-    """Start this load."""
+    """Start this load; `overdue`: though there is no room, for it has waited for long enough."""
 
     load: Load
+    overdue: bool = False
 
 
 class Cancel(NamedTuple):
@@ -74,7 +75,7 @@ class Cancel(NamedTuple):
 
 
 class Refuse(NamedTuple):
-    """This load will not start any more."""
+    """This load will not start any more: nobody waits for it, or all ends."""
 
     load: Load
 

@@ -31,8 +31,9 @@ GIVEN_UP_KEPT = 100
 class Models(Generic[T]):
     """The models of one function. `limit` and `max_bytes` None: any. `one_at_a_time`: loads follow each other.
 
-    `cancellable`: a load that nobody wants can be stopped. What is to be done gathers in `steps`, which the caller
-    empties and does, in order. `find` is O(1); what changes the set of models is O(models).
+    `cancellable`: a load that nobody wants can be stopped. `patience_s`: what a load waits for room at most. What is to
+    be done gathers in `steps`, which the caller empties and does, in order. `find` is O(1); what changes the set of
+    models is O(models).
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class Models(Generic[T]):
         max_bytes: int | None = None,
         one_at_a_time: bool = False,
         cancellable: bool = True,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.limit = limit
         self.max_bytes = max_bytes
         self.one_at_a_time = one_at_a_time
         self.cancellable = cancellable
+        self.patience_s = patience_s
         self.steps: list[Step] = []
         self.stopped = False
         self._ready: OrderedDict[str, Loaded[T]] = OrderedDict()  # the least recently used first
@@ -161,7 +164,7 @@ class Models(Generic[T]):
             return
         if load.started_at is None:
             if not load.hinted:
-                self._drop(load)
+                self._refuse(load)
         elif load in self._running and self.cancellable and not load.kept:
             self._given_up = dict.fromkeys([*self._given_up, load.model][-GIVEN_UP_KEPT:])
             self._disown(load)
@@ -237,8 +240,8 @@ class Models(Generic[T]):
         """When `tick` is to be called if nothing happens before; None: never."""
         if not self._line:
             return None
-        times = [load.since + PATIENCE_S for load in self._line if load.waiters]
-        times += [(load.started_at or 0.0) + PATIENCE_S for load in self._running]
+        times = [load.since + self.patience_s for load in self._line if load.waiters]
+        times += [(load.started_at or 0.0) + self.patience_s for load in self._running]
         return min((time for time in times if time > now), default=None)
 
     def tick(self, now: float) -> None:
@@ -249,8 +252,7 @@ class Models(Generic[T]):
         """Nothing is loaded any more, and all goes when it is not in use."""
         self.stopped = True
         for load in list(self._line):
-            self._drop(load)
-            self.steps.append(Refuse(load))
+            self._refuse(load)
         for load in list(self._running):
             self._disown(load)
             load.waiters = 0
@@ -296,14 +298,15 @@ class Models(Generic[T]):
         if condemned is not None and load.waiters:
             self._give(load, condemned)
             return True
-        overdue = load.waiters and now - load.since >= PATIENCE_S
-        if not (load.urgent or overdue or self._has_room(load, now)):
+        has_room = self._has_room(load, now)
+        overdue = not has_room and not load.urgent and load.waiters > 0 and now - load.since >= self.patience_s
+        if not (has_room or load.urgent or overdue):
             return False
         self._line.remove(load)
         self._running[load] = None
         self._bytes += load.expected_bytes
         load.started_at = now
-        self.steps += (Changed(load.model), Start(load))
+        self.steps += (Changed(load.model), Start(load, overdue))
         return True
 
     def _has_room(self, load: Load, now: float) -> bool:
@@ -312,7 +315,9 @@ class Models(Generic[T]):
         if self.max_bytes is not None and self.in_memory and self._bytes + load.expected_bytes > self.max_bytes:
             return False
         # One that takes for ever holds up the others once, not each of them.
-        return not self.one_at_a_time or all(now - (other.started_at or 0.0) >= PATIENCE_S for other in self._running)
+        return not self.one_at_a_time or all(
+            now - (other.started_at or 0.0) >= self.patience_s for other in self._running
+        )
 
     def _evict_next(self, newest: Loaded[T] | None) -> bool:
         """Let one go of which there are too many, if any is. One that alone is too large stays while nobody waits."""
@@ -347,7 +352,7 @@ class Models(Generic[T]):
         if idle is not None:
             self._evict(idle)
         else:
-            self._drop(hint)
+            self._refuse(hint)
         return True
 
     def _evict(self, loaded: Loaded[T]) -> None:
@@ -391,6 +396,10 @@ class Models(Generic[T]):
         """It waits for room no more."""
         self._line.remove(load)
         del self._loads[load.model]
+
+    def _refuse(self, load: Load) -> None:
+        self._drop(load)
+        self.steps.append(Refuse(load))
 
     def _disown(self, load: Load) -> None:
         """A load that has started is wanted no more: what it brings comes late."""

@@ -68,7 +68,7 @@ class ModelTable:
         self._tickets: dict[Load, Ticket] = {}
         self._parts: dict[Loaded[Any], Holder] = {}  # the models that a model was made of
         self._timer: asyncio.TimerHandle | None = None
-        self._ends: Callable[[], object] | None = None  # called at each end of a load or a closing
+        self._ends: Callable[[], object] = bool  # called at each end of a load or a closing
         self._shelf = Shelf.of(replica)
         self._shelf.add(self)
 
@@ -306,7 +306,7 @@ class ModelTable:
     def _perform(self, steps: list[Step]) -> None:
         for step in steps:
             if isinstance(step, Start):
-                self._start(step.load)
+                self._start(step.load, step.overdue)
             elif isinstance(step, Cancel):
                 self._cancel(step.load)
             elif isinstance(step, Give | Refuse):
@@ -331,9 +331,7 @@ class ModelTable:
         self._set_timer()
 
     def _set_timer(self) -> None:
-        """Have somebody look again when a load has waited for long. Threads that wait outside of a replica do so
-        themselves.
-        """
+        """Have somebody look again when a load has waited for long; threads outside of a replica look themselves."""
         loop = self._home(None)
         if loop is None or self._timer is not None or (due := self._due()) is None:
             return
@@ -351,10 +349,12 @@ class ModelTable:
 
     # ---- loads
 
-    def _start(self, load: Load) -> None:
+    def _start(self, load: Load, overdue: bool) -> None:
         ticket = self._tickets.get(load)
         if ticket is None:
             return  # it has ended already: the replica stops
+        if overdue:
+            log.warning("%s loads %r beyond its limits: the others are in use for long", self.loader.label, load.model)
         context = contextvars.Context()
         context.run(self._enter, ticket.loading)
         ticket.home = self._home(ticket)
@@ -408,7 +408,7 @@ class ModelTable:
             log.warning("%s: the model %r takes %s, more than max_memory_bytes (%s): no other stays beside it", *what)
         self._perform(todo)
         ticket.wake()
-        self._tell_end()
+        self._ends()
 
     def _failed(self, ticket: Ticket, error: BaseException) -> None:
         told = as_error(self.loader.label, error)
@@ -426,7 +426,7 @@ class ModelTable:
         ticket.loading.holder.release()
         self._perform(todo)
         ticket.wake()
-        self._tell_end()
+        self._ends()
 
     def _ended(self, ticket: Ticket) -> None:
         """Its task is over; one that never began has brought nothing."""
@@ -466,11 +466,7 @@ class ModelTable:
         if parts is not None:
             parts.release()
         self._perform(todo)
-        self._tell_end()
-
-    def _tell_end(self) -> None:
-        if self._ends is not None:
-            self._ends()
+        self._ends()
 
     async def stop(self) -> None:
         """On the replica's loop: close all models, and load no more. Those that a call left behind still uses stay."""
