@@ -22,6 +22,7 @@ from headrace.core.places import Grant, PlaceLedger, Question
 from headrace.core.turns import Turns
 from headrace.engine.linux import peer_uid
 from headrace.replica.board import ModelBoard
+from headrace.replica.held import ENDED
 from headrace.replica.incoming import Incoming
 from headrace.replica.reserved import ReservedSlots
 from headrace.spec.errors import ProtocolError
@@ -128,8 +129,11 @@ class CalleeLink(Connection):
             call.timer.cancel()
         # It leads to the task, whose context leads back to the call by structs that the collector does not look into.
         call.on_cancel = None
-        if not call.lasts:
-            call.let_go()
+        if not call.lasts:  # as Incoming.let_go, without the call
+            if call.models is None:
+                call.models = ENDED
+            else:
+                call.models.release()
         if call.flags & MORE:
             self.forget_inflow(stream)
         gate = self.gate
