@@ -32,6 +32,8 @@ from starlette.responses import (
     StreamingResponse,
 )
 
+from headrace.spec.errors import InputError
+
 JSON = [(b"content-type", b"application/json")]
 TEXT = [(b"content-type", b"text/plain; charset=utf-8")]
 BYTES = [(b"content-type", b"application/octet-stream")]
@@ -336,6 +338,24 @@ def test_an_http_exception_is_its_response() -> None:
     assert (one.head.status, one.payload) == (418, b"short and stout")
     assert (b"x-pot", b"1") in one.head.headers
     assert (other.head.status, other.payload) == (204, b"")
+
+
+def test_an_input_error_is_a_bad_request_that_says_why() -> None:
+    class Picky:
+        async def __call__(self, request: Any) -> Any:
+            raise InputError("the image is too small")
+
+    class PickyInThread:
+        def __call__(self, request: Any) -> Any:
+            raise InputError("the image is too small")
+
+    async def check() -> list[FakeIncoming]:
+        calls = [http_call(), http_call()]
+        await served(Picky(), calls[0])
+        await served(PickyInThread(), calls[1])
+        return calls
+
+    assert [(call.head.status, call.payload) for call in run(check())] == [(400, b"the image is too small")] * 2
 
 
 # ---- streams, readers and background tasks

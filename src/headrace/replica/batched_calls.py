@@ -9,7 +9,6 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from headrace.replica.batch_items import Failure, Item
@@ -18,7 +17,7 @@ from headrace.replica.batching import Batches
 from headrace.replica.methods import GENERATORS, Method
 from headrace.replica.outlet import Outlet
 from headrace.replica.request import HttpRequest
-from headrace.replica.response import json_body, render
+from headrace.replica.response import ANSWERS, json_body, render
 from headrace.replica.streaming import is_stream, stream_error
 from headrace.spec.errors import RequestCancelledError
 from headrace.wire import payload
@@ -126,13 +125,13 @@ class CallItem(Item):
 
     def fail(self, error: Exception) -> None:
         self.gone = True
-        if self._request is not None and isinstance(error, HTTPException):
+        if self._request is not None and isinstance(error, ANSWERS):
             self._calls.invoker.respond(self._incoming, self._request, error, self.deadline)
         else:
             self._calls.fail(self._incoming, error)
 
     def fail_with(self, failure: Failure) -> None:
-        if self._request is not None and isinstance(failure.error, HTTPException):
+        if self._request is not None and isinstance(failure.error, ANSWERS):
             self.fail(failure.error)
         else:
             self.gone = True

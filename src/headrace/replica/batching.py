@@ -26,7 +26,7 @@ from headrace.replica.failure import log_failure
 from headrace.replica.methods import GENERATORS
 from headrace.replica.threads import ThreadPool
 from headrace.spec.batching import BatchOptions
-from headrace.spec.errors import BackPressureError, BatchError, RequestCancelledError, RequestTimeoutError
+from headrace.spec.errors import BackPressureError, BatchError, InputError, RequestCancelledError, RequestTimeoutError
 
 log = logging.getLogger("headrace.replica")
 
@@ -270,6 +270,6 @@ class Batches:
 
 
 def _is_response(error: Exception) -> bool:
-    """Whether it is an answer rather than a failure: Starlette's, where that is in use."""
+    """Whether it is an answer rather than a failure: an InputError, or Starlette's, where that is in use."""
     exceptions = sys.modules.get("starlette.exceptions")
-    return exceptions is not None and isinstance(error, exceptions.HTTPException)
+    return isinstance(error, InputError) or (exceptions is not None and isinstance(error, exceptions.HTTPException))

@@ -27,10 +27,11 @@ from headrace.replica.failure import log_failure
 from headrace.replica.methods import Method, find_method
 from headrace.replica.outlet import BodyOutlet, Outlet
 from headrace.replica.request import HttpRequest
-from headrace.replica.response import AsgiReply, is_whole, json_body, render, send_whole
+from headrace.replica.response import ANSWERS, AsgiReply, is_whole, json_body, render, send_whole
 from headrace.replica.streaming import Streams, is_stream, stream_error
 from headrace.replica.threads import Done, ThreadPool
 from headrace.spec.errors import (
+    InputError,
     RequestCancelledError,
     RequestTimeoutError,
 )
@@ -184,7 +185,7 @@ class Invoker:
             request = HttpRequest(incoming)
             try:
                 result = await method.serve(request)
-            except HTTPException as error:
+            except ANSWERS as error:
                 result = _response_of(error)
             if type(result) is dict:
                 incoming.reply(json_body(result), b"", HTTP)
@@ -267,13 +268,13 @@ class Invoker:
 
     def respond(self, incoming: Incoming, request: HttpRequest, result: Any, deadline: float | None) -> None:
         """Answer an HTTP request with what takes a task: a response that is to be run, a stream, what is to be awaited,
-        or an HTTPException.
+        or one of ANSWERS.
         """
 
         async def run() -> None:
             try:
                 self.enter(incoming, deadline)
-                value = _response_of(result) if isinstance(result, HTTPException) else result
+                value = _response_of(result) if isinstance(result, ANSWERS) else result
                 if inspect.isawaitable(value):
                     value = await value
                 await self._respond(incoming, request, value)
@@ -316,7 +317,7 @@ class Invoker:
         request = HttpRequest(incoming)
         try:
             result = method.serve(request)
-        except HTTPException as error:
+        except ANSWERS as error:
             result = _response_of(error)
         if isinstance(result, Response) or inspect.isawaitable(result) or is_stream(result):
             return partial(self._go_on, incoming, method, request, result, context)
@@ -379,8 +380,10 @@ def _encode_result(result: Any, method: Method) -> payload.Payload:
     return _encode(result)
 
 
-def _response_of(error: HTTPException) -> Response:
-    """The response that Starlette makes of an HTTPException."""
+def _response_of(error: HTTPException | InputError) -> Response:
+    """The response that Starlette makes of an HTTPException; what was asked cannot be answered, says an InputError."""
+    if isinstance(error, InputError):
+        return PlainTextResponse(str(error), status_code=400)
     if error.status_code in (204, 304):
         return Response(status_code=error.status_code, headers=error.headers)
     return PlainTextResponse(error.detail, status_code=error.status_code, headers=error.headers)

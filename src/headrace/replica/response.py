@@ -21,9 +21,10 @@ from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from headrace.spec.errors import NotServableError
+from headrace.spec.errors import InputError, NotServableError
 from headrace.wire.frames import HTTP, ResponseHead
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from headrace.replica.incoming import Incoming
 
 _encode_head = msgspec.msgpack.Encoder().encode
+
+# What user code raises as an answer to an HTTP request: it says the status, and is no failure.
+ANSWERS = (HTTPException, InputError)
 
 _KNOWN = frozenset((dict, list, tuple, set, frozenset, bytes, bytearray, memoryview, bool, type(None)))
 JSON_HEAD = b""  # what the wire takes for 200 application/json
