@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -44,6 +45,12 @@ class Odd:
     def __init__(self, label: str = "first") -> None:
         self.label = label
         self.counts: Counter[str] = Counter()
+        self.lock = threading.Lock()
+
+    def note(self, what: str) -> None:
+        """Count it, from any thread."""
+        with self.lock:
+            self.counts[what] += 1
 
     async def __call__(self, request: Request) -> Any:
         kind = request.url.path.rpartition("/")[2]
@@ -63,38 +70,38 @@ class Odd:
 
     async def numbers(self) -> AsyncIterator[bytes]:
         """For ever."""
-        self.counts["began"] += 1
+        self.note("began")
         try:
             yield b"%d\n" % os.getpid()
             while True:
                 yield b"x" * 1000
                 await asyncio.sleep(0.001)
         finally:
-            self.counts["ended"] += 1
+            self.note("ended")
 
     async def swallows(self) -> AsyncIterator[bytes]:
         """Does not take its cancellation for an answer."""
-        self.counts["swallows began"] += 1
+        self.note("swallows began")
         try:
             while True:
                 yield b"x"
                 try:
                     await asyncio.sleep(0.001)
                 except asyncio.CancelledError:
-                    self.counts["swallowed"] += 1
+                    self.note("swallowed")
         finally:
-            self.counts["swallows ended"] += 1
+            self.note("swallows ended")
 
     def deaf(self) -> Iterator[bytes]:
         """In a thread: yields nothing and looks at nothing, until its file is there."""
-        self.counts["deaf began"] += 1
+        self.note("deaf began")
         while not (FOLDER / "heard").exists():
             time.sleep(0.005)
-        self.counts["deaf ended"] += 1
+        self.note("deaf ended")
         yield b"late"
 
     async def raises_at_the_end(self) -> AsyncIterator[bytes]:
-        self.counts["raises began"] += 1
+        self.note("raises began")
         try:
             while True:
                 yield b"x"
@@ -103,24 +110,24 @@ class Odd:
             raise KeyError("while it cleaned up")
 
     async def raises_when_cancelled(self) -> None:
-        self.counts["raises began"] += 1
+        self.note("raises began")
         try:
             await asyncio.Event().wait()
         finally:
             raise KeyError("while it cleaned up")
 
     async def forever(self) -> None:
-        self.counts["began"] += 1
+        self.note("began")
         try:
             await asyncio.Event().wait()
         finally:
-            self.counts["ended"] += 1
+            self.note("ended")
 
     async def late(self) -> str:
         deadline = serve.get_request_context().deadline
         # It was in time when it was looked at; this process may have lost the processor since.
         late = deadline is not None and time.monotonic() > deadline + SLICE_S
-        self.counts["late" if late else "in time"] += 1
+        self.note("late" if late else "in time")
         return "done"
 
     async def count(self) -> tuple[dict[str, int], int]:
