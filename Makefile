@@ -14,6 +14,8 @@ BIN := .venv/bin
 STAMPS := .venv/.stamps
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DIGITS := examples/digits/digits.joblib
+# Those that start no processes, or hardly any, run beside the others.
+QUIET := tests/core tests/spec tests/wire tests/bench tests/patterns
 SHOP := examples/search/shop.sqlite
 
 .PHONY: help setup serve search test lint bench clean
@@ -37,8 +39,14 @@ search: $(SHOP)  ## prepare the search example if need be and serve it on PORT (
 	@echo
 	@exec $(BIN)/headrace run search:app --app-dir examples/search --port $(PORT)
 
-test: $(STAMPS)/test  ## run all tests
-	$(BIN)/python -m pytest
+test: $(STAMPS)/test $(STAMPS)/search  ## run all tests: decisions and patterns beside those that start processes
+	@said=$$(mktemp); \
+	$(BIN)/python -m pytest $(QUIET) > $$said 2>&1 & beside=$$!; \
+	trap 'kill $$beside 2> /dev/null || true; rm -f $$said' EXIT; \
+	status=0; $(BIN)/python -m pytest $(addprefix --ignore=,$(QUIET)) || status=$$?; \
+	wait $$beside || status=$$?; \
+	echo "$(QUIET):"; cat $$said; \
+	exit $$status
 
 lint: $(STAMPS)/lint  ## ruff, mypy --strict on the package, the layers
 	$(BIN)/ruff check .
