@@ -7,6 +7,7 @@ import msgspec
 from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.hedging import HedgingConfig
 from headrace.spec.options import DeploymentOptions
+from headrace.spec.sticky import Sticky
 
 LONGEST_TIMEOUT_S = 366 * 24 * 3600  # what is more means no limit
 
@@ -52,17 +53,24 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replica process needs of the place where the application was built."""
+    """What a replica process needs of the place where the application was built.
+
+    `pack` names the source pack of the revision ("" for none): its modules are imported from there, whatever lies on
+    disk by then.
+    """
 
     sys_path: tuple[str, ...] = ()
     cwd: str = ""
     variables: dict[str, str] = {}
+    pack: str = ""
 
 
 class ApplicationSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One application as it should be. `route_prefix` None means no HTTP; `ingress` is the deployment at the door.
 
-    `request_timeout_s` is the time that requests from outside have, unless they say less; None: no limit.
+    `request_timeout_s` is the time that requests from outside have, unless they say less; None: no limit. `sticky` says
+    by what requests keep to a revision. `history` is how many former revisions are kept to go back to. `labels` are
+    the deployer's own, and `source` says what it was built from (an import path, a config file), for people to read.
     """
 
     name: str
@@ -71,6 +79,10 @@ class ApplicationSpec(msgspec.Struct, frozen=True, kw_only=True):
     deployments: tuple[DeploymentSpec, ...]
     environment: Environment = Environment()
     request_timeout_s: float | None = None
+    sticky: Sticky | None = None
+    history: int = 10
+    labels: dict[str, str] = {}
+    source: str = ""
 
 
 def checked_request_timeout(value: object) -> float | None:

@@ -171,6 +171,30 @@ class ResourcesShortError(DeployFailedError):
     """The machine does not have what the deployment asks for. The message names what is short."""
 
 
+class RolledBackError(DeployFailedError):
+    """The revision came up, and was rolled back: by its analysis, or by somebody. The message says why."""
+
+
+class RolloutError(CallerError, ValueError):
+    """There is no rollout that this could be told, or it cannot be told that now."""
+
+    status = 409
+
+
+class RevisionConflictError(CallerError, ValueError):
+    """Somebody else deployed meanwhile: the newest revision is not the one that was expected."""
+
+    status = 409
+
+
+class RevisionNotFound(CallerError, KeyError):
+    """The application has no revision of this number, or keeps it no more."""
+
+    status = 404
+
+    __str__ = HeadraceError.__str__
+
+
 class InstanceError(HeadraceError, RuntimeError):
     """The instance is not running, is running already, does not answer, or its directory is not usable."""
 

@@ -10,6 +10,8 @@ import msgspec
 
 from headrace.spec.hedging import HedgingConfig
 from headrace.spec.request_router import RequestRouterConfig
+from headrace.spec.rollout import ShadowTraffic
+from headrace.spec.sticky import Sticky
 
 
 class ReplicaEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -53,18 +55,23 @@ class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RevisionEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One revision that lives: its share of new traffic (`weight` >= 0) and deployment name -> entry key."""
+    """One revision that lives: its share of new traffic (`weight` >= 0) and deployment name -> entry key.
+
+    `shadow` says which requests of other revisions are mirrored to it (None: none are).
+    """
 
     number: int
     weight: float
     deployments: dict[str, str]
+    shadow: ShadowTraffic | None = None
 
 
 class ApplicationEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One application: `ingress` is the deployment at the door; `route_prefix` None means no HTTP.
 
     `failed` is why the application has no revision to take traffic ("" while one may come). `request_timeout_s` is the
-    time that its requests from outside have, unless they say less; None: no limit.
+    time that its requests from outside have, unless they say less; None: no limit. `sticky` says by what requests keep
+    to a revision (None: by their session, where they name one).
     """
 
     name: str
@@ -73,6 +80,7 @@ class ApplicationEntry(msgspec.Struct, frozen=True, kw_only=True):
     revisions: tuple[RevisionEntry, ...] = ()
     failed: str = ""
     request_timeout_s: float | None = None
+    sticky: Sticky | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,8 @@ import enum
 
 import msgspec
 
+from headrace.spec.counts import Mirrored
+
 
 class ApplicationStatus(enum.StrEnum):
     """What an application does, and whether it is well."""
@@ -74,8 +76,94 @@ class DeploymentStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
     replicas: tuple[ReplicaDetails, ...] = ()
 
 
+class RolloutOutcome(enum.StrEnum):
+    """How a rollout ended."""
+
+    PROMOTED = "PROMOTED"
+    FAILED = "FAILED"  # it never became ready
+    ROLLED_BACK = "ROLLED_BACK"
+    SUPERSEDED = "SUPERSEDED"  # another revision was deployed meanwhile
+
+
+class CheckStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One check of an analysis: `says` is "pass", "hold" (not enough was seen) or "fail", `text` the figures of it."""
+
+    check: str
+    says: str
+    text: str
+
+
+class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The rollout of one application, under way or the last one (`outcome` "" while it is under way).
+
+    `stage` is one of core.rollout.Stage. `weights` are those that routers go by, by revision. `since` and `next_at`
+    are seconds since the epoch: when the stage began, and when the next step is due at the earliest (0: not by time).
+    `reason` says why it is where it is, or ended so. `ready` is the share of the revision's replicas that take calls.
+    """
+
+    app: str
+    revision: int
+    baseline: int = 0
+    strategy: str = ""
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    paused: bool = False
+    weights: dict[int, float] = {}
+    shadow: float = 0.0
+    ready: float = 0.0
+    since: float = 0.0
+    next_at: float = 0.0
+    outcome: str = ""
+    reason: str = ""
+    checks: tuple[CheckStatus, ...] = ()
+    mirrored: Mirrored | None = None
+
+
+class RevisionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One revision in the history of its application. `at` and `ended_at` are seconds since the epoch.
+
+    `by` is who deployed it, `changes` what changed against the revision before, a line each. `kept`: its code is there,
+    and it can have traffic again. `outcome` is a RolloutOutcome, "" while it is under way.
+    """
+
+    number: int
+    at: float
+    by: str = ""
+    source: str = ""
+    changes: tuple[str, ...] = ()
+    strategy: str = ""
+    outcome: str = ""
+    reason: str = ""
+    ended_at: float = 0.0
+    kept: bool = True
+    labels: dict[str, str] = {}
+
+
+class HistoryEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened to the traffic of an application, and why. `at` is seconds since the epoch."""
+
+    at: float
+    revision: int
+    what: str
+    reason: str = ""
+    by: str = ""
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an application's revisions, the newest last."""
+
+    app: str
+    revisions: tuple[RevisionRecord, ...] = ()
+    events: tuple[HistoryEvent, ...] = ()
+
+
 class ApplicationStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
-    """One application. `last_deployed_time_s` is seconds since the epoch; `request_timeout_s` None: no limit."""
+    """One application. `last_deployed_time_s` is seconds since the epoch; `request_timeout_s` None: no limit.
+
+    `revision` is the one that its traffic was last given to for good, `newest` the one that was deployed last,
+    `weights` say how the traffic is shared. `rollout` is the one under way, or the last one.
+    """
 
     status: ApplicationStatus
     message: str = ""
@@ -83,6 +171,9 @@ class ApplicationStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
     route_prefix: str | None = None
     request_timeout_s: float | None = None
     revision: int = 0
+    newest: int = 0
+    weights: dict[int, float] = {}
+    rollout: RolloutStatus | None = None
     deployments: dict[str, DeploymentStatusOverview] = {}
 
 

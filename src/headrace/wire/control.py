@@ -6,6 +6,7 @@ Who says what:
   controller  -> anyone subscribed: SnapshotMessage once, then DeltaMessage for each change
   worker      -> controller: ReplicaReport whenever its replica's state changes, after each (re)connect, when asked
   ingress     -> controller: IngressReport likewise
+  anyone      -> controller: CountsReport now and then, while requests end; Signals
   controller  -> worker: HostReplica, DrainReplica, ReconfigureReplica, DescribeReplica (it is stopped by the engine)
   driver, CLI -> controller: Request (answered by one Response of the same id)
 """
@@ -16,12 +17,15 @@ import msgspec
 
 from headrace.spec.application import ApplicationSpec, DeploymentSpec, Environment
 from headrace.spec.config import HTTPOptions
+from headrace.spec.counts import Counted, Signal
 from headrace.spec.grpc import GrpcService
+from headrace.spec.rollout import Command, ShadowTraffic, Strategy
 from headrace.spec.snapshot import Snapshot, SnapshotDelta
-from headrace.spec.status import ReplicaState, ServeStatus
+from headrace.spec.status import History, ReplicaState, RolloutStatus, ServeStatus
+from headrace.spec.sticky import Sticky
 from headrace.wire.prefixed import PrefixedBuffer, prefixed
 
-CONTROL_VERSION = 1
+CONTROL_VERSION = 2
 MAX_CONTROL_BYTES = 512 * 1024 * 1024  # a pickled model may be a constructor argument
 
 
@@ -124,17 +128,106 @@ class IngressReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     grpc_port: int = 0
 
 
+class CountsReport(msgspec.Struct, frozen=True, tag=True):
+    """What the sender has counted since it began, as far as it changed since its last report."""
+
+    counted: tuple[Counted, ...]
+
+
+class Signals(msgspec.Struct, frozen=True, tag=True):
+    """Values that users report of requests."""
+
+    signals: tuple[Signal, ...]
+
+
 class Deploy(msgspec.Struct, frozen=True, tag=True):
-    """Make the application so. Answered when it runs (Deployed) or has failed; `wait` False answers at once."""
+    """Make the application so. `wait` False answers at once.
+
+    Else answered when its rollout has ended (Deployed, with its outcome, or the error of why it was not promoted), or
+    with `until` "ready" once the revision has its first traffic. `expected` is the newest revision that the deployer
+    knows of (0: there is no such application; None: any): RevisionConflictError where it is another. `packs` are the
+    source packs that `spec` names, by name. `parked`: keep the revision, and start nothing. `by` is who asks.
+    """
 
     spec: ApplicationSpec
     wait: bool = True
+    rollout: Strategy | None = None
+    until: str = "end"
+    expected: int | None = None
+    by: str = ""
+    packs: dict[str, bytes] = {}
+    parked: bool = False
 
 
 class Delete(msgspec.Struct, frozen=True, tag=True):
     """Delete the application; answered when its last replica is gone."""
 
     app: str
+
+
+class SetTraffic(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Share the application's traffic so among these of its revisions, until it is changed. Answered when routers know.
+
+    `sticky` None leaves what requests keep to a revision by as it is, `keyless` True does away with it.
+    """
+
+    app: str
+    weights: dict[int, float]
+    sticky: Sticky | None = None
+    keyless: bool = False
+    expected: int | None = None
+    by: str = ""
+
+
+class SetShadow(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Mirror these shares of the application's requests to these of its revisions, and to no other."""
+
+    app: str
+    shadows: dict[int, ShadowTraffic]
+    by: str = ""
+
+
+class ControlRollout(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Tell the rollout of the application. `revision` guards against another one's (0: whichever is under way)."""
+
+    app: str
+    command: Command
+    revision: int = 0
+    reason: str = ""
+    by: str = ""
+    wait: bool = True
+
+
+class Rollback(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Go back: abort the rollout under way; else, or where `revision` is named, give the traffic to that revision (0:
+    the last one before the present that was promoted). Answered as Deploy is.
+    """
+
+    app: str
+    revision: int = 0
+    rollout: Strategy | None = None
+    by: str = ""
+    reason: str = ""
+    wait: bool = True
+
+
+class GetRollout(msgspec.Struct, frozen=True, tag=True):
+    """Answered by a Rollout: the one under way, or the last."""
+
+    app: str
+
+
+class GetHistory(msgspec.Struct, frozen=True, tag=True):
+    """Answered by a Past."""
+
+    app: str
+
+
+class GetRevision(msgspec.Struct, frozen=True, tag=True):
+    """Answered by a Revision: all that another instance needs to run it. 0: the one with the traffic."""
+
+    app: str
+    number: int = 0
 
 
 class GetStatus(msgspec.Struct, frozen=True, tag=True):
@@ -158,7 +251,21 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Drain and stop all, the keeper last. Answered at once; the keeper's exit is the end."""
 
 
-Operation = Deploy | Delete | GetStatus | GetSnapshot | StartHTTP | Shutdown
+Operation = (
+    Deploy
+    | Delete
+    | SetTraffic
+    | SetShadow
+    | ControlRollout
+    | Rollback
+    | GetRollout
+    | GetHistory
+    | GetRevision
+    | GetStatus
+    | GetSnapshot
+    | StartHTTP
+    | Shutdown
+)
 
 
 class Request(msgspec.Struct, frozen=True, tag=True):
@@ -167,11 +274,15 @@ class Request(msgspec.Struct, frozen=True, tag=True):
 
 
 class Deployed(msgspec.Struct, frozen=True, tag=True):
-    """The application runs at this revision; routers that know `version` of the snapshot know it."""
+    """The application runs at this revision; routers that know `version` of the snapshot know it. `outcome` is "" while
+    its rollout is under way.
+    """
 
     app: str
     revision: int
     version: int
+    outcome: str = ""
+    reason: str = ""
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -182,6 +293,22 @@ class Status(msgspec.Struct, frozen=True, tag=True):
     status: ServeStatus
 
 
+class Rollout(msgspec.Struct, frozen=True, tag=True):
+    status: RolloutStatus
+
+
+class Past(msgspec.Struct, frozen=True, tag=True):
+    history: History
+
+
+class Revision(msgspec.Struct, frozen=True, tag=True):
+    """A revision as it was deployed, with its source packs."""
+
+    number: int
+    spec: ApplicationSpec
+    packs: dict[str, bytes] = {}
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The operation failed: `error` names a class of `headrace.spec.errors`, `message` is its message."""
 
@@ -189,7 +316,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Answer = Deployed | Done | Status | SnapshotMessage | Failed
+Answer = Deployed | Done | Status | Rollout | Past | Revision | SnapshotMessage | Failed
 
 
 class Response(msgspec.Struct, frozen=True, tag=True):
@@ -216,6 +343,8 @@ Message = (
     | DescribeReplica
     | ReplicaReport
     | IngressReport
+    | CountsReport
+    | Signals
     | Request
     | Response
     | Progress

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 HEADER = struct.Struct("<IIHHBB")
 HEADER_BYTES = HEADER.size
 MAX_FRAME_BYTES = 64 * 1024
@@ -39,6 +39,7 @@ BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 MORE = 1  # DATA (or ITEM) frames follow on this stream
 HTTP = 2  # CALL: meta has an HTTP head; REPLY: payload is an HTTP body, meta its msgpack ResponseHead (empty: 200 JSON)
 LEASED = 4  # CALL: uses the slot that was offered
+FAULT = 4  # REPLY: the answer says that the server failed (HTTP status 500 and above, or what is that in gRPC)
 STREAM = 8  # CALL: the result is wanted as items; with HTTP: the request is to become a WebSocket
 OFFERED = 16  # REPLY, ERROR, FREED: the slot that this frees is offered to the same caller
 RESERVED = 16  # CALL: it is no call, but keeps a slot for one; or, with meta.reservation, that one
@@ -53,8 +54,8 @@ class CallMeta(msgspec.Struct, array_like=True, gc=False):
 
     `http` is the msgpack of an HttpHead, or of a GrpcHead where the flag GRPC is set, decoded only when asked for (nil:
     the call was made by a handle). Of calls that wait, those of higher `priority` go first. `waited_s` is how long it
-    had waited for a replica when it was sent, `reservation` the stream that keeps its slot (0: none does): most calls
-    are sent without these two.
+    had waited for a replica when it was sent, `reservation` the stream that keeps its slot (0: none does), `mirrored`
+    says that nobody gets the answer of the request that it belongs to: most calls are sent without these three.
     """
 
     request_id: str
@@ -72,6 +73,7 @@ class CallMeta(msgspec.Struct, array_like=True, gc=False):
     http: msgspec.Raw = msgspec.Raw(b"\xc0")
     waited_s: float = 0.0
     reservation: int = 0
+    mirrored: bool = False
 
 
 class HttpHead(msgspec.Struct, array_like=True, gc=False):

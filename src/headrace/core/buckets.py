@@ -1,0 +1,37 @@
+"""Logarithmic buckets of durations: which bucket a duration falls into, and what a bucket stands for.
+
+Each power of two of seconds is divided into 32 buckets of equal width (HdrHistogram's scheme, hdrhistogram.org), so a
+bucket is at most 1/32 wide of what lies in it. Histograms with these buckets merge by adding counts.
+"""
+
+from __future__ import annotations
+
+from math import frexp, ldexp
+
+PER_OCTAVE = 32
+LOWEST_EXPONENT = -19  # below 2**-20 s, about a microsecond, all is one bucket
+HIGHEST_EXPONENT = 13  # from 2**13 s on, more than two hours, too
+COUNT = (HIGHEST_EXPONENT - LOWEST_EXPONENT + 1) * PER_OCTAVE
+
+
+def bucket_of(seconds: float) -> int:
+    """The bucket, from 0 to COUNT - 1, that a duration falls into."""
+    mantissa, exponent = frexp(seconds)  # mantissa in [0.5, 1)
+    if exponent < LOWEST_EXPONENT or seconds <= 0.0:
+        return 0
+    if exponent > HIGHEST_EXPONENT:
+        return COUNT - 1
+    return (exponent - LOWEST_EXPONENT) * PER_OCTAVE + int((mantissa - 0.5) * 2 * PER_OCTAVE)
+
+
+def lower_bound(bucket: int) -> float:
+    """The least duration of the bucket, in seconds; 0 for the first one."""
+    if bucket <= 0:
+        return 0.0
+    octave, part = divmod(bucket, PER_OCTAVE)
+    return ldexp(0.5 + part / (2 * PER_OCTAVE), octave + LOWEST_EXPONENT)
+
+
+def upper_bound(bucket: int) -> float:
+    """What durations of the bucket are below, in seconds; the last bucket has no end, and this is where it begins."""
+    return lower_bound(min(bucket + 1, COUNT - 1))
