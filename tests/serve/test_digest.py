@@ -59,7 +59,7 @@ class Model:
     def area(self):
         return self.width ** 2
 
-print(digest(Model, (Config(4), {"x", "y", "z"}), {}, DeploymentOptions(), lambda v: None))
+print(digest(Model, (Config(4), {"x", "y", "z"}), {}, DeploymentOptions(), lambda v: None)[0])
 """
 
 MODULES = {
@@ -166,7 +166,7 @@ def name_of(value: object) -> str | None:
 
 
 def of(*args: Any, **kwargs: Any) -> str:
-    return digest(Model, args, kwargs, DeploymentOptions(), name_of)
+    return digest(Model, args, kwargs, DeploymentOptions(), name_of)[0]
 
 
 @dataclasses.dataclass

@@ -55,8 +55,9 @@ def digest(
     kwargs: Mapping[str, Any],
     options: DeploymentOptions,
     name_of: Callable[[Any], str | None],
-) -> str:
-    """The digest of the deployment of `target`. Never raises: what cannot be taken apart counts as changed.
+) -> tuple[str, dict[str, str]]:
+    """The digest of the deployment of `target`, and those of its code, arguments and resources. Never raises: what
+    cannot be taken apart counts as changed, and has no parts.
 
     `name_of` is asked of each object in the arguments and gives the name of the deployment that it stands for, or None.
     """
@@ -71,8 +72,15 @@ def digest(
     except Exception as error:  # any code of the user may run in a __reduce__; in doubt it counts as changed
         name = getattr(target, "__qualname__", repr(target))
         log.info("%s counts as changed with each deploy: %s: %s", name, type(error).__name__, error)
-        return secrets.token_hex(HEX_DIGITS // 2)
-    return _mix("deployment", parts).hex()[:HEX_DIGITS]
+        return unique(), {}
+    code, args_part, kwargs_part, resources = parts
+    named = {"code": code, "arguments": _mix("arguments", [args_part, kwargs_part]), "resources": resources}
+    return _mix("deployment", parts).hex()[:HEX_DIGITS], {name: part.hex()[:HEX_DIGITS] for name, part in named.items()}
+
+
+def unique() -> str:
+    """A digest that never was and never comes again."""
+    return secrets.token_hex(HEX_DIGITS // 2)
 
 
 class _Walk:

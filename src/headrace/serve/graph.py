@@ -19,7 +19,16 @@ from headrace.serve.builder import not_an_application
 from headrace.serve.deployment import Application, Deployment
 from headrace.serve.digest import digest
 from headrace.serve.ingress import complete
-from headrace.spec.application import ApplicationSpec, Code, DeploymentSpec, Environment, checked_request_timeout
+from headrace.spec.application import (
+    DEFAULT_HISTORY,
+    ApplicationSpec,
+    Code,
+    DeploymentSpec,
+    Environment,
+    checked_history,
+    checked_labels,
+    checked_request_timeout,
+)
 from headrace.spec.batching import MARK as BATCH_MARK
 from headrace.spec.batching import BatchOptions, least_ongoing
 from headrace.spec.errors import GraphError, OptionError, OptionTypeError, PayloadError
@@ -29,6 +38,7 @@ from headrace.spec.method import options_of
 from headrace.spec.multiplexing import is_multiplexed
 from headrace.spec.names import checked_name, checked_route_prefix
 from headrace.spec.options import DeploymentOptions
+from headrace.spec.sticky import sticky as checked_sticky
 from headrace.wire.code import pack_arguments, pack_code
 
 DEFAULT_ASYNC_ONGOING = 100
@@ -41,8 +51,16 @@ def build(
     route_prefix: str | None = "/",
     request_timeout_s: float | None = None,
     packing: Packing | None = None,
+    *,
+    sticky: Any = None,
+    revision_history_limit: int = DEFAULT_HISTORY,
+    labels: Mapping[str, str] | None = None,
+    source: str = "",
 ) -> ApplicationSpec:
     """The specification of `app` under this name and route prefix; its requests from outside have `request_timeout_s`.
+
+    `sticky` says by what requests keep to a revision, `revision_history_limit` how many former revisions are kept;
+    `labels` and `source` (what it was built from) are for people to read.
 
     Raises OptionError, OptionTypeError, GraphError, or PayloadError naming what cannot be sent to a replica.
     """
@@ -51,6 +69,9 @@ def build(
     checked_name(name)
     prefix = checked_route_prefix(route_prefix)
     timeout_s = checked_request_timeout(request_timeout_s)
+    key = checked_sticky(sticky)
+    depth = checked_history(revision_history_limit)
+    named = checked_labels(labels)
     graph = _Graph(packing or ByValue())
     ingress = graph.add(app)
     return ApplicationSpec(
@@ -60,6 +81,10 @@ def build(
         deployments=tuple(graph.deployments),
         environment=environment(),
         request_timeout_s=timeout_s,
+        sticky=key,
+        history=depth,
+        labels=named,
+        source=source,
     )
 
 
@@ -103,8 +128,8 @@ class Packing(Protocol):
         kwargs: Mapping[str, Any],
         options: DeploymentOptions,
         name_of: Callable[[Any], str | None],
-    ) -> str:
-        """Equal for deployments that may share replicas."""
+    ) -> tuple[str, dict[str, str]]:
+        """Equal for deployments that may share replicas; and the digests of its parts, for people to be told of."""
 
 
 class ByValue:
@@ -148,13 +173,15 @@ class _Graph:
         self._names[key] = name
         self._nodes.append(app)
         options = with_router(bound._options)
+        made, parts = self._packing.digest(bound.func_or_class, app._args, app._kwargs, options, self._name_of)
         self.deployments.append(
             DeploymentSpec(
                 name=name,
                 code=self._packing.code(bound.func_or_class),
                 arguments=arguments,
                 options=options,
-                digest=self._packing.digest(bound.func_or_class, app._args, app._kwargs, options, self._name_of),
+                digest=made,
+                parts=parts,
                 max_ongoing_requests=resolved_max_ongoing(bound.func_or_class, options),
                 uses=uses,
                 is_function=not inspect.isclass(bound.func_or_class),

@@ -10,13 +10,12 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
-import secrets
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from headrace.handle import DeploymentHandle
-from headrace.serve.digest import HEX_DIGITS, digest
+from headrace.serve.digest import digest, unique
 from headrace.spec.application import PickledCode
 from headrace.spec.errors import PayloadError
 from headrace.spec.options import DeploymentOptions
@@ -94,11 +93,11 @@ class References:
         kwargs: Mapping[str, Any],
         options: DeploymentOptions,
         name_of: NameOf,
-    ) -> str:
+    ) -> tuple[str, dict[str, str]]:
         """As of other applications, or one that never was."""
         if self._shared:
             return digest(target, args, kwargs, options, name_of)
-        return secrets.token_hex(HEX_DIGITS // 2)
+        return unique(), {}
 
     def release(self) -> None:
         """Let go of all: no replica will be started any more."""

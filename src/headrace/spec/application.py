@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from headrace.spec.errors import OptionError, OptionTypeError
@@ -10,6 +12,10 @@ from headrace.spec.options import DeploymentOptions
 from headrace.spec.sticky import Sticky
 
 LONGEST_TIMEOUT_S = 366 * 24 * 3600  # what is more means no limit
+DEFAULT_HISTORY = 10
+MOST_HISTORY = 100
+MOST_LABELS = 50
+LONGEST_LABEL = 200
 
 
 class ImportedCode(msgspec.Struct, frozen=True, tag="import"):
@@ -36,7 +42,8 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
     resources: equal digests may share replicas. `max_ongoing_requests` is resolved (never None). `uses` names the
     deployments that the arguments refer to: callees start before and stop after their callers. `unrepeatable` names the
     methods whose calls must not run twice, `hedged_methods` those that say themselves how they are hedged (None: not at
-    all). `multiplexed`: it keeps several models, and its calls may name one.
+    all). `multiplexed`: it keeps several models, and its calls may name one. `parts` are digests of what `digest` covers
+    ("code", "arguments", "resources"), to tell what changed; empty where they could not be told apart.
     """
 
     name: str
@@ -50,6 +57,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
     unrepeatable: tuple[str, ...] = ()
     hedged_methods: dict[str, HedgingConfig | None] = {}
     multiplexed: bool = False
+    parts: dict[str, str] = {}
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +88,7 @@ class ApplicationSpec(msgspec.Struct, frozen=True, kw_only=True):
     environment: Environment = Environment()
     request_timeout_s: float | None = None
     sticky: Sticky | None = None
-    history: int = 10
+    history: int = DEFAULT_HISTORY
     labels: dict[str, str] = {}
     source: str = ""
 
@@ -98,3 +106,29 @@ def checked_request_timeout(value: object) -> float | None:
     if not 0 < value <= LONGEST_TIMEOUT_S:  # comparisons alone: an integer may be too large for a float
         raise OptionError(f"request_timeout_s={value!r} must be {allowed}")
     return float(value)
+
+
+def checked_history(value: object) -> int:
+    """`value` when it can be a `revision_history_limit`. Raises OptionTypeError, OptionError."""
+    allowed = f"the number of former revisions to keep, from 0 to {MOST_HISTORY}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise OptionTypeError(f"revision_history_limit={value!r} must be {allowed}")
+    if not 0 <= value <= MOST_HISTORY:
+        raise OptionError(f"revision_history_limit={value!r} must be {allowed}")
+    return value
+
+
+def checked_labels(value: object) -> dict[str, str]:
+    """`value` when it can be the labels of a revision, {} for None. Raises OptionTypeError, OptionError."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise OptionTypeError(f"labels={value!r} must be a dict of texts, such as {{'commit': '1f00ba2'}}")
+    for name, text in value.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise OptionTypeError(f"labels: {name!r}: {text!r} must be a text for a text")
+        if not name or max(len(name), len(text)) > LONGEST_LABEL:
+            raise OptionError(f"labels: {name!r} must have 1 to {LONGEST_LABEL} characters, and its text no more")
+    if len(value) > MOST_LABELS:
+        raise OptionError(f"labels: {len(value)} are too many: at most {MOST_LABELS}")
+    return dict(value)
