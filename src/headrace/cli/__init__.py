@@ -1,7 +1,7 @@
-"""The command line: `headrace run | status | shutdown`.
+"""The command line: `headrace run | deploy | rollout | status | ...`.
 
-In: the arguments of a shell. Out: lines for a person, and an exit code: 0, 1 when it could not be done, 2 for arguments
-that are not right. Each command's module is loaded when the command is used.
+In: the arguments of a shell. Out: lines for a person, and an exit code (`cli.exits`). Each command is a module with
+`add_arguments(parser)` and `main(arguments) -> int`, loaded when the command is used.
 """
 
 from __future__ import annotations
@@ -11,118 +11,100 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from headrace import __version__
+from headrace.cli.exits import FAILED, INTERRUPTED, usage_code
 from headrace.spec.errors import HeadraceError
+from headrace.spec.names import hint
 
 DESCRIPTION = "Serve machine-learning models from plain Python."
+
+COMMANDS = {
+    "run": "serve an application in the foreground, until Ctrl-C",
+    "start": "start an empty instance in the background, to deploy to",
+    "status": "show what runs, and what is not well",
+    "shutdown": "end an instance with all that runs on it",
+}
+# They take words (KEY=VALUE) after their target, also between and behind options.
+_WITH_WORDS = frozenset(("run", "deploy"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A mistake of the user's is one message, never a traceback."""
     try:
         parsed = parse(arguments)
-        return int(importlib.import_module(f"headrace.cli.{parsed.command}").main(parsed))
+        return int(_module(parsed.command).main(parsed))
     except HeadraceError as error:
         print(f"headrace: {error}", file=sys.stderr)
-        return 1
+        return FAILED
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone (`headrace status | head`): end quietly, also when the streams are flushed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return FAILED
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments, understood. Exits with 2 and a usage line when they are not right."""
-    root = parser()
-    parsed, rest = root.parse_known_args(arguments)
+    """The arguments, understood. Exits with a usage line, and the nearest right name, when they are not right."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((word for word in words if not word.startswith("-")), None)
+    root = parser(command)
+    if command is not None and command not in COMMANDS:
+        root.error(f"there is no command {command!r}: {hint(command, COMMANDS)}")
+    parsed, rest = root.parse_known_args(words)
     if rest[:1] == ["--"]:
         rest = rest[1:]
     elif any(word.startswith("-") for word in rest):
-        root.error(f"unrecognized arguments: {' '.join(rest)}")
+        root.of(parsed).unrecognized(rest)
     # argparse ends a list of words at the first option: `run m:app --port 1 key=value` has the rest of it here.
-    if rest and parsed.command != "run":
-        root.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest and parsed.command not in _WITH_WORDS:
+        root.of(parsed).unrecognized(rest)
     if rest:
         parsed.arguments += rest
     return parsed
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of all commands."""
-    root = argparse.ArgumentParser(prog="headrace", description=DESCRIPTION, allow_abbrev=False)
+def parser(command: str | None = None) -> Parser:
+    """The arguments of the command, and the names of the others; of all commands where none is named."""
+    root = Parser(prog="headrace", description=DESCRIPTION, allow_abbrev=False)
     root.add_argument("--version", action="version", version=f"headrace {__version__}")
-    commands = root.add_subparsers(dest="command", required=True, metavar="run | status | shutdown")
-
-    run = commands.add_parser(
-        "run",
-        help="serve an application in the foreground, until Ctrl-C",
-        description="Serve an application in the foreground, until Ctrl-C.",
-        allow_abbrev=False,
-    )
-    run.add_argument("target", metavar="MODULE:APP", help="an application, or a function that builds one")
-    # With a default, or argparse names it among what is missing.
-    run.add_argument(
-        "arguments", nargs="*", default=[], metavar="KEY=VALUE", help="arguments of the function that builds it"
-    )
-    _add_listening(run)
-    run.add_argument("--name", default="default", help="name of the application (default: %(default)s)")
-    run.add_argument("--route-prefix", default="/", metavar="/PATH", help="where it answers (default: %(default)s)")
-    run.add_argument(
-        "--request-timeout",
-        type=float,
-        metavar="SECONDS",
-        help="time that a request has, unless it says less (default: no limit)",
-    )
-    run.add_argument("--app-dir", default=".", metavar="DIR", help="where to import MODULE from (default: here)")
-    _add_instance(run)
-
-    status = commands.add_parser(
-        "status", help="show what runs, and what is not well", description="Show what runs, and what is not well."
-    )
-    status.add_argument("--json", action="store_true", help="for programs: everything, as JSON")
-    _add_instance(status)
-
-    shutdown = commands.add_parser(
-        "shutdown",
-        help="end an instance with all that runs on it",
-        description="End an instance with all that runs on it.",
-    )
-    _add_instance(shutdown)
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, what in COMMANDS.items():
+        each = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False)
+        if command in (None, name):
+            _module(name).add_arguments(each)
     return root
 
 
-def _add_listening(run: argparse.ArgumentParser) -> None:
-    """Where and how clients are listened for."""
-    run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    run.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one (default: %(default)s)")
-    run.add_argument("--ssl-certfile", metavar="FILE", help="serve HTTPS with this certificate (PEM)")
-    run.add_argument("--ssl-keyfile", metavar="FILE", help="the certificate's key, where it is in a file of its own")
-    run.add_argument("--ssl-ca-certs", metavar="FILE", help="clients must show certificates signed by one of these")
-    run.add_argument(
-        "--grpc-servicer-functions",
-        action="append",
-        default=[],
-        metavar="MODULE.FUNCTION",
-        help="serve gRPC too: the add_XServicer_to_server function of a service (may be given several times)",
-    )
-    run.add_argument(
-        "--grpc-port",
-        type=int,
-        metavar="PORT",
-        help="port for gRPC; 0: any free one (default: 9000)",
-    )
-    run.add_argument(
-        "--ingress-workers", type=int, default=1, metavar="N", help="processes that accept HTTP (default: %(default)s)"
-    )
+class Parser(argparse.ArgumentParser):
+    """argparse's, which names the nearest option that there is, and ends with the command's own code."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(usage_code("".join(self.prog.split()[1:2])), f"{self.prog}: error: {message}\n")
+
+    def unrecognized(self, words: Sequence[str]) -> NoReturn:
+        """End, saying which of the words are not understood and what may have been meant."""
+        option = next((word for word in words if word.startswith("-") and word != "-"), None)
+        if option is None:
+            self.error(f"unrecognized arguments: {' '.join(words)}")
+        name = option.partition("=")[0]
+        known = [text for text in self._option_string_actions if text.startswith("--")]
+        near = hint(name, known)
+        self.error(f"unrecognized arguments: {' '.join(words)}{f' ({near})' if near.startswith('did') else ''}")
+
+    def of(self, parsed: argparse.Namespace) -> Parser:
+        """The parser that read the innermost command of the arguments."""
+        found = self
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                inner: Any = action.choices.get(str(getattr(parsed, action.dest, None)))
+                if isinstance(inner, Parser):
+                    found = inner.of(parsed)
+        return found
 
 
-def _add_instance(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--instance",
-        default=os.environ.get("HEADRACE_INSTANCE") or "default",
-        metavar="NAME",
-        help="which instance (default: %(default)s)",
-    )
+def _module(command: str) -> Any:
+    return importlib.import_module(f"headrace.cli.{command}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import time
 
 from headrace.engine.directory import InstanceDirectory, instance_directory, list_instances
@@ -12,6 +14,16 @@ from headrace.wire.control import Answer, Operation
 ANSWER_TIMEOUT_S = 10.0
 AWAY_TIMEOUT_S = 10.0
 POLL_S = 0.05
+
+
+def add_instance(command: argparse.ArgumentParser) -> None:
+    """The option that says which instance is meant."""
+    command.add_argument(
+        "--instance",
+        default=os.environ.get("HEADRACE_INSTANCE") or "default",
+        metavar="NAME",
+        help="which instance (default: %(default)s)",
+    )
 
 
 def running(name: str) -> InstanceDirectory:

@@ -16,15 +16,15 @@ from pathlib import Path
 
 from headrace import __version__
 from headrace.cli.failures import StartFailures, gist
+from headrace.cli.instance import add_instance
+from headrace.cli.listening import add_listening, check_listening
+from headrace.cli.target import add_application, check_application
 from headrace.cli.terminal import Style, shown_name
 from headrace.engine.base import ProcessExited, ProcessRequest
 from headrace.engine.directory import instance_directory
 from headrace.engine.keeper import Keeper
-from headrace.spec.application import checked_request_timeout
-from headrace.spec.config import TLS_FILES, HTTPOptions
-from headrace.spec.errors import InstanceError, OptionError
-from headrace.spec.grpc import gRPCOptions
-from headrace.spec.names import checked_name, checked_route_prefix, split_import_path
+from headrace.spec.config import TLS_FILES
+from headrace.spec.errors import InstanceError
 from headrace.wire.report import Failure, Line, Ready, read
 
 BUILDER = "builder"
@@ -35,6 +35,13 @@ _STOPPING = {
     "SIGTERM": "stopping, as SIGTERM says",
     "asked by the controller": "stopping, as headrace shutdown says",
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `headrace run`."""
+    add_application(parser)
+    add_listening(parser)
+    add_instance(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -68,31 +75,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> None:
     """What can be told to be wrong before anything is started. Raises OptionError."""
-    split_import_path(arguments.target)
-    checked_name(arguments.name)
-    checked_route_prefix(arguments.route_prefix)
-    checked_request_timeout(arguments.request_timeout)
-    if not Path(arguments.app_dir).is_dir():
-        raise OptionError(f"--app-dir {arguments.app_dir!r} is not a directory")
-    options = HTTPOptions(
-        host=arguments.host,
-        port=arguments.port,
-        ingress_workers=arguments.ingress_workers,
-        **{name: getattr(arguments, name) for name in TLS_FILES},
-    )
-    if options.ssl_certfile is not None:
-        from headrace.ingress.tls import context_of  # it takes a while to load, for the few who ask for TLS
-
-        context_of(options)
-    port = {} if arguments.grpc_port is None else {"port": arguments.grpc_port}
-    grpc = gRPCOptions(**port, grpc_servicer_functions=arguments.grpc_servicer_functions)
-    if port and not grpc.enabled:
-        raise OptionError("--grpc-port has no effect without --grpc-servicer-functions, which names your service")
-    if grpc.enabled and not arguments.ingress_workers:
-        raise OptionError("--grpc-servicer-functions needs an ingress process: let --ingress-workers be 1 or more")
-    for pair in arguments.arguments:
-        if "=" not in pair or pair.startswith("="):
-            raise OptionError(f"{pair!r} is not KEY=VALUE, an argument for the function that builds the application")
+    check_application(arguments)
+    check_listening(arguments)
 
 
 class Session:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import time
 
-from headrace.cli.instance import POLL_S, ask, running
+from headrace.cli.instance import POLL_S, add_instance, ask, running
 from headrace.spec.errors import InstanceError
 from headrace.wire.control import Shutdown
 
 STOP_TIMEOUT_S = 90.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `headrace shutdown`."""
+    add_instance(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:

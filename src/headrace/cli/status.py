@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from headrace.cli.instance import ask, running
+from headrace.cli.instance import add_instance, ask, running
 from headrace.cli.terminal import Style
 from headrace.spec.errors import HeadraceError
 from headrace.spec.status import DeploymentStatusOverview, ReplicaState, ServeStatus
@@ -16,6 +16,12 @@ from headrace.wire.control import GetStatus, Status
 
 _GOOD = frozenset(("RUNNING", "HEALTHY"))
 _BAD = frozenset(("DEPLOY_FAILED", "UNHEALTHY", "FAILED"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `headrace status`."""
+    parser.add_argument("--json", action="store_true", help="for programs: everything, as JSON")
+    add_instance(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -47,14 +53,18 @@ def table(status: ServeStatus, style: Style) -> list[str]:
     return lines + _errors(status, style)
 
 
+def addresses(status: ServeStatus) -> str:
+    """Where the instance listens, for people."""
+    found = {f"{p.scheme}://{_in_url(p.host)}:{p.port}" for p in status.proxies.values() if p.port}
+    found |= {f"grpc://{_in_url(p.host)}:{p.grpc_port}" for p in status.proxies.values() if p.grpc_port}
+    return ", ".join(sorted(found, reverse=True)) or "no HTTP"
+
+
 def _head(status: ServeStatus) -> str:
-    addresses = {f"{p.scheme}://{_in_url(p.host)}:{p.port}" for p in status.proxies.values() if p.port}
-    addresses |= {f"grpc://{_in_url(p.host)}:{p.grpc_port}" for p in status.proxies.values() if p.grpc_port}
-    where = ", ".join(sorted(addresses, reverse=True)) or "no HTTP"
     count = len(status.proxies)
     processes = f" ({count} ingress process{'es' if count != 1 else ''})" if count else ""
     unwell = [f"{name} {p.status.value}" for name, p in status.proxies.items() if p.status != "HEALTHY"]
-    return f"instance {status.instance} · {where}{processes}{' · ' + ', '.join(unwell) if unwell else ''}"
+    return f"instance {status.instance} · {addresses(status)}{processes}{' · ' + ', '.join(unwell) if unwell else ''}"
 
 
 def _in_url(host: str) -> str:
