@@ -16,6 +16,7 @@ import msgspec
 from headrace.controller.act import Actor
 from headrace.controller.census import Census
 from headrace.controller.feed import Feed
+from headrace.controller.history import Histories
 from headrace.controller.proxies import Proxies
 from headrace.controller.registry import Registry
 from headrace.controller.store import Store
@@ -33,6 +34,7 @@ from headrace.spec.errors import (
     InstanceError,
     OptionError,
     PortBusyError,
+    RevisionNotFound,
 )
 from headrace.spec.grpc import GrpcService
 from headrace.wire.control import (
@@ -41,9 +43,13 @@ from headrace.wire.control import (
     Deployed,
     Done,
     Failed,
+    GetHistory,
+    GetRevision,
     GetSnapshot,
     GetStatus,
     Operation,
+    Past,
+    Revision,
     Shutdown,
     SnapshotMessage,
     StartHTTP,
@@ -61,6 +67,7 @@ class Operations:
         *,
         engine: Engine,
         registry: Registry,
+        histories: Histories,
         store: Store,
         actor: Actor,
         waiters: Waiters,
@@ -73,6 +80,7 @@ class Operations:
     ) -> None:
         self._engine = engine
         self._registry = registry
+        self._histories = histories
         self._store = store
         self._actor = actor
         self._waiters = waiters
@@ -100,6 +108,10 @@ class Operations:
         match operation:
             case GetStatus():
                 self._spawn(self._tell_status(waiter, now))
+            case GetHistory(app=name):
+                waiter.answer(self._past(name))
+            case GetRevision(app=name, number=number):
+                waiter.answer(self._revision(name, number))
             case GetSnapshot():
                 waiter.answer(SnapshotMessage(self._feed.snapshot))
             case Shutdown():
@@ -118,6 +130,31 @@ class Operations:
         await self._census.take()
         apps = self._registry.apps.values()
         waiter.answer(Status(serve_status(apps, self._proxies.details(), self._feed.snapshot.instance, now)))
+
+    # --- what was, and of whom --------------------------------------------------------------------------------------
+
+    def _past(self, name: str) -> Past:
+        if name not in self._registry.apps and name not in self._histories:
+            raise self._not_found(name)
+        return Past(self._histories.history(name))
+
+    def _revision(self, name: str, number: int) -> Revision:
+        app = self._registry.apps.get(name)
+        if app is None and name not in self._histories:
+            raise self._not_found(name)
+        number = number or (app.current if app is not None else 0)
+        if not number:
+            raise RevisionNotFound(f"no revision of application {name!r} has the traffic now: name one by its number")
+        spec = app.revisions.get(number) if app is not None else None
+        spec = spec or self._histories.spec_of(name, number)
+        if spec is None:
+            kept = ", ".join(map(str, self._histories.kept(name))) or "none"
+            raise RevisionNotFound(f"revision {number} of application {name!r} is not kept; those that are: {kept}")
+        return Revision(number, spec)
+
+    def _not_found(self, name: str) -> ApplicationNotFound:
+        known = ", ".join(sorted(self._registry.apps)) or "none"
+        return ApplicationNotFound(f"no application is called {name!r}; there are: {known}")
 
     # --- applications -----------------------------------------------------------------------------------------------
 
@@ -169,8 +206,7 @@ class Operations:
     def _delete(self, name: str, waiter: Waiter) -> None:
         app = self._registry.apps.get(name)
         if app is None:
-            known = ", ".join(sorted(self._registry.apps)) or "none"
-            raise ApplicationNotFound(f"no application is called {name!r}; there are: {known}")
+            raise self._not_found(name)
         self._waiters.add_delete(name, waiter)
         self.begin_delete(app)
 

@@ -21,10 +21,11 @@ from headrace.spec.application import ApplicationSpec
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import InstanceError
 from headrace.spec.grpc import GrpcService
+from headrace.spec.status import HistoryEvent, RevisionRecord
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -44,6 +45,14 @@ CREATE TABLE replicas (
     name TEXT NOT NULL, revision INTEGER NOT NULL, address TEXT NOT NULL, level INTEGER NOT NULL,
     PRIMARY KEY (app, id)
 ) WITHOUT ROWID;
+CREATE TABLE records (
+    app TEXT NOT NULL, number INTEGER NOT NULL, record BLOB NOT NULL, PRIMARY KEY (app, number)
+) WITHOUT ROWID;
+CREATE TABLE kept (
+    app TEXT NOT NULL, number INTEGER NOT NULL, pack TEXT NOT NULL, spec BLOB NOT NULL, PRIMARY KEY (app, number)
+);
+CREATE TABLE events (id INTEGER PRIMARY KEY, app TEXT NOT NULL, event BLOB NOT NULL);
+CREATE INDEX events_of ON events (app, id);
 """
 
 # The file is well, but the disk or the system does not let us at it now.
@@ -60,8 +69,11 @@ _PASSING = frozenset(
 )
 
 _Statement = tuple[str, tuple[Any, ...]]
+_KEEP_SPEC = "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)"
 
 _decode_spec = msgspec.msgpack.Decoder(ApplicationSpec).decode
+_decode_record = msgspec.msgpack.Decoder(RevisionRecord).decode
+_decode_event = msgspec.msgpack.Decoder(HistoryEvent).decode
 _decode_http = msgspec.msgpack.Decoder(HTTPOptions).decode
 _decode_grpc = msgspec.msgpack.Decoder(GrpcService | None).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -115,6 +127,8 @@ class Store:
             self._read(database)
             self._read_http(database)
             self._read_grpc(database)
+            self._read_records(database)
+            self._read_events(database)
         except BaseException:
             database.close()
             raise
@@ -297,8 +311,73 @@ class Store:
         self._write(("DELETE FROM applications WHERE name = ?", (app,)))
 
     def forget_all(self) -> None:
-        """Forget everything but the facts that name the instance and count its versions."""
+        """Forget everything but histories, and the facts that name the instance and count its versions."""
         self._write(("DELETE FROM applications", ()), ("DELETE FROM facts WHERE name IN ('http', 'grpc')", ()))
+
+    # --- histories: of applications that are, and of those that were --------------------------------------------------
+
+    def records(self) -> list[tuple[str, RevisionRecord]]:
+        """What is kept of revisions, by application."""
+        return self._read_records(self._open)
+
+    @staticmethod
+    def _read_records(database: sqlite3.Connection) -> list[tuple[str, RevisionRecord]]:
+        rows = database.execute("SELECT app, record FROM records ORDER BY app, number")
+        return [(app, _decode_record(record)) for app, record in rows]
+
+    def events(self) -> list[tuple[str, HistoryEvent]]:
+        """What happened, by application, in order."""
+        return self._read_events(self._open)
+
+    @staticmethod
+    def _read_events(database: sqlite3.Connection) -> list[tuple[str, HistoryEvent]]:
+        return [
+            (app, _decode_event(event)) for app, event in database.execute("SELECT app, event FROM events ORDER BY id")
+        ]
+
+    def kept_specs(self) -> list[tuple[str, int, str]]:
+        """Application, number and source pack of each revision whose specification is kept."""
+        return [tuple(row) for row in self._open.execute("SELECT app, number, pack FROM kept ORDER BY app, number")]
+
+    def kept_spec(self, app: str, number: int) -> ApplicationSpec | None:
+        """The specification of a former revision, None when it is not kept."""
+        for statement, values in reversed(self._behind):
+            if statement == _KEEP_SPEC and values[:2] == (app, number):
+                return _decode_spec(values[3])
+        row = self._open.execute("SELECT spec FROM kept WHERE app = ? AND number = ?", (app, number)).fetchone()
+        try:
+            return None if row is None else _decode_spec(row[0])
+        except msgspec.MsgspecError as error:  # another version of Headrace may have kept it
+            logger.error("revision %d of application %r cannot be read any more: %s", number, app, error)
+            return None
+
+    def keep_spec(self, app: str, number: int, spec: ApplicationSpec) -> None:
+        """Keep the specification of a revision for its history."""
+        self._write((_KEEP_SPEC, (app, number, spec.environment.pack, _encode(spec))))
+
+    def forget_spec(self, app: str, number: int) -> None:
+        """Let go of the specification of a former revision."""
+        self._write(("DELETE FROM kept WHERE app = ? AND number = ?", (app, number)))
+
+    def keep_record(self, app: str, record: RevisionRecord) -> None:
+        """Keep what became of a revision."""
+        self._write(("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", (app, record.number, _encode(record))))
+
+    def forget_record(self, app: str, number: int) -> None:
+        """Forget what became of a revision."""
+        self._write(("DELETE FROM records WHERE app = ? AND number = ?", (app, number)))
+
+    def keep_event(self, app: str, event: HistoryEvent, most: int) -> None:
+        """Keep what happened, and no more than the last `most` of the application."""
+        beyond = "(SELECT id FROM events WHERE app = ? ORDER BY id DESC LIMIT 1 OFFSET ?)"
+        self._write(
+            ("INSERT INTO events (app, event) VALUES (?, ?)", (app, _encode(event))),
+            (f"DELETE FROM events WHERE app = ? AND id <= {beyond}", (app, app, most)),
+        )
+
+    def forget_history(self, app: str) -> None:
+        """Forget all that became of the application."""
+        self._write(*((f"DELETE FROM {table} WHERE app = ?", (app,)) for table in ("records", "kept", "events")))
 
 
 def _of_application(app: Application) -> _Statement:

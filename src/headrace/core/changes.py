@@ -16,6 +16,7 @@ from headrace.spec.options import DeploymentOptions
 
 LONGEST_VALUE = 60
 MOST_NAMES = 8
+MOST_LINES = 100
 _OF_THE_APPLICATION = ("route_prefix", "ingress", "request_timeout_s", "sticky")
 _SECRET = ("environment", "user_config")
 
@@ -23,7 +24,7 @@ _SECRET = ("environment", "user_config")
 def changes(before: ApplicationSpec | None, after: ApplicationSpec) -> tuple[str, ...]:
     """The differences, deployments first, in the order of `after`; none for specifications that say the same."""
     if before is None:
-        return tuple(f"{deployment.name}: added" for deployment in after.deployments)
+        return _bounded([f"{deployment.name}: added" for deployment in after.deployments])
     was = {deployment.name: deployment for deployment in before.deployments}
     lines: list[str] = []
     for deployment in after.deployments:
@@ -40,7 +41,12 @@ def changes(before: ApplicationSpec | None, after: ApplicationSpec) -> tuple[str
     if before.history != after.history:
         lines.append(f"revision_history_limit {before.history} → {after.history}")
     lines += _of_mapping("labels", before.labels, after.labels)
-    return tuple(lines)
+    return _bounded(lines)
+
+
+def _bounded(lines: list[str]) -> tuple[str, ...]:
+    more = len(lines) - MOST_LINES
+    return (*lines[:MOST_LINES], f"{more} more changes") if more > 0 else tuple(lines)
 
 
 def _of_deployment(before: DeploymentSpec, after: DeploymentSpec) -> Iterator[str]:

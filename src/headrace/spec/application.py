@@ -42,8 +42,8 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
     resources: equal digests may share replicas. `max_ongoing_requests` is resolved (never None). `uses` names the
     deployments that the arguments refer to: callees start before and stop after their callers. `unrepeatable` names the
     methods whose calls must not run twice, `hedged_methods` those that say themselves how they are hedged (None: not at
-    all). `multiplexed`: it keeps several models, and its calls may name one. `parts` are digests of what `digest` covers
-    ("code", "arguments", "resources"), to tell what changed; empty where they could not be told apart.
+    all). `multiplexed`: it keeps several models, and its calls may name one. `parts` has a digest for each of "code",
+    "arguments" and "resources", to tell what changed; it is empty where they could not be told apart.
     """
 
     name: str
