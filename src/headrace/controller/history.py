@@ -25,7 +25,7 @@ MOST_EVENTS = 1000
 MOST_GONE = 100  # applications that are not there any more
 LONGEST_TEXT = 4000  # of a reason: a traceback may be long
 
-_ENDS = {
+_ENDS: dict[str, str] = {
     RolloutOutcome.PROMOTED: "promoted",
     RolloutOutcome.FAILED: "failed",
     RolloutOutcome.ROLLED_BACK: "rolled back",
@@ -48,15 +48,15 @@ class _Past:
         return max(deployed_at, self.events[-1].at if self.events else 0.0)
 
 
-class Histories:
-    """The histories of all applications of the instance. `load` comes first. Times are seconds since the epoch."""
+class Chronicle:
+    """The history of all applications of the instance. `load` comes first. Times are seconds since the epoch."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._apps: dict[str, _Past] = {}
 
     def __repr__(self) -> str:
-        return f"<Histories of {len(self._apps)} applications>"
+        return f"<Chronicle of {len(self._apps)} applications>"
 
     def load(self) -> None:
         """Read what earlier controllers kept."""
@@ -110,7 +110,7 @@ class Histories:
         self._store.keep_spec(app, number, spec)
         self._store.keep_record(app, record)
         what = "deployed again" if known is not None else "deployed" if strategy is not None else "parked"
-        self.event(app, number, what, name, by, at)
+        self.event(app, number, what, name, by, at=at)
         while len(past.records) > MOST_RECORDS:
             self._forget(app, past, min(past.records))
 
@@ -124,19 +124,23 @@ class Histories:
             self._store.keep_spec(app, number, spec)
         lines = changes(previous_spec, spec)
         if lines:
-            self.event(app, number, "changed in place", "; ".join(lines), by, at)
+            self.event(app, number, "changed in place", "; ".join(lines), by, at=at)
 
-    def end(self, app: str, number: int, outcome: RolloutOutcome, reason: str, at: float, by: str = "") -> None:
-        """The rollout of the revision has ended so. One that was promoted may be rolled back later."""
+    def end(self, app: str, number: int, outcome: str, reason: str, at: float, by: str = "") -> None:
+        """The rollout of the revision has ended so (a RolloutOutcome). One that was promoted may be rolled back later.
+
+        Raises ValueError for another outcome.
+        """
+        outcome = RolloutOutcome(outcome)
         past = self._of(app)
         record = past.records.get(number)
         if record is not None:
-            record = msgspec.structs.replace(record, outcome=outcome.value, reason=_cut(reason), ended_at=at)
+            record = msgspec.structs.replace(record, outcome=outcome, reason=_cut(reason), ended_at=at)
             past.records[number] = record
             self._store.keep_record(app, record)
-        self.event(app, number, _ENDS[outcome], reason, by, at)
+        self.event(app, number, _ENDS[outcome], reason, by, at=at)
 
-    def event(self, app: str, revision: int, what: str, reason: str, by: str, at: float) -> None:
+    def event(self, app: str, revision: int, what: str, reason: str = "", by: str = "", *, at: float) -> None:
         """Something happened to the traffic. `begin`, `changed` and `end` have their events by themselves."""
         event = HistoryEvent(at=at, revision=revision, what=what, reason=_cut(reason), by=_cut(by))
         self._of(app).events.append(event)

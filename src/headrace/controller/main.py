@@ -17,7 +17,7 @@ from headrace.controller.act import Actor
 from headrace.controller.api import ControlServer
 from headrace.controller.census import Census
 from headrace.controller.feed import Feed
-from headrace.controller.history import Histories
+from headrace.controller.history import Chronicle
 from headrace.controller.operations import Operations
 from headrace.controller.proxies import Proxies
 from headrace.controller.reconcile import Reconciler
@@ -62,9 +62,11 @@ class Controller:
         self.feed = Feed(directory.name)
         self.waiters = Waiters()
         self.registry = Registry(self.store, directory, policy)
-        self.histories = Histories(self.store)
+        self.history = Chronicle(self.store)
         self.ended = asyncio.Event()
-        self.actor = Actor(engine, self.registry, self.waiters, lambda: self.feed.snapshot.version, self.wake)
+        self.actor = Actor(
+            engine, self.registry, self.waiters, self.history, lambda: self.feed.snapshot.version, self.wake
+        )
         self.proxies = Proxies(engine, self.actor.spawn, self.wake, policy)
         census = Census(self.actor.ask_reports)
         self.reconciler = Reconciler(
@@ -80,7 +82,7 @@ class Controller:
         self.operations = Operations(
             engine=engine,
             registry=self.registry,
-            histories=self.histories,
+            history=self.history,
             store=self.store,
             actor=self.actor,
             waiters=self.waiters,
@@ -143,7 +145,7 @@ class Controller:
             self.store.keep_fact("life", self.life)
         self.feed.begin(published, version)
         self.registry.load()
-        self.histories.load()
+        self.history.load()
         self.proxies.options = self.store.http_options()
         self.proxies.grpc = self.store.grpc_service()
         now = asyncio.get_running_loop().time()

@@ -16,7 +16,7 @@ import msgspec
 from headrace.controller.act import Actor
 from headrace.controller.census import Census
 from headrace.controller.feed import Feed
-from headrace.controller.history import Histories
+from headrace.controller.history import Chronicle
 from headrace.controller.proxies import Proxies
 from headrace.controller.registry import Registry
 from headrace.controller.store import Store
@@ -67,7 +67,7 @@ class Operations:
         *,
         engine: Engine,
         registry: Registry,
-        histories: Histories,
+        history: Chronicle,
         store: Store,
         actor: Actor,
         waiters: Waiters,
@@ -80,7 +80,7 @@ class Operations:
     ) -> None:
         self._engine = engine
         self._registry = registry
-        self._histories = histories
+        self._history = history
         self._store = store
         self._actor = actor
         self._waiters = waiters
@@ -119,8 +119,18 @@ class Operations:
                 self._end()
             case _ if self.ending:
                 raise InstanceError(f"the instance is shutting down: {type(operation).__name__} comes too late")
+            case GetRollout(app=name):
+                waiter.answer(self._delivery.rollout(name, now))
             case Deploy():
-                self._deploy(operation, waiter)
+                self._delivery.deploy(operation, waiter, now)
+            case SetTraffic():
+                self._delivery.set_traffic(operation, waiter)
+            case SetShadow():
+                self._delivery.set_shadow(operation, waiter)
+            case ControlRollout():
+                self._delivery.control(operation, waiter, now)
+            case Rollback():
+                self._delivery.roll_back(operation, waiter, now)
             case Delete(app=name):
                 self._delete(name, waiter)
             case StartHTTP(options=options, grpc=grpc):
@@ -134,21 +144,21 @@ class Operations:
     # --- what was, and of whom --------------------------------------------------------------------------------------
 
     def _past(self, name: str) -> Past:
-        if name not in self._registry.apps and name not in self._histories:
+        if name not in self._registry.apps and name not in self._history:
             raise self._not_found(name)
-        return Past(self._histories.history(name))
+        return Past(self._history.history(name))
 
     def _revision(self, name: str, number: int) -> Revision:
         app = self._registry.apps.get(name)
-        if app is None and name not in self._histories:
+        if app is None and name not in self._history:
             raise self._not_found(name)
         number = number or (app.current if app is not None else 0)
         if not number:
             raise RevisionNotFound(f"no revision of application {name!r} has the traffic now: name one by its number")
         spec = app.revisions.get(number) if app is not None else None
-        spec = spec or self._histories.spec_of(name, number)
+        spec = spec or self._history.spec_of(name, number)
         if spec is None:
-            kept = ", ".join(map(str, self._histories.kept(name))) or "none"
+            kept = ", ".join(map(str, self._history.kept(name))) or "none"
             raise RevisionNotFound(f"revision {number} of application {name!r} is not kept; those that are: {kept}")
         return Revision(number, spec)
 
@@ -157,51 +167,6 @@ class Operations:
         return ApplicationNotFound(f"no application is called {name!r}; there are: {known}")
 
     # --- applications -----------------------------------------------------------------------------------------------
-
-    def _deploy(self, operation: Deploy, waiter: Waiter) -> None:
-        spec = operation.spec
-        check_application(spec, self._registry.apps)
-        self._check_store()
-        app = self._registry.apps.get(spec.name)
-        if app is not None and app.deleting:
-            # When it is gone; until then the last who asks wins.
-            before = self.waiting.pop(spec.name, None)
-            if before is not None:
-                before[1].fail(DeployFailedError(f"application {spec.name!r} was deployed again meanwhile"))
-            self.waiting[spec.name] = (operation, waiter)
-            waiter.progress(f"waiting for the deletion of application {spec.name!r}")
-            self._waiters.when_gone(spec.name, lambda: self._deploy_next(spec.name))
-            return
-        alive = app is not None and (not app.failure or app.target == app.current)
-        if app is not None and alive and same_code(app.spec, spec):
-            self._registry.replace_target(app, spec, time.time())
-        else:
-            if app is not None and app.deploying:
-                self._actor.supersede(spec.name, app.target + 1)
-            app = self._registry.add_revision(spec, time.time())
-            logger.info("deploying application %r as revision %d", spec.name, app.target)
-        if not operation.wait:
-            waiter.answer(Deployed(spec.name, app.target, self._feed.snapshot.version))
-            return
-        self._waiters.add_deploy(spec.name, waiter)
-        what = ", ".join(
-            f"{each.name} ({each.options.num_replicas} replica{'s' * (each.options.num_replicas != 1)})"
-            for each in callees_first(spec)
-        )
-        waiter.progress(f"deploying application {spec.name!r} as revision {app.target}: {what}")
-
-    def _check_store(self) -> None:
-        """What is deployed must outlive this controller: raise DeployFailedError where it could not."""
-        try:
-            self._store.check()
-        except InstanceError as error:
-            # Not as it is: to a driver it would mean that there is no controller now, and to ask again.
-            raise DeployFailedError(str(error)) from error
-
-    def _deploy_next(self, name: str) -> None:
-        """The application is gone: take up the deploy that waited for that."""
-        operation, waiter = self.waiting.pop(name)
-        self.take(operation, waiter, 0.0)
 
     def _delete(self, name: str, waiter: Waiter) -> None:
         app = self._registry.apps.get(name)
@@ -272,38 +237,3 @@ def same_service(present: GrpcService | None, asked: GrpcService) -> bool:
     if asked.options.port:
         return present.options == asked.options
     return msgspec.structs.replace(present.options, port=0) == asked.options
-
-
-def same_code(one: ApplicationSpec, other: ApplicationSpec) -> bool:
-    """Whether two specifications are of one revision: the same deployments by digest, and the same at the door."""
-    return one.ingress == other.ingress and digests(one) == digests(other)
-
-
-def digests(spec: ApplicationSpec) -> dict[str, str]:
-    """Deployment name -> digest."""
-    return {deployment.name: deployment.digest for deployment in spec.deployments}
-
-
-def check_application(spec: ApplicationSpec, apps: dict[str, Application]) -> None:
-    """Raise the error that says why the application cannot be deployed beside the others, if it cannot."""
-    if not spec.name:
-        raise OptionError("name='' is no name for an application: give it at least one character")
-    callees_first(spec)
-    names = [deployment.name for deployment in spec.deployments]
-    if spec.ingress not in names:
-        raise GraphError(
-            f"application {spec.name!r}: {spec.ingress!r} should take its requests, but its deployments are "
-            f"{', '.join(names) or 'none'}"
-        )
-    if spec.route_prefix is None:
-        return
-    if not spec.route_prefix.startswith("/"):
-        raise OptionError(f"route_prefix={spec.route_prefix!r} of application {spec.name!r} must start with '/'")
-    for other in apps.values():
-        numbers = () if other.deleting or other.name == spec.name else (other.target, other.current)
-        taken = {other.revisions[number].route_prefix for number in numbers if number}
-        if spec.route_prefix.rstrip("/") in {prefix.rstrip("/") for prefix in taken if prefix is not None}:
-            raise OptionError(
-                f"route_prefix={spec.route_prefix!r} of application {spec.name!r} is taken by application "
-                f"{other.name!r}: choose another, or delete {other.name!r} first"
-            )
