@@ -99,6 +99,11 @@ class RequestContext(msgspec.Struct, gc=False, eq=False):
         return self.meta.priority
 
     @property
+    def mirrored(self) -> bool:
+        """Whether this is a copy of a request, made for a shadow: nobody gets its answer."""
+        return self.meta.mirrored
+
+    @property
     def remaining_s(self) -> float | None:
         """The seconds for which the answer still matters, 0 when that time is over; None: for ever."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())

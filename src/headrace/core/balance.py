@@ -208,6 +208,13 @@ class Balancer(Generic[CallT]):
         self._book(other)
         return other
 
+    def has_spare(self) -> bool:
+        """Whether nothing waits, and after one more call there is still room for another, as far as is known here."""
+        if self.queued or not self._open:
+            return False
+        replica = self._open[0]
+        return len(self._open) > 1 or replica.ours + replica.others + 1 < replica.limit
+
     def book(self, replica: Replica) -> None:
         """A call is sent there in a slot that was kept for it, and was booked with what kept it: both end."""
         self._book(replica)

@@ -36,6 +36,8 @@ class _Part(Call):
         self.sticky = broadcast.sticky
         self.model_id = broadcast.model_id
         self.priority = broadcast.priority
+        if broadcast.mirrored:
+            self.mirrored = True
         self.body = broadcast.body
         self.buffers = broadcast.buffers
         self.outcome: bytes | HeadraceError | ErrorInfo | None = None

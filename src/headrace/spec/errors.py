@@ -37,6 +37,17 @@ class OptionTypeError(CallerError, TypeError):
     """An option or argument is of the wrong type."""
 
 
+class ConfigError(OptionError):
+    """A configuration is not valid. The message has a line for each of the `problems`."""
+
+    def __init__(self, message: str = "", problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message, problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class InputError(CallerError, ValueError):
     """The input of a call is not one that can be answered. The message says what could be."""
 
@@ -110,6 +121,10 @@ class BackPressureError(ServingError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class NoSpareCapacityError(BackPressureError):
+    """A copy of a request, made for a shadow, would have taken what requests need that somebody waits for."""
 
 
 class DeploymentUnavailableError(ServingError):
