@@ -24,6 +24,7 @@ COMMANDS = {
     "run": "serve an application in the foreground, until Ctrl-C",
     "start": "start an empty instance in the background, to deploy to",
     "status": "show what runs, and what is not well",
+    "api": "serve the control API over HTTP, in the foreground, until Ctrl-C",
     "shutdown": "end an instance with all that runs on it",
 }
 # They take words (KEY=VALUE) after their target, also between and behind options.

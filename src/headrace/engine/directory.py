@@ -54,6 +54,10 @@ class InstanceDirectory:
         return self.path / "state.db"
 
     @property
+    def api_token(self) -> Path:
+        return self.path / "api.token"
+
+    @property
     def lock(self) -> Path:
         return self.path / "keeper.lock"
 
@@ -67,6 +71,14 @@ class InstanceDirectory:
 
     def replica_socket(self, n: int) -> Path:
         return self.replicas / f"{n}.sock"
+
+    @property
+    def packs(self) -> Path:
+        return self.path / "packs"
+
+    def pack(self, name: str) -> Path:
+        """Where the source pack of this name lies, which is the SHA-256 of its bytes."""
+        return self.packs / name
 
     def log(self, process_id: str) -> Path:
         """Where the output of this process lies; what a file name cannot hold becomes `_`."""

@@ -108,6 +108,20 @@ class ControlClient:
             raise named_error(answer)
         return answer
 
+    def tell(self, message: Message, timeout_s: float | None) -> None:
+        """Send a message that has no answer; connects first if need be. Raises InstanceError, RequestTimeoutError."""
+        with self._lock:
+            if self._socket is None:
+                self._connect()
+            try:
+                self._send(encode(message), None if timeout_s is None else time.monotonic() + timeout_s)
+            except TimeoutError as error:
+                self._disconnect()
+                raise RequestTimeoutError(f"the controller did not read within {timeout_s:g} s") from error
+            except OSError as error:
+                self._disconnect()
+                raise InstanceError(f"the controller at {self._path} went away: {error}") from error
+
     def _exchange(
         self, operation: Operation, timeout_s: float | None, on_progress: Callable[[str], None] | None
     ) -> Answer:

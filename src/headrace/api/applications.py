@@ -1,0 +1,168 @@
+"""Routes about applications: what runs, what is declared to run, and its end.
+
+In: calls. Out: jobs for the deployer, operations of the controller, and replies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from headrace.api.bodies import Declared, Deleted
+from headrace.api.deployer import Job, Taken
+from headrace.api.desk import Standing
+from headrace.api.route import BY, WAIT, Call, Condition, Reply, Route, condition_of
+from headrace.spec.errors import (
+    ApplicationNotFound,
+    DeployFailedError,
+    GraphError,
+    ImportPathError,
+    RevisionConflictError,
+    RolledBackError,
+    RolloutError,
+)
+from headrace.spec.status import ApplicationStatusOverview, ServeStatus
+
+
+async def get_applications(call: Call) -> Reply:
+    return Reply(await call.desk.controller.status())
+
+
+async def put_applications(call: Call) -> Reply:
+    taken = await call.desk.deployer.take(Job(config=_raw(call), by=call.by))
+    standings = await _standings(call, taken)
+    return Reply(Declared(applications=standings, deleted=taken.deleted))
+
+
+async def delete_applications(call: Call) -> Reply:
+    names = tuple((await call.desk.controller.status()).applications)
+    outcomes = await asyncio.gather(*(call.desk.delete(name, call.wait) for name in names), return_exceptions=True)
+    for outcome in outcomes:
+        # One that somebody else deleted meanwhile is gone, as it should be.
+        if isinstance(outcome, BaseException) and not isinstance(outcome, ApplicationNotFound):
+            raise outcome
+    return Reply(Deleted(deleted=names))
+
+
+async def get_application(call: Call) -> Reply:
+    app = await call.desk.application(call.name)
+    return Reply(app, headers=_tag(app.newest or app.revision))
+
+
+async def put_application(call: Call) -> Reply:
+    expected = await call.desk.revision_meant(call.name, condition_of(call.headers))
+    taken = await call.desk.deployer.take(Job(config=_raw(call), only=call.name, expected=expected, by=call.by))
+    standings = await _standings(call, taken)
+    return Reply(standings[call.name], headers=_tag(standings[call.name].revision))
+
+
+async def delete_application(call: Call) -> Reply:
+    condition = condition_of(call.headers)
+    if condition != Condition():
+        await call.desk.revision_meant(call.name, condition)
+    await call.desk.delete(call.name, call.wait)
+    return Reply(Deleted(deleted=(call.name,)))
+
+
+async def get_status(call: Call) -> Reply:
+    return Reply(await call.desk.controller.status())
+
+
+def _raw(call: Call) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(call.body))
+
+
+def _tag(revision: int) -> dict[str, str]:
+    return {"etag": f'"{revision}"'}
+
+
+async def _standings(call: Call, taken: Taken) -> dict[str, Standing]:
+    """Where the applications are; with `wait`, once all of their rollouts have ended. Raises the first failure."""
+    if not call.wait:
+        return {name: Standing(revision=revision) for name, revision in taken.revisions.items()}
+    ended = await asyncio.gather(
+        *(call.desk.settled(name, revision, call.is_gone) for name, revision in taken.revisions.items()),
+        return_exceptions=True,  # the others are waited for all the same
+    )
+    for outcome in ended:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return {
+        name: outcome for name, outcome in zip(taken.revisions, ended, strict=True) if isinstance(outcome, Standing)
+    }
+
+
+_ALL = "/api/serve/applications"
+_APP = f"{_ALL}/{{name}}"
+_BUILDING = (ImportPathError, GraphError, DeployFailedError, RolledBackError, RolloutError)
+
+ROUTES = (
+    Route(
+        "GET",
+        _ALL,
+        get_applications,
+        "What runs, and how it is",
+        answer=ServeStatus,
+    ),
+    Route(
+        "PUT",
+        _ALL,
+        put_applications,
+        "Declare which applications there are",
+        "The applications of the config are deployed, all others are deleted. Answered once every application is "
+        "built and taken up, which is before it is ready: `wait` waits for the end of its rollout.",
+        body=dict[str, Any],
+        answer=Declared,
+        query=(BY, WAIT),
+        errors=_BUILDING,
+    ),
+    Route(
+        "DELETE",
+        _ALL,
+        delete_applications,
+        "Delete all applications",
+        answer=Deleted,
+        query=(WAIT,),
+    ),
+    Route(
+        "GET",
+        _APP,
+        get_application,
+        "One application, and how it is",
+        answer=ApplicationStatusOverview,
+        errors=(ApplicationNotFound,),
+        tagged=True,
+    ),
+    Route(
+        "PUT",
+        _APP,
+        put_application,
+        "Deploy one application, and leave all others as they are",
+        "Answered once it is built and taken up: `wait` waits for the end of its rollout.",
+        body=dict[str, Any],
+        answer=Standing,
+        query=(BY, WAIT),
+        errors=(*_BUILDING, RevisionConflictError),
+        conditional="The newest revision must be this one. `If-None-Match: *`: the application must not be there yet.",
+        tagged=True,
+    ),
+    Route(
+        "DELETE",
+        _APP,
+        delete_application,
+        "Delete one application",
+        answer=Deleted,
+        query=(WAIT,),
+        errors=(ApplicationNotFound,),
+        conditional="The newest revision must be this one.",
+    ),
+    Route(
+        "GET",
+        "/api/serve/status",
+        get_status,
+        "The state of the instance, as `serve.status()` and `headrace status` tell it",
+        answer=ServeStatus,
+    ),
+)
