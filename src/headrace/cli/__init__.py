@@ -23,6 +23,7 @@ DESCRIPTION = "Serve machine-learning models from plain Python."
 COMMANDS = {
     "run": "serve an application in the foreground, until Ctrl-C",
     "start": "start an empty instance in the background, to deploy to",
+    "deploy": "bring an application, or a new revision of it, to an instance that runs",
     "status": "show what runs, and what is not well",
     "api": "serve the control API over HTTP, in the foreground, until Ctrl-C",
     "shutdown": "end an instance with all that runs on it",

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from headrace import __version__
+from headrace.cli.building import application_flags, builder_command
 from headrace.cli.failures import StartFailures, gist
 from headrace.cli.instance import add_instance
 from headrace.cli.listening import add_listening, check_listening
@@ -25,7 +26,7 @@ from headrace.engine.directory import instance_directory
 from headrace.engine.keeper import Keeper
 from headrace.spec.config import TLS_FILES
 from headrace.spec.errors import InstanceError
-from headrace.wire.report import Failure, Line, Ready, read
+from headrace.wire.report import Event, Failure, Line, Ready, read
 
 BUILDER = "builder"
 _TOLD = re.compile("failed to start|did not come up")  # the builder's reports tell the same
@@ -105,26 +106,21 @@ class Session:
 
 
 def builder_argv(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The builder's command line, in which nothing of the user's can be taken for an option."""
+    """The command line of the builder, which also starts HTTP, and deploys."""
     options = {
         "--host": arguments.host,
         "--port": str(arguments.port),
-        "--name": arguments.name,
-        "--route-prefix": arguments.route_prefix,
-        "--app-dir": arguments.app_dir,
         "--ingress-workers": str(arguments.ingress_workers),
     }
     if arguments.grpc_port is not None:
         options["--grpc-port"] = str(arguments.grpc_port)
-    if arguments.request_timeout is not None:
-        options["--request-timeout"] = str(arguments.request_timeout)
     for name in TLS_FILES:
         file = getattr(arguments, name)
         if file is not None:
             options[f"--{name.replace('_', '-')}"] = str(Path(file).absolute())
-    flags = [f"{name}={value}" for name, value in options.items()]
+    flags = application_flags(arguments) + [f"{name}={value}" for name, value in options.items()]
     flags += [f"--grpc-servicer-functions={function}" for function in arguments.grpc_servicer_functions]
-    return (sys.executable, "-P", "-m", "headrace.serve.build", *flags, "--", arguments.target, *arguments.arguments)
+    return builder_command(flags, arguments)
 
 
 class Screen:
@@ -184,7 +180,7 @@ class Screen:
         else:
             self._write(self.style.dim(line))
 
-    def _report(self, event: Line | Ready | Failure) -> None:
+    def _report(self, event: Event) -> None:
         match event:
             case Line(text=text):
                 failed = _FAILED.fullmatch(text)

@@ -14,16 +14,18 @@ _HUES = (36, 35, 34, 33, 32, 96, 95, 94)  # not red: that is for what is wrong
 
 
 class Style:
-    """How things look on one stream: in colour or not."""
+    """How things look on one stream: in colour or not, with other characters than those of ASCII or without."""
 
-    def __init__(self, colour: bool) -> None:
+    def __init__(self, colour: bool, ascii: bool = False) -> None:
         self._colour = colour
+        self.ascii = ascii
 
     @classmethod
     def of(cls, stream: IO[str]) -> Style:
         """Colour when the stream is a terminal; `NO_COLOR` and `TERM=dumb` are heard."""
         plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-        return cls(not plain and stream.isatty())
+        encoding = (getattr(stream, "encoding", None) or "utf-8").lower()
+        return cls(not plain and stream.isatty(), not encoding.startswith("utf"))
 
     def good(self, text: str) -> str:
         return self._in("32", text)

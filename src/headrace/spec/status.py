@@ -99,6 +99,7 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
     `stage` is one of core.rollout.Stage. `weights` are those that routers go by, by revision. `since` and `next_at`
     are seconds since the epoch: when the stage began, and when the next step is due at the earliest (0: not by time).
     `reason` says why it is where it is, or ended so. `ready` is the share of the revision's replicas that take calls.
+    `requests` and `errors` are those that were counted since it began, by revision.
     """
 
     app: str
@@ -118,6 +119,8 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     checks: tuple[CheckStatus, ...] = ()
     mirrored: Mirrored | None = None
+    requests: dict[int, int] = {}
+    errors: dict[int, int] = {}
 
 
 class RevisionRecord(msgspec.Struct, frozen=True, kw_only=True):

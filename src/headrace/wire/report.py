@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from headrace.spec.application import ApplicationSpec
 from headrace.wire.frames import BROKEN
 
 MARK = "\x1e"  # ASCII's record separator
@@ -34,10 +35,37 @@ class Failure(msgspec.Struct, frozen=True, tag=True):
     traceback: bool = False
 
 
-Event = Line | Ready | Failure
+class Imported(msgspec.Struct, frozen=True, tag=True):
+    """The files that the application's own modules were read from, as far as it was imported."""
+
+    files: tuple[str, ...]
+
+
+Event = Line | Ready | Failure | Imported
+
+
+class Built(msgspec.Struct, frozen=True):
+    """An application as another process deploys it, with its source packs. Written to a file of its own, as msgpack."""
+
+    spec: ApplicationSpec
+    packs: dict[str, bytes] = {}
+
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+
+
+def encode_built(built: Built) -> bytes:
+    """The application as bytes."""
+    return msgspec.msgpack.encode(built)
+
+
+def decode_built(data: bytes) -> Built | None:
+    """The application, or None for bytes that are none."""
+    try:
+        return msgspec.msgpack.decode(data, type=Built)
+    except BROKEN:
+        return None
 
 
 def written(event: Event) -> str:
