@@ -304,7 +304,7 @@ def test_request_ids_are_echoed_when_sane_and_made_otherwise(given: bytes | None
     if echoed:
         assert answered == given.decode()
     else:
-        assert uuid.UUID(answered).version == 4
+        assert uuid.UUID(answered).version == 7
 
 
 def test_made_request_ids_differ():

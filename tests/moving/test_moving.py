@@ -184,7 +184,7 @@ class TestPlainHandlers:
         assert http.get("/object").status_code == 500
         name = str(uuid.uuid4())
         assert http.get("/text", headers={"x-request-id": name}).headers["x-request-id"] == name
-        assert uuid.UUID(http.get("/text").headers["x-request-id"]).version == 4
+        assert uuid.UUID(http.get("/text").headers["x-request-id"]).version == 7
 
     def test_a_page_with_a_form(self, http: httpx.Client) -> None:
         import paint_page

@@ -8,10 +8,51 @@ ones, each border moves one way: no key goes back to an older revision.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 
 from headrace.spec.snapshot import ApplicationEntry
+
+_PLACES = 1 << 48
+
+
+class Split:
+    """How the traffic is split: made once for weights (number, weight >= 0) in any order, asked for every request.
+
+    `only` is the one revision that has any weight, 0 where there is none or more than one.
+    """
+
+    __slots__ = ("_cuts", "_numbers", "_start", "_total", "only")
+
+    def __init__(self, weights: Iterable[tuple[int, float]], salt: str = "") -> None:
+        total = 0.0
+        self._cuts: list[float] = []
+        self._numbers: list[int] = []
+        for number, weight in sorted(weights, reverse=True):
+            if weight > 0:
+                total += weight
+                self._cuts.append(total)
+                self._numbers.append(number)
+        self._total = total
+        self._start = _salted(salt)
+        self.only = self._numbers[0] if len(self._numbers) == 1 else 0
+
+    def __repr__(self) -> str:
+        return f"<Split {list(zip(self._numbers, self._cuts, strict=True))}>"
+
+    def at(self, draw: float) -> int:
+        """The revision at this place of [0, 1); 0 when no revision has any weight."""
+        if not self._numbers:
+            return 0
+        index = bisect_right(self._cuts, draw * self._total)
+        return self._numbers[min(index, len(self._numbers) - 1)]  # the product may round up to the total
+
+    def of(self, key: str) -> int:
+        """The revision of all requests with this key; 0 when no revision has any weight."""
+        hashed = self._start.copy()
+        hashed.update(key.encode(errors="surrogatepass"))
+        return self.at(int.from_bytes(hashed.digest()) / _PLACES)
 
 
 def draw_revision(
@@ -22,18 +63,7 @@ def draw_revision(
     `draw` is a random number in [0, 1). A `sticky` key takes its place: the same key, the same revision, in every
     process, while the weights are the same. `salt` (the application, say) keeps experiments independent.
     """
-    total = sum(weight for _, weight in weights)
-    if total <= 0:
-        return None
-    left = (draw if sticky is None else sticky_draw(sticky, salt)) * total
-    chosen: int | None = None
-    for number, weight in sorted(weights, reverse=True):
-        if weight > 0:
-            chosen = number
-            left -= weight
-            if left < 0:
-                break
-    return chosen
+    return Split(weights).at(draw if sticky is None else sticky_draw(sticky, salt)) or None
 
 
 def own_revision(entry: ApplicationEntry, deployment: str, own: int) -> int:
@@ -52,6 +82,11 @@ def own_revision(entry: ApplicationEntry, deployment: str, own: int) -> int:
 
 
 def sticky_draw(key: str, salt: str = "") -> float:
-    """The key's place in [0, 1): by SHA-256, so that it is the same everywhere."""
-    digest = hashlib.sha256(f"{salt}\0{key}".encode(errors="surrogatepass")).digest()
-    return int.from_bytes(digest[:6]) / (1 << 48)
+    """The key's place in [0, 1): by BLAKE2b (RFC 7693) of both, so that it is the same everywhere."""
+    hashed = _salted(salt)
+    hashed.update(key.encode(errors="surrogatepass"))
+    return int.from_bytes(hashed.digest()) / _PLACES
+
+
+def _salted(salt: str) -> blake2b:
+    return blake2b(f"{salt}\0".encode(errors="surrogatepass"), digest_size=6)

@@ -161,10 +161,7 @@ class HandleCall(Call):
         """The time that its handle gave it is over: whatever works on it may stop."""
         if self._state == PENDING:
             self._runtime.router.cancel(self)
-            self._end(
-                FAILED,
-                RequestTimeoutError(f"{self._name} did not answer in time (request {self.request_id})"),
-            )
+            self.fail(RequestTimeoutError(f"{self._name} did not answer in time (request {self.request_id})"))
 
     # ---- waiting
 

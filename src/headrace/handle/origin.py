@@ -7,16 +7,17 @@ revision, the deadline and the trace of its request, or with an id of its own.
 from __future__ import annotations
 
 import os
+import time
 
 from headrace.context import current_replica, request_variable
+from headrace.core.request_ids import new_id
 from headrace.core.traffic import own_revision
 from headrace.handle.call import HandleCall
 
 
 def new_request_id() -> str:
-    """A random id in the form of a UUID (version 4)."""
-    digits = os.urandom(16).hex()
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
+    """An id that says when it was made: a UUID of version 7."""
+    return new_id(time.time(), os.urandom(10))
 
 
 def take_origin(call: HandleCall) -> None:
@@ -35,6 +36,9 @@ def take_origin(call: HandleCall) -> None:
         call.sticky = meta.sticky
         if meta.priority:
             call.priority = meta.priority
+            if meta.mirrored:  # those have a priority: the lowest
+                call.mirrored = True
+                call.hedge = False
         calls = request.calls
         if calls is None:
             calls = request.calls = set()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from headrace.core.request_ids import start_of
 from headrace.ingress.request import HEALTHZ, ROUTES, HeadReader
 from headrace.ingress.response import ResponseHeads
 from headrace.ingress.routes import RouteTable
@@ -49,7 +50,8 @@ class Door:
         self.now = 0.0  # the loop's clock at the last sweep: near enough for limits of seconds
         self.draining = False
         self.reader = self._reader_of(RouteTable(Snapshot()))
-        self.new_request_id = RequestIds(os.urandom(16)).next
+        self._ids = RequestIds(os.urandom(16))
+        self.new_request_id = self._ids.next
         self._had_routes = False
         self._complaints = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -163,7 +165,9 @@ class Door:
     def sweep(self, now: float) -> None:
         """Renew the date, and end what has lasted too long. `now` on the loop's clock."""
         self.now = now
-        self.heads.date(time.time())
+        now_s = time.time()
+        self.heads.date(now_s)
+        self._ids.renew(now_s)
         if self._complaints > COMPLAINTS:
             log.error("%d more requests failed", self._complaints - COMPLAINTS)
         self._complaints = 0
@@ -201,15 +205,31 @@ class Door:
 
 
 class RequestIds:
-    """Ids of the form of a random UUID: 74 random bits drawn once, and a counter in the place of the last 48."""
+    """Ids of the form of a UUID of version 7, whose random bits are drawn once: a counter is in the place of the last
+    48. Its time is that of the last `renew`, for to look at the clock for each request takes longer than all the rest.
+    """
 
-    __slots__ = ("_count", "_prefix")
+    __slots__ = ("_count", "_prefix", "_random", "_renewed_at")
 
     def __init__(self, random: bytes) -> None:
-        text = random.hex()
-        variant = "89ab"[random[8] & 3]
-        self._prefix = f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-%012x"
-        self._count = itertools.count(int.from_bytes(random[12:16])).__next__
+        self._random = random[:4]
+        self._count = itertools.count(int.from_bytes(random[4:10])).__next__
+        self._prefix = ""
+        self._renewed_at = 0.0
+        self.renew(time.time())
+
+    def renew(self, now_s: float) -> None:
+        """It is `now_s`, in seconds since the epoch."""
+        self._renewed_at = now_s
+        self._prefix = start_of(now_s, self._random) + "%012x"
 
     def next(self) -> str:
+        """A new id, of the time of the last `renew`."""
         return self._prefix % (self._count() & 0xFFFFFFFFFFFF)
+
+    def next_now(self) -> str:
+        """A new id, for who has nothing that renews: of a time at most a second ago."""
+        now_s = time.time()
+        if not 0 <= now_s - self._renewed_at < 1.0:
+            self.renew(now_s)
+        return self.next()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from headrace.ingress.request import Refusal, RequestHead
 from headrace.ingress.response import OK_JSON, BadResponseError, Prepared, phrase
+from headrace.observe.tally import TIMED_OUT
 from headrace.router import Call
 from headrace.spec.errors import ApplicationNotFound, BackPressureError, HeadraceError, RequestTimeoutError
 from headrace.wire.frames import HTTP, MORE, ErrorInfo
@@ -66,6 +67,7 @@ class Exchange(Call):
             if head.marked:
                 self.priority = head.priority
                 self.sticky = head.sticky
+                self.key = head.key
                 self.model_id = head.model_id
                 self.trace = head.trace
 
@@ -89,11 +91,13 @@ class Exchange(Call):
                 connection.proceed()
             return
         if not flags & HTTP:
+            self.count_failure(500)
             self._complain("the replica's reply is no HTTP response")
             return self.answer(500, "Internal Server Error", drop=bool(flags & MORE))
         try:
             prepared = connection.door.heads.prepared(meta) if meta else OK_JSON
         except BadResponseError as error:
+            self.count_failure(500)
             self._complain(str(error))
             return self.answer(500, "Internal Server Error", drop=bool(flags & MORE))
         self._begin(prepared, payload, bool(flags & MORE))
@@ -164,7 +168,7 @@ class Exchange(Call):
         if self.over:
             return
         self.drop_call()
-        self.on_error(RequestTimeoutError(f"request {self.request_id} was not answered in time"))
+        self.fail(RequestTimeoutError(f"request {self.request_id} was not answered in time"))
 
     def drop_call(self) -> None:
         """Have the replica stop its work; the client gets another answer than its own."""
@@ -275,6 +279,7 @@ class Exchange(Call):
         else:
             if self.left is not None:
                 if len(data) > self.left or (not more and len(data) < self.left):
+                    self.count_failure(500)
                     self._complain("the response's body is not as long as its content-length")
                     transport.write(data[: self.left])
                     if more:
@@ -313,6 +318,7 @@ class Orphan(Exchange):
 
     def expire(self) -> None:
         self.connection.door.router.cancel(self)
+        self.count_failure(TIMED_OUT)
         self.bury()
 
     def bury(self) -> None:

@@ -9,6 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from headrace.ingress.grpc_status import DEADLINE_EXCEEDED, status_of
+from headrace.observe.tally import TIMED_OUT
 from headrace.router import Call
 from headrace.router.call import Item
 from headrace.spec.errors import HeadraceError
@@ -17,6 +18,8 @@ from headrace.wire.items import RecordReader
 
 if TYPE_CHECKING:
     from headrace.router import Router
+
+CLOCKS_APART_S = 0.005  # the clocks of grpcio and of the loop may tell the end of a limit so far apart
 
 # How a call ended: what the replica says of it (the msgpack of a GrpcStatus, b"" for OK and nothing more) with its
 # message; or why there is none.
@@ -49,12 +52,15 @@ class RpcCall(Call):
         """Its time is over: the replica need not go on."""
         self.timer = None
         self.router.cancel(self)
+        self.count_failure(TIMED_OUT)
         self.end(GrpcStatus(DEADLINE_EXCEEDED, f"request {self.request_id} was not answered in time"))
 
     def leave(self) -> None:
-        """The client has left."""
+        """The client has left, or grpcio has ended it because the client's own limit of time is over."""
         self.settle()
         self.router.cancel(self)
+        if self.deadline is not None and self.router.loop.time() > self.deadline - CLOCKS_APART_S:
+            self.count_failure(TIMED_OUT)
 
     def settle(self) -> None:
         """It has ended: no timer, and nothing more of its body is sent."""

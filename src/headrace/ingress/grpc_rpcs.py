@@ -18,6 +18,7 @@ import msgspec
 from headrace.ingress.door import RequestIds
 from headrace.ingress.grpc_calls import RpcCall, StreamCall, UnaryCall
 from headrace.ingress.grpc_status import INTERNAL, INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE
+from headrace.ingress.sticky import text_of_key
 from headrace.spec.errors import OptionError
 from headrace.spec.priority import priority_of_text
 from headrace.spec.snapshot import ApplicationEntry, Snapshot
@@ -61,7 +62,7 @@ class Rpcs:
         self._loop = router.loop
         self._timeout_s = options.request_timeout_s
         self._tells_auth = options.ssl_ca_certs is not None
-        self._new_id = ids.next
+        self._new_id = ids.next_now
         self._apps: dict[str, ApplicationEntry] = {}
         self._only: ApplicationEntry | None = None
         self._known = False  # somebody has told us what there is
@@ -198,6 +199,8 @@ class Rpcs:
             except OptionError as error:
                 _set_status(context, GrpcStatus(INVALID_ARGUMENT, str(error)))
                 return False
+        if entry.sticky is not None and entry.sticky.of == "header":
+            call.key = _key_of(entry.sticky.name, metadata)
         self._limit(call, entry, context.time_remaining())
         head: tuple[Any, ...] = (method.path, method.kind, metadata, context.peer(), method.servicer)
         if self._tells_auth:
@@ -295,6 +298,14 @@ class Rpcs:
             context.set_trailing_metadata((("request_id", call.request_id), *map(tuple, said.trailing)))
         if said.initial:
             await context.send_initial_metadata(tuple(map(tuple, said.initial)))
+
+
+def _key_of(name: str, metadata: Any) -> str | None:
+    """The metadata by which the request keeps to a revision; of several of one name the last counts."""
+    for key, value in reversed(metadata or ()):
+        if key == name:
+            return text_of_key(value.encode(errors="surrogatepass") if isinstance(value, str) else bytes(value))
+    return None
 
 
 def _set_status(context: Any, status: GrpcStatus) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from headrace.ingress.sticky import key_of
 from headrace.spec.errors import OptionError
 from headrace.spec.priority import priority_of_text
 from headrace.wire.frames import MAX_META_BYTES
@@ -78,12 +79,13 @@ class RequestHead:
     upgrade = False  # it offers another protocol
     websocket = False  # it is to become a WebSocket, and is valid as such
     outlives = False  # the request runs on when its client leaves
-    marked = False  # a priority, a session, a model or a trace is named
+    marked = False  # a priority, a session, a key, a model or a trace is named
     repeatable = False  # the next request with these very bytes as its head can be known without reading it
     request_id = ""  # "": the ingress makes one
     timeout_s: float | None = None
     priority = 0
     sticky: str | None = None
+    key: str | None = None
     model_id: str | None = None
     trace: str | None = None
     route: Route | None = None
@@ -214,6 +216,9 @@ class HeadReader:
             timeout_s = route.timeout_s
             if timeout_s is not None and (head.timeout_s is None or timeout_s < head.timeout_s):
                 head.timeout_s = timeout_s
+            if route.sticky is not None:
+                head.key = key_of(route.sticky, target, headers)
+                head.marked = head.marked or head.key is not None
         if place.local:
             head.local = place.local
         if place.refusal is not None:

@@ -11,6 +11,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from headrace.spec.snapshot import ApplicationEntry, Snapshot
+from headrace.spec.sticky import Sticky
 
 NOT_READY = "is not ready yet"
 
@@ -18,7 +19,8 @@ NOT_READY = "is not ready yet"
 class Route(msgspec.Struct, frozen=True, gc=False):
     """One application's door. `root_path` is what its handler's paths start with; `unavailable` why it serves none.
 
-    `timeout_s` is the time that its requests have, None without a limit of its own.
+    `timeout_s` is the time that its requests have, None without a limit of its own; `sticky` where their key is, by
+    which they keep to a revision.
     """
 
     app: str
@@ -27,6 +29,7 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     root_path: str
     unavailable: str = ""
     timeout_s: float | None = None
+    sticky: Sticky | None = None
 
 
 class RouteTable:
@@ -46,7 +49,13 @@ class RouteTable:
             prefix = entry.route_prefix.rstrip("/")
             unavailable = _unavailable(entry)
             self._routes[prefix.encode()] = Route(
-                entry.name, entry.ingress, prefix or "/", root_path + prefix, unavailable, entry.request_timeout_s
+                entry.name,
+                entry.ingress,
+                prefix or "/",
+                root_path + prefix,
+                unavailable,
+                entry.request_timeout_s,
+                entry.sticky,
             )
             if unavailable != NOT_READY:
                 self.prefixes[prefix or "/"] = entry.name

@@ -24,7 +24,7 @@ from headrace.replica.methods import Method, find_method
 from headrace.replica.streaming import send_all, send_in_thread
 from headrace.replica.threads import Done, in_thread
 from headrace.spec.errors import GeneratorError, HeadraceError, MethodNotFound, PayloadError, ProtocolError
-from headrace.wire.frames import BROKEN, MORE, GrpcHead, GrpcStatus
+from headrace.wire.frames import BROKEN, FAULT, GRPC_FAULTS, MORE, GrpcHead, GrpcStatus
 from headrace.wire.items import STATUS
 from headrace.wire.payload import Payload
 from headrace.wire.servicers import RpcMethod, methods_of
@@ -93,18 +93,26 @@ class Rpc:
     def answer(self, data: bytes) -> None:
         """End a unary RPC with this message and what the context says."""
         context = self.context
-        self.incoming.reply(data, b"" if context is None or context.status == _OK else _encode(context.status))
+        if context is None or context.status == _OK:
+            self.incoming.reply(data)
+        else:
+            self.incoming.reply(data, _encode(context.status), fault_of(context.status))
 
     def end(self, status: GrpcStatus) -> None:
         """End the RPC with a status and no message."""
         if self.outlet is None:
-            self.incoming.reply(b"", _encode(status))
+            self.incoming.reply(b"", _encode(status), fault_of(status))
         else:
             self.incoming.put_item(_encode(status), STATUS)
             self.incoming.end_items()
 
 
 _OK = GrpcStatus()
+
+
+def fault_of(status: GrpcStatus) -> int:
+    """The flag of a reply whose status says that the server failed."""
+    return FAULT if status.code in GRPC_FAULTS else 0
 
 
 class MessageOutlet:
@@ -220,7 +228,7 @@ class GrpcCalls:
             incoming.put_item(_encode(status), STATUS)
             incoming.end_items()
         else:
-            incoming.reply(b"", _encode(status))
+            incoming.reply(b"", _encode(status), fault_of(status))
 
     # ---- on the loop
 

@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from headrace.spec.errors import InputError, NotServableError
-from headrace.wire.frames import HTTP, ResponseHead
+from headrace.wire.frames import FAULT, HTTP, ResponseHead
 
 if TYPE_CHECKING:
     from starlette.types import Message
@@ -171,7 +171,13 @@ def is_whole(response: Response) -> bool:
 def send_whole(incoming: Incoming, response: Response) -> None:
     """Send a response that `is_whole`."""
     body = bytes(response.body)
-    incoming.reply(body, head_of_whole(response.status_code, response.raw_headers, body), HTTP)
+    status = response.status_code
+    incoming.reply(body, head_of_whole(status, response.raw_headers, body), flags_of(status))
+
+
+def flags_of(status: int) -> int:
+    """The flags of a reply with this HTTP status."""
+    return HTTP | FAULT if status >= 500 else HTTP
 
 
 def head_of_whole(status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
@@ -219,10 +225,10 @@ class AsgiReply:
         if not self._streams:
             if not more:
                 self.finished = True
-                incoming.reply(data, head_of_whole(*head, data), HTTP)
+                incoming.reply(data, head_of_whole(*head, data), flags_of(head[0]))
                 return
             self._streams = True
-            incoming.start_reply(data, _encode_head(ResponseHead(*head)), HTTP)
+            incoming.start_reply(data, _encode_head(ResponseHead(*head)), flags_of(head[0]))
             return
         if data and not incoming.write(data):
             await incoming.drained()

@@ -30,7 +30,7 @@ from websockets.server import ServerProtocol
 
 from headrace.context import request_variable
 from headrace.handle import cancel_calls
-from headrace.replica.response import AsgiReply
+from headrace.replica.response import AsgiReply, flags_of
 from headrace.spec.errors import NotServableError, RequestCancelledError
 from headrace.wire.frames import HTTP, WINDOW_BYTES, ResponseHead
 
@@ -167,7 +167,7 @@ def negotiate(headers: list[tuple[bytes, bytes]], max_message_bytes: int) -> tup
 
 def answer(incoming: Incoming, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
     """Answer the handshake with a whole HTTP response."""
-    incoming.reply(body, _encode_head(ResponseHead(status, headers)), HTTP)
+    incoming.reply(body, _encode_head(ResponseHead(status, headers)), flags_of(status))
 
 
 class WebSocketSession:

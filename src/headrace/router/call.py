@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,13 +12,15 @@ import msgspec
 from headrace.router.asked import text_of
 from headrace.spec.errors import HeadraceError
 from headrace.spec.hedging import HedgingConfig
-from headrace.wire.frames import ErrorInfo
+from headrace.wire.frames import FAULT, ErrorInfo
 from headrace.wire.items import RecordReader
 
 if TYPE_CHECKING:
     from headrace.core.hedging import Line
+    from headrace.observe.tally import Tally
     from headrace.router.hedges import HedgeCopy
     from headrace.router.link import Link
+    from headrace.router.mirror import Watch
     from headrace.router.pool import Pool
     from headrace.router.reservation import Reservation
     from headrace.wire.connection import Outflow
@@ -48,6 +51,7 @@ class Call:
     deadline: float | None = None  # seconds on the clock of the router's loop
     attempt = 1
     sticky: str | None = None
+    key: str | None = None  # by which it keeps to a revision; None: its session (`sticky`), else its id
     model_id: str | None = None
     trace: str | None = None
     priority = 0  # of calls that wait, the higher first
@@ -61,11 +65,18 @@ class Call:
     hedge: HedgingConfig | bool | None = None  # None: as the deployment says; False: never
     target: str | None = None  # the one replica that it is for
     slot: Reservation | None = None  # that is kept for it there
+    mirrored = False  # nobody gets its answer: it takes only what others leave (router/mirror.py)
     about: Payload | None = None  # the arguments that it is about, where its body does not say
     reader: RecordReader | None = None  # set where `kind` has STREAM and not HTTP: the result comes by on_items
 
+    counts = True  # it is a request, whose end is counted
+
     # What the router keeps.
     pool: Pool | None = None
+    watch: Watch | None = None  # it is to be mirrored
+    tally: Tally | None = None  # that counts its end; None: none does, or it has counted a failure
+    came_at = 0.0  # on time.perf_counter: the loop's own clock may stand still for a millisecond
+    counted = False  # its answer, or the first part of it
     link: Link | None = None
     stream = 0
     drawn = False  # the router chose the revision, and may choose again while the call has not started
@@ -94,6 +105,33 @@ class Call:
         self.app = app
         self.deployment = deployment
         self.method = method
+
+    def count(self, flags: int) -> None:
+        """Its answer has come, or the first part of it. Called once, where `tally` is set and before `on_reply`."""
+        tally = self.tally
+        assert tally is not None
+        self.counted = True
+        if flags & FAULT:
+            tally.failed(500)
+            self.tally = None
+        else:
+            tally.answered(perf_counter() - self.came_at)
+
+    def count_failure(self, status: int) -> None:
+        """It fails with this status, maybe after the first part of its answer. What was counted as a failure stays."""
+        tally, self.tally = self.tally, None
+        if tally is None:
+            return
+        if self.counted:
+            tally.broke(status)
+        else:
+            tally.failed(status)
+
+    def fail(self, error: HeadraceError | ErrorInfo) -> None:
+        """It ends with this error, which is counted and told to it."""
+        if self.tally is not None:
+            self.count_failure(error.status)
+        self.on_error(error)
 
     def unstarted(self) -> bool:
         """The replica cannot have begun with it: it waits for its body, or for its turn among suspects."""

@@ -57,12 +57,14 @@ class HedgeCopy(Call):
 
     def on_reply(self, flags: int, meta: bytes, payload: bytes) -> None:
         self._hedges.win(self)
+        if self.call.tally is not None:
+            self.call.count(flags)
         self.call.on_reply(flags, meta, payload)
 
     def on_error(self, error: HeadraceError | ErrorInfo) -> None:
         if isinstance(error, ErrorInfo):
             self._hedges.win(self)
-            self.call.on_error(error)
+            self.call.fail(error)
         else:  # this connection was closed, and so will be that of the first: the call is told there
             self.call.copy = None
 
@@ -108,7 +110,7 @@ class Hedges:
         except KeyError:
             line = self._lines[call.method] = self._line(call)
         except OptionError as error:
-            call.on_error(error)
+            call.fail(error)
             return False
         if line is not None and _can_be_copied(call):
             call.line = line

@@ -30,10 +30,13 @@ from headrace.wire.frames import (
     DATA,
     DECLINE,
     ERROR,
+    FAULT,
     FREED,
     GOAWAY,
     GRANT,
     GRANT_COUNTS,
+    GRPC,
+    GRPC_FAULTS,
     HEADER,
     HELD,
     HELLO,
@@ -56,10 +59,11 @@ from headrace.wire.frames import (
     WITHDRAW,
     CallMeta,
     ErrorInfo,
+    GrpcStatus,
     HelloInfo,
     ModelsInfo,
 )
-from headrace.wire.items import BUFFERS, FAILURE, PLAIN, Record, cost
+from headrace.wire.items import BUFFERS, FAILURE, PLAIN, STATUS, Record, cost
 
 if TYPE_CHECKING:
     from headrace.router.pool import Pool
@@ -72,6 +76,15 @@ _encode_meta = msgspec.msgpack.Encoder().encode
 _decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
 _decode_hello = msgspec.msgpack.Decoder(HelloInfo).decode
 _decode_models = msgspec.msgpack.Decoder(ModelsInfo).decode
+_decode_status = msgspec.msgpack.Decoder(GrpcStatus).decode
+
+
+def _is_fault(status: bytes) -> bool:
+    """Whether the status of an RPC says that the server failed; one that cannot be read does."""
+    try:
+        return _decode_status(status).code in GRPC_FAULTS
+    except BROKEN:
+        return True
 
 
 class Abandoned(Call):
@@ -207,6 +220,7 @@ class Link(Connection):
                 http=call.http,
                 waited_s=0.0 if since is None else max(0.0, self.loop.time() - since),
                 reservation=call.reservation,
+                mirrored=call.mirrored,
             )
         )
 
@@ -320,6 +334,8 @@ class Link(Connection):
                 call.answered = True
                 if call.buffers:
                     call.buffers = ()  # those of the arguments
+                if call.tally is not None:
+                    call.count(flags)
                 call.on_reply(flags, meta, payload)
         elif flags & ARENAS:
             self._buffers.discard(payload)
@@ -337,6 +353,8 @@ class Link(Connection):
         if flags & ARENAS:
             data, call.buffers = self._buffers.unwrap(payload)
             payload = bytes(data)
+        if call.tally is not None:
+            call.count(flags)
         call.on_reply(flags & ~ARENAS, meta, payload)
 
     def _on_data(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
@@ -401,10 +419,22 @@ class Link(Connection):
             items.append((kind, data, buffers, cost(size)))
         if abandoned:
             return
+        if call.tally is not None:
+            self._count_items(call, items, more or error is not None)
         if items or (not more and error is None):
             call.on_items(items, more or error is not None)
         if error is not None:
-            call.on_error(error)
+            call.fail(error)
+
+    def _count_items(self, call: Call, items: list[Item], more: bool) -> None:
+        """The first item of the result is what is waited for: what an RPC says before it is none, and after it the end
+        of the RPC may still say that it failed.
+        """
+        fault = bool(call.kind & GRPC and items and items[-1][0] == STATUS and _is_fault(items[-1][1]))
+        if not call.counted and (not more or any(kind == PLAIN for kind, *_ in items)):
+            call.count(FAULT if fault else 0)
+        elif fault:
+            call.count_failure(500)
 
     def _on_freed(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         call = self.calls.get(stream)
@@ -424,7 +454,7 @@ class Link(Connection):
         if call.held or not call.answered:
             self.pool.replied(self.replica, load, flags & OFFERED, call.suspect)
         if not isinstance(call, Abandoned):
-            call.on_error(self._error_of(payload))
+            call.fail(self._error_of(payload))
         if self.leaving and not self.calls:
             self.close()
 

@@ -25,6 +25,7 @@ class Reservation(Call):
     whole = False
     hedge = False
     near = False
+    counts = False
     used = False  # the call that it is for has left
 
     @property

@@ -10,11 +10,14 @@ import asyncio
 import hashlib
 import random
 from collections.abc import Sequence
+from time import perf_counter
 
 from headrace.core.subset import choose_subset
-from headrace.core.traffic import draw_revision
+from headrace.core.traffic import Split
+from headrace.observe.tally import Tallies, Tally
 from headrace.router.call import Call
 from headrace.router.link import Link
+from headrace.router.mirror import Mirrors
 from headrace.router.pool import Pool
 from headrace.spec.errors import (
     ApplicationNotFound,
@@ -30,18 +33,26 @@ FEW_LINKS = 8
 
 
 class Routes:
-    """One application, resolved: revision number -> deployment name -> pool, and the weights of the revisions."""
+    """One application, resolved: revision number -> deployment name -> pool and tally; how its traffic is split."""
 
-    __slots__ = ("entry", "only", "revisions")
+    __slots__ = ("doors", "entry", "mirrors", "only", "revisions", "split")
 
-    def __init__(self, entry: ApplicationEntry, pools: dict[str, Pool]) -> None:
+    def __init__(self, entry: ApplicationEntry, pools: dict[str, Pool], tallies: Tallies, mirrors: Mirrors) -> None:
         self.entry = entry
-        self.revisions: dict[int, dict[str, Pool]] = {
-            revision.number: {name: pools[key] for name, key in revision.deployments.items() if key in pools}
+        self.revisions: dict[int, dict[str, tuple[Pool, Tally]]] = {
+            revision.number: {
+                name: (pools[key], tallies.of(entry.name, revision.number, name))
+                for name, key in revision.deployments.items()
+                if key in pools
+            }
             for revision in entry.revisions
         }
-        weighted = [revision.number for revision in entry.revisions if revision.weight > 0]
-        self.only = weighted[0] if len(weighted) == 1 else 0  # where all new calls go, when there is no choice
+        doors = {revision.number: revision.ingress or entry.ingress for revision in entry.revisions}
+        # Where revisions have doors of different names: which is whose.
+        self.doors = doors if len(set(doors.values()) | {entry.ingress}) > 1 else None
+        self.split = Split(((revision.number, revision.weight) for revision in entry.revisions), entry.name)
+        self.only = self.split.only  # where all new calls go, when there is no choice
+        self.mirrors = mirrors.of(entry)  # where copies of some of them go; None: there are none
 
 
 class Router:
@@ -64,6 +75,8 @@ class Router:
         self.rng = random.Random(
             int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8]) ^ random.getrandbits(64)
         )
+        self.tallies = Tallies()
+        self.mirrors = Mirrors(self)
         self._pools: dict[str, Pool] = {}
         self._routes: dict[str, Routes] = {}
 
@@ -82,7 +95,19 @@ class Router:
             if key not in pools:
                 pools[key] = Pool(self, entry)
         gone = [pools.pop(key) for key in list(pools) if key not in snapshot.deployments]
-        self._routes = {name: Routes(entry, pools) for name, entry in snapshot.applications.items()}
+        self._routes = {
+            name: Routes(entry, pools, self.tallies, self.mirrors) for name, entry in snapshot.applications.items()
+        }
+        self.tallies.keep(
+            (
+                (name, number, deployment)
+                for name, routes in self._routes.items()
+                for number, deployments in routes.revisions.items()
+                for deployment in deployments
+            ),
+            self._routes,
+        )
+        self.mirrors.adopt(snapshot, pools)
         for key, entry in snapshot.deployments.items():
             if before.deployments.get(key) != entry:
                 pools[key].update(entry)
@@ -97,7 +122,7 @@ class Router:
                 call.revision = 0
                 self.submit(call)
             else:
-                call.on_error(
+                call.fail(
                     DeploymentUnavailableError(
                         f"revision {call.revision} of application {call.app} is gone, and with it {pool.entry.name}"
                     )
@@ -120,19 +145,29 @@ class Router:
             revision = routes.only or self._draw(routes, call)
             call.revision = revision
             call.drawn = True
-        pools = routes.revisions.get(revision)
-        pool = pools.get(call.deployment) if pools is not None else None
-        if pool is None:
+            if routes.doors is not None and call.deployment in routes.doors.values():
+                call.deployment = routes.doors.get(revision, call.deployment)
+            if routes.mirrors is not None:
+                self.mirrors.look(routes.mirrors, call)
+        deployments = routes.revisions.get(revision)
+        found = deployments.get(call.deployment) if deployments is not None else None
+        if found is None:
             self._refuse_unknown(call, routes)
-        else:
-            pool.submit(call)
+            return
+        pool, tally = found
+        if call.counts:
+            if call.tally is None:  # else its revision has gone, and it is drawn again
+                call.came_at = perf_counter()
+            call.tally = tally
+        pool.submit(call)
 
     def _draw(self, routes: Routes, call: Call) -> int:
-        weights = [(revision.number, revision.weight) for revision in routes.entry.revisions]
-        return draw_revision(weights, self.rng.random(), call.sticky, call.app) or 0
+        """The revision of a request is a pure function of its key, else its session, else its id, and the weights."""
+        key = call.key or call.sticky or call.request_id
+        return routes.split.of(key) if key else routes.split.at(self.rng.random())
 
     def _refuse_unknown(self, call: Call, routes: Routes | None) -> None:
-        call.on_error(self._unknown(call.app, call.deployment, call.revision, routes))
+        call.fail(self._unknown(call.app, call.deployment, call.revision, routes))
 
     def _unknown(self, app: str, deployment: str, revision: int, routes: Routes | None) -> HeadraceError:
         """Why no pool can take calls for this deployment."""
@@ -162,9 +197,10 @@ class Router:
         listed: dict[str, int] = {}
         pool: Pool | None = None
         for number in [revision] if revision else weighted:
-            pool = routes.revisions.get(number, {}).get(deployment)
-            if pool is None:
+            found = routes.revisions.get(number, {}).get(deployment)
+            if found is None:
                 raise self._unknown(app, deployment, number, routes)
+            pool = found[0]
             listed |= {replica.id: number for replica in pool.entry.replicas}
         if pool is None:
             raise self._unknown(app, deployment, revision, routes)
@@ -173,8 +209,20 @@ class Router:
             raise DeploymentUnavailableError(f"deployment {deployment} of application {app}: {reason}")
         return [(number, replica_id) for replica_id, number in listed.items()]
 
+    def shadow_of(self, app: str, deployment: str, revision: int) -> tuple[Pool, Tally, float | None] | None:
+        """Where the revision has a copy of a call to the deployment go, and how long its application gives requests."""
+        routes = self._routes.get(app)
+        if routes is None:
+            return None
+        if routes.doors is not None and deployment in routes.doors.values():
+            deployment = routes.doors.get(revision, deployment)
+        found = routes.revisions.get(revision, {}).get(deployment)
+        return None if found is None else (*found, routes.entry.request_timeout_s)
+
     def cancel(self, call: Call) -> None:
         """The answer is of no interest any more: nothing more is told to the call."""
+        if call.watch is not None:
+            call.watch.dropped()
         if call.pool is not None:
             call.pool.cancel(call)
 

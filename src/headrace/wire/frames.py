@@ -49,6 +49,10 @@ GRPC = 128  # CALL: meta.http is a GrpcHead and the body protobuf; so is the res
 SUSPECT = 64  # CALL: it was in flight when a replica died, and runs beside no other such call
 
 
+# The codes of gRPC that say that the server failed: UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+GRPC_FAULTS = frozenset((2, 4, 13, 14, 15))
+
+
 class CallMeta(msgspec.Struct, array_like=True, gc=False):
     """What every call carries. `remaining_s` is how long its answer still matters, no clock time (-1: no deadline).
 
