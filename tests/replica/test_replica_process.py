@@ -218,11 +218,21 @@ def test_a_start_that_fails_is_reported_and_printed() -> None:
     run(check())
 
 
-def test_a_place_that_is_gone_fails_the_replica() -> None:
+def test_a_replica_runs_though_the_place_where_it_was_built_is_gone() -> None:
     async def check() -> None:
-        async with worker(once(), Environment(sys_path=tuple(sys.path), cwd="/no/such/place")) as process:
+        async with worker(once(), Environment(sys_path=(str(HERE), *sys.path), cwd="/no/such/place")) as process:
+            await process.until_printed("/no/such/place, where the application was built, is gone")
+            await process.until_reported(S.RUNNING)
+            assert await process.handle.add.remote(1, 2) == 3
+
+    run(check())
+
+
+def test_a_place_that_cannot_be_entered_fails_the_replica() -> None:
+    async def check() -> None:
+        async with worker(once(), Environment(sys_path=tuple(sys.path), cwd="/" + "n" * 300)) as process:
             report = await process.until_reported(S.FAILED)
-            assert "cannot enter '/no/such/place'" in report.error
+            assert "cannot enter '/nnn" in report.error
 
     run(check())
 

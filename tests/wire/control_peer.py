@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headrace.wire.channel import ControlChannel
-from headrace.wire.control import Hello, Message, Request
+from headrace.wire.control import CONTROL_VERSION, Hello, Message, Request
 
 
 class ControlPeer:
     """Serves `path`; answers Hello by Hello of `version`, and a Request by what `answer` gives for it."""
 
-    def __init__(self, path: Path, version: int = 1, answer: Callable[[Request], list[Message]] | None = None) -> None:
+    def __init__(
+        self, path: Path, version: int = CONTROL_VERSION, answer: Callable[[Request], list[Message]] | None = None
+    ) -> None:
         self.path = path
         self.version = version
         self.answer = answer

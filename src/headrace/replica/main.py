@@ -22,12 +22,13 @@ import uvloop
 
 from headrace import runtime
 from headrace.context import set_process_replica
-from headrace.engine.directory import read_snapshot
+from headrace.engine.directory import InstanceDirectory, read_snapshot
 from headrace.observe.logs import log_to_stderr
 from headrace.replica.host import DESTROY_S, UNWIND_S, HostedReplica
+from headrace.replica.pack_finder import import_from_pack
 from headrace.replica.worker import Worker
 from headrace.router import Router
-from headrace.spec.errors import OptionError
+from headrace.spec.errors import InstanceError, OptionError
 from headrace.spec.snapshot import Snapshot
 from headrace.spec.status import ReplicaState
 from headrace.wire.awake import awake_for
@@ -82,22 +83,52 @@ async def serve() -> int:
 
 
 def prepare(order: HostReplica) -> None:
-    """Make this process like the one where the application was built: import path, directory, variables."""
+    """Make this process like the one where the application was built: sources, import path, directory, variables."""
     environment = order.environment
     kept = {name: value for name, value in environment.variables.items() if not name.startswith("HEADRACE_")}
     os.environ.update(kept | order.spec.options.environment)
     if environment.sys_path:
         # `python -m` put the directory where this process was started first: it is nobody's import path.
-        started_in = str(Path.cwd())
+        started_in = _working_directory()
         rest = [p for p in sys.path if p not in environment.sys_path and p != started_in]
         sys.path[:] = [*environment.sys_path, *rest]
+    if environment.pack:
+        import_from_pack(environment.pack, read_pack(runtime.own_directory(), environment.pack))
     if environment.cwd:
-        try:
-            os.chdir(environment.cwd)
-        except OSError as error:
-            raise OptionError(
-                f"the replica cannot enter {environment.cwd!r}, where the application was started: {error.strerror}"
-            ) from error
+        _enter(environment.cwd)
+
+
+def _enter(directory: str) -> None:
+    try:
+        os.chdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        # The code came along. What it reads from there it will miss by itself, and say so.
+        if not _working_directory():
+            os.chdir("/")  # this process was started there too, and much fails in a place that is gone
+        log.warning("%s, where the application was built, is gone: its replica runs in %s", directory, Path.cwd())
+    except OSError as error:
+        raise OptionError(
+            f"the replica cannot enter {directory!r}, where the application was started: {error.strerror}"
+        ) from error
+
+
+def _working_directory() -> str:
+    """Where this process is, "" when that is gone."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return ""
+
+
+def read_pack(directory: InstanceDirectory, name: str) -> bytes:
+    """The source pack of the replica's revision. Raises InstanceError when it is not there."""
+    path = directory.pack(name)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InstanceError(
+            f"the sources of this revision cannot be read from {path} ({error.strerror}): deploy the application again"
+        ) from error
 
 
 def on_state(replica: HostedReplica) -> None:

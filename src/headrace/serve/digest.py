@@ -55,13 +55,16 @@ def digest(
     kwargs: Mapping[str, Any],
     options: DeploymentOptions,
     name_of: Callable[[Any], str | None],
+    sources: Sources | None = None,
 ) -> tuple[str, dict[str, str]]:
     """The digest of the deployment of `target`, and those of its code, arguments and resources. Never raises: what
     cannot be taken apart counts as changed, and has no parts.
 
     `name_of` is asked of each object in the arguments and gives the name of the deployment that it stands for, or None.
+    `sources` reads the modules, and knows afterwards which were reached.
     """
-    walk = _Walk(name_of)
+    sources = sources or Sources()
+    walk = _Walk(name_of, sources)
     try:
         parts = [
             walk.value(target),
@@ -72,6 +75,7 @@ def digest(
     except Exception as error:  # any code of the user may run in a __reduce__; in doubt it counts as changed
         name = getattr(target, "__qualname__", repr(target))
         log.info("%s counts as changed with each deploy: %s: %s", name, type(error).__name__, error)
+        sources.of(str(getattr(target, "__module__", "")))  # for the pack
         return unique(), {}
     code, args_part, kwargs_part, resources = parts
     named = {"code": code, "arguments": _mix("arguments", [args_part, kwargs_part]), "resources": resources}
@@ -86,9 +90,9 @@ def unique() -> str:
 class _Walk:
     """One walk over the values: each has a digest, made of its type and the digests of its parts."""
 
-    def __init__(self, name_of: Callable[[Any], str | None]) -> None:
+    def __init__(self, name_of: Callable[[Any], str | None], sources: Sources) -> None:
         self._name_of = name_of
-        self._sources = Sources()
+        self._sources = sources
         self._done: dict[int, bytes] = {}
         self._alive: list[Any] = []  # temporary values too, so that no id comes twice
         self._open: dict[int, int] = {}  # id -> depth, of the values that are being walked

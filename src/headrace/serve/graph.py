@@ -19,6 +19,8 @@ from headrace.serve.builder import not_an_application
 from headrace.serve.deployment import Application, Deployment
 from headrace.serve.digest import digest
 from headrace.serve.ingress import complete
+from headrace.serve.pack import packs_of
+from headrace.serve.sources import Sources
 from headrace.spec.application import (
     DEFAULT_HISTORY,
     ApplicationSpec,
@@ -59,6 +61,7 @@ def build(
 ) -> ApplicationSpec:
     """The specification of `app` under this name and route prefix; its requests from outside have `request_timeout_s`.
 
+    Its environment names the source pack, which `packing.packs()` has: pass `ByValue()`, and send it along.
     `sticky` says by what requests keep to a revision, `revision_history_limit` how many former revisions are kept;
     `labels` and `source` (what it was built from) are for people to read.
 
@@ -72,7 +75,8 @@ def build(
     key = checked_sticky(sticky)
     depth = checked_history(revision_history_limit)
     named = checked_labels(labels)
-    graph = _Graph(packing or ByValue())
+    packing = packing or ByValue()
+    graph = _Graph(packing)
     ingress = graph.add(app)
     return ApplicationSpec(
         name=name,
@@ -108,7 +112,7 @@ def with_router(options: DeploymentOptions) -> DeploymentOptions:
 
 
 class Packing(Protocol):
-    """How code and arguments of an application get into its replicas.
+    """How code and arguments of one application get into its replicas.
 
     `name_of` is asked of each object and gives the name of the deployment that the object stands for, else None.
     """
@@ -131,13 +135,43 @@ class Packing(Protocol):
     ) -> tuple[str, dict[str, str]]:
         """Equal for deployments that may share replicas; and the digests of its parts, for people to be told of."""
 
+    def reach(self, module: str) -> None:
+        """Processes that run the application import this module too."""
+
+    def packs(self) -> dict[str, bytes]:
+        """The source pack of all that was packed, by its name, if there is one: goes with the specification."""
+
 
 class ByValue:
-    """To other processes: as import paths and pickles."""
+    """To other processes: as import paths and pickles, with the sources that they need."""
+
+    def __init__(self) -> None:
+        self._sources = Sources()
+        self._packs: dict[str, bytes] | None = None
 
     code = staticmethod(pack_code)
     arguments = staticmethod(pack_arguments)
-    digest = staticmethod(digest)
+
+    def digest(
+        self,
+        target: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: DeploymentOptions,
+        name_of: Callable[[Any], str | None],
+    ) -> tuple[str, dict[str, str]]:
+        """Of code by its sources or its bytecode, of arguments by value."""
+        return digest(target, args, kwargs, options, name_of, self._sources)
+
+    def reach(self, module: str) -> None:
+        """Its sources, and of what it imports, come along."""
+        self._sources.of(module)
+
+    def packs(self) -> dict[str, bytes]:
+        """The sources of the first-party modules that were reached, by the name that the specification says."""
+        if self._packs is None:
+            self._packs = packs_of(self._sources)
+        return self._packs
 
 
 class _Graph:
@@ -173,6 +207,8 @@ class _Graph:
         self._names[key] = name
         self._nodes.append(app)
         options = with_router(bound._options)
+        if options.request_router_config is not None:
+            self._packing.reach(options.request_router_config.request_router_class.partition(":")[0])
         made, parts = self._packing.digest(bound.func_or_class, app._args, app._kwargs, options, self._name_of)
         self.deployments.append(
             DeploymentSpec(

@@ -99,6 +99,13 @@ class References:
             return digest(target, args, kwargs, options, name_of)
         return unique(), {}
 
+    def reach(self, module: str) -> None:
+        """Nothing: this process has the module."""
+
+    def packs(self) -> dict[str, bytes]:
+        """None: nothing is imported again."""
+        return {}
+
     def release(self) -> None:
         """Let go of all: no replica will be started any more."""
         for key in self._kept:

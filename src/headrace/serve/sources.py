@@ -1,6 +1,7 @@
 """Sources of first-party modules and of all that they import, found on disk without importing anything.
 
-In: names of modules. Out: a digest over the sources of the module and of the first-party modules that it reaches.
+In: names of modules. Out: a digest over the sources of the module and of the first-party modules that it reaches; and
+all modules that were reached, with what was read of them.
 """
 
 from __future__ import annotations
@@ -10,20 +11,26 @@ import hashlib
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 
 import msgspec
+
+from headrace.wire.pack import PackedModule, may_be_packed
 
 _INSTALLED = ("site-packages", "dist-packages")
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class _Module(msgspec.Struct):
-    """One first-party module: the digest of its file, and the names that it imports or that may be modules."""
+    """One first-party module: the digest of its file, and the names that it imports or that may be modules.
+
+    `packed` is None where its file cannot make the module anew: it is compiled, or loaded under another name.
+    """
 
     content: bytes
     imports: frozenset[str]
+    packed: PackedModule | None = None
 
 
 class Sources:
@@ -53,6 +60,16 @@ class Sources:
             mixed.update(current.encode() + b"\0" + reached[current])
         return mixed.digest()
 
+    def reached(self) -> Iterator[PackedModule]:
+        """The modules so far that a pack can hold, as they were read, and the namespace packages around them."""
+        packed = {name: module.packed for name, module in self._modules.items() if module is not None and module.packed}
+        yield from packed.values()
+        outer = {parent for name in packed for parent in _with_parents(name)} - packed.keys()
+        for name in outer:
+            spec = self._spec(name)
+            if spec is not None and spec.origin is None and spec.submodule_search_locations is not None:
+                yield PackedModule(name, "", None, tuple(spec.submodule_search_locations))
+
     def _module(self, name: str) -> _Module | None:
         if name not in self._modules:
             self._modules[name] = self._read(name)
@@ -66,14 +83,18 @@ class Sources:
         if not self._is_first_party(path):
             return None
         try:
-            source = path.read_bytes()
+            source = _content(spec, path)
         except OSError:
             return None
         content = hashlib.blake2b(source, digest_size=16).digest()
         if path.suffix != ".py":
             return _Module(content, frozenset())
-        package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
-        return _Module(content, frozenset(_imports(source, package)))
+        inside = spec.submodule_search_locations
+        package = name if inside is not None else name.rpartition(".")[0]
+        packed = None
+        if spec.name == name and may_be_packed(name):
+            packed = PackedModule(name, spec.origin, source, None if inside is None else tuple(inside))
+        return _Module(content, frozenset(_imports(source, package)), packed)
 
     def _is_first_party(self, path: Path) -> bool:
         if any(part in _INSTALLED for part in path.parts) or path.is_relative_to(_PACKAGE):
@@ -104,6 +125,21 @@ class Sources:
             if isinstance(spec, ModuleSpec):
                 return spec
         return None
+
+
+def own_files() -> tuple[str, ...]:
+    """The files that first-party modules of this process were read from."""
+    sources = Sources()
+    found = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    paths = (Path(file).resolve() for file in found if isinstance(file, str) and file)
+    return tuple(sorted(str(path) for path in paths if sources._is_first_party(path)))
+
+
+def _content(spec: ModuleSpec, path: Path) -> bytes:
+    """What the module's file holds: in a replica, which may build an application too, what its pack says it does."""
+    if isinstance(spec.loader, SourceFileLoader) and spec.origin:
+        return spec.loader.get_data(spec.origin)
+    return path.read_bytes()
 
 
 def _with_parents(name: str) -> Iterator[str]:

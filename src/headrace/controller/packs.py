@@ -1,0 +1,120 @@
+"""The source packs of all revisions that are kept, as files: `<instance directory>/packs/<SHA-256 of the bytes>`.
+
+In: packs, from who deploys; which names are in use. Out: the files, which replicas read; the bytes, for another
+instance. Nothing here looks into a pack: who sends it runs code in the replicas anyway.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from headrace.engine.directory import InstanceDirectory, make_private
+from headrace.spec.errors import DeployFailedError, InstanceError, ProtocolError, RevisionNotFound
+from headrace.wire.pack import is_pack_name, name_of
+
+logger = logging.getLogger(__name__)
+
+
+class Packs:
+    """The packs of one instance. All methods are quick and synchronous."""
+
+    def __init__(self, directory: InstanceDirectory) -> None:
+        self._directory = directory
+        self._lock: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Packs {len(self.names())} in {self._directory.packs}>"
+
+    def names(self) -> set[str]:
+        """The names of those that are stored."""
+        try:
+            return {path.name for path in self._directory.packs.iterdir() if is_pack_name(path.name)}
+        except FileNotFoundError:
+            return set()
+
+    def keep(self, packs: Mapping[str, bytes], name: str) -> None:
+        """See that the pack `name` is stored ("": there is nothing to store), from `packs` if it is not yet.
+
+        Raises ProtocolError for bytes that are not what their name says, DeployFailedError when the pack is neither
+        sent nor stored, or cannot be stored.
+        """
+        for sent, data in packs.items():
+            if name_of(data) != sent:
+                raise ProtocolError(
+                    f"the source pack {sent!r} came as {len(data):,} bytes whose name is {name_of(data)!r}: "
+                    "it was changed on its way"
+                )
+        if not name:
+            return
+        if not is_pack_name(name):
+            raise ProtocolError(f"pack={name!r} is no name of a source pack: 64 hex digits, the SHA-256 of its bytes")
+        path = self._directory.pack(name)
+        if path.exists():
+            return
+        if name not in packs:
+            raise DeployFailedError(
+                f"the application names the source pack {name}, which was neither sent with it nor is stored in "
+                f"{self._directory.packs}"
+            )
+        try:
+            self._hold()
+            _write(path, packs[name])
+        except (OSError, InstanceError) as error:
+            # Never an InstanceError: to a driver it would mean that there is no controller now, and to ask again.
+            raise DeployFailedError(
+                f"the source pack of the application cannot be stored in {path}: {error}"
+            ) from error
+
+    def load(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The packs of these names; "" names none. Raises RevisionNotFound when one is gone or broken."""
+        return {name: self._read(name) for name in names if name}
+
+    def prune(self, in_use: Iterable[str]) -> None:
+        """Remove all but these."""
+        if not self._directory.packs.exists():
+            return
+        for name in self.names() - set(in_use):
+            try:
+                self._directory.pack(name).unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("a source pack that nobody needs stays: %s", error)
+
+    def close(self) -> None:
+        """Let go of the directory. Harmless again."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _read(self, name: str) -> bytes:
+        path = self._directory.pack(name)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise RevisionNotFound(f"the source pack of the revision cannot be read: {error}") from error
+        if name_of(data) != name:
+            raise RevisionNotFound(f"the source pack of the revision is broken: {path} is not what its name says")
+        return data
+
+    def _hold(self) -> None:
+        """Make the directory, and lock it: what tidies up temporary folders by age leaves locked ones alone."""
+        make_private(self._directory.packs)
+        if self._lock is None:
+            self._lock = os.open(self._directory.packs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """The whole file or none, so that no replica reads half of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+        beside.rename(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
