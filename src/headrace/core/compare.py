@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import reprlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 LONGEST_TEXT = 300  # characters of what an example shows of an answer, or of a reason
@@ -26,7 +26,7 @@ _repr.maxlevel = 2
 def difference(primary: Any, shadow: Any, rtol: float = 0.0, atol: float = 0.0) -> str | None:
     """Where and how the two differ; None: they are equal, numbers to within `atol + rtol × |primary's|`.
 
-    NaN equals NaN, a list equals a tuple of the same values, an array (whatever has `dtype` and `tolist`) a list. Texts,
+    NaN equals NaN, a list a tuple of the same values, an array (whatever has `dtype` and `tolist`) a list. Texts,
     booleans and all else are equal or not. Raises what the `==` of a user's class raises.
     """
     seen: dict[tuple[int, int], tuple[Any, Any]] = {}  # containers compared so far: they may contain each other
@@ -122,8 +122,6 @@ def _equal(one: Any, other: Any, rtol: float, atol: float) -> bool:
         return _near(one, other, rtol, atol)
     if isinstance(one, bool) is not isinstance(other, bool):
         return False
-    if isinstance(one, Set) and isinstance(other, Set):
-        return one == other
     return bool(one == other)
 
 
@@ -135,12 +133,12 @@ def _near(one: Any, other: Any, rtol: float, atol: float) -> bool:
     if one == other:
         return True
     if one != one or other != other:
-        return one != one and other != other
+        return bool(one != one and other != other)
     try:
-        apart, allowed = abs(one - other), atol + rtol * abs(one)
-    except OverflowError:  # an integer beyond all floats beside a float
+        apart = abs(one - other)
+        return bool(math.isfinite(apart) and apart <= atol + rtol * abs(one))
+    except OverflowError:  # an integer beyond all floats
         return False
-    return math.isfinite(apart) and bool(apart <= allowed)
 
 
 def _said(one: Any, other: Any) -> str:

@@ -23,6 +23,7 @@ from headrace.context import ReplicaContext, RequestContext, request_variable
 from headrace.handle import cancel_calls
 from headrace.replica.batch_items import TOLD
 from headrace.replica.batched_calls import BatchedCalls
+from headrace.replica.compare import Comparer
 from headrace.replica.failure import log_failure
 from headrace.replica.methods import Method, find_method
 from headrace.replica.outlet import BodyOutlet, Outlet
@@ -36,6 +37,7 @@ from headrace.spec.errors import (
     RequestTimeoutError,
 )
 from headrace.wire import payload
+from headrace.wire.compare import COMPARE
 from headrace.wire.frames import GRPC, HTTP, STREAM, ErrorInfo
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class Invoker:
         self._streams = Streams(self)
         self._grpc: GrpcCalls | None = None
         self._methods: dict[str, Method] = {}
+        self._comparer: Comparer | None = None
         self._batched: dict[str, BatchedCalls] = {}  # of the methods that are batched
         self._responding: set[asyncio.Task[Any]] = set()  # they run a response, and maybe go on after its end
         self._rested = asyncio.Event()
@@ -109,9 +112,11 @@ class Invoker:
             self.threads.submit(partial(self._in_thread, incoming, method, deadline))
 
     def find(self, incoming: Incoming, name: str) -> Method | None:
-        """The method that the call names; None when the call has failed for want of it."""
+        """The method that the call names; None when the call has failed for want of it, or is no call of a method."""
         method = self._methods.get(name)
-        if method is None:
+        if method is None and name == COMPARE and incoming.meta.mirrored and not incoming.flags & (HTTP | _SPECIAL):
+            self.threads.submit(partial(self._compare, incoming))
+        elif method is None:
             try:
                 method = self._know(name, find_method(self.servable, name))
             except Exception as error:  # MethodNotFound, and what properties and signatures of users raise
@@ -333,6 +338,15 @@ class Invoker:
         context: contextvars.Context,
     ) -> None:
         self.loop.create_task(self._run_rest(incoming, method, request, result), context=context)
+
+    def _compare(self, incoming: Incoming) -> Done:
+        """Compare the answers of a mirrored request: no request itself, it runs outside of any."""
+        if self._comparer is None:
+            self._comparer = Comparer()
+        try:
+            return partial(incoming.reply, contextvars.Context().run(self._comparer.compare, incoming))
+        except BaseException as error:  # the top of the thread's work, as in _work
+            return partial(incoming.fail, payload.encode_error(error))
 
     # ---- errors
 

@@ -19,6 +19,7 @@ from headrace.router.link import NONE_WAITS, Link, connect
 from headrace.router.places import Places
 from headrace.router.policy import make_policy
 from headrace.router.reservation import send_in_slot
+from headrace.router.spare import died, refused, submit_mirrored
 from headrace.spec.errors import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -57,6 +58,7 @@ class Pool:
         self.hedges = Hedges(self)
         self._special = entry.multiplexed or self.hedges.on  # what is done with a call depends on the call
         self._adopt_policy()
+        self.serving = True  # requests come here whose answers somebody gets: mirrored ones take only what those leave
         self._addresses: dict[str, str] = {}
         self._announcing = False
         self._tick_at = 0.0  # while announcing: when the first news of this tick came
@@ -128,7 +130,7 @@ class Pool:
         """Send the call to a replica now, or let it wait, or refuse it."""
         call.pool = self
         if call.deadline is not None and call.deadline <= self.loop.time():
-            call.on_error(_expired(call, "came when"))
+            call.fail(_expired(call, "came when"))
             return
         self.repeats.budget.calls += 1
         if self._special or call.target is not None or call.hedge is not None:
@@ -140,18 +142,21 @@ class Pool:
             if link is not None:
                 link.call(call, self.router.snapshot.version, 0, NONE_WAITS)
             else:
-                self._send(replica, call)
+                self.send(replica, call)
         elif self.entry.failed:
-            call.on_error(self._unavailable())
+            call.fail(self._unavailable())
         else:
-            self._wait(call)
+            self.wait(call)
 
     def _submit_special(self, call: Call) -> None:
         """As `submit`, where not every replica is as good as another for the call."""
         if call.slot is not None and send_in_slot(self, call, call.slot):
             return
         if call.target is not None and not self._knows(call.target):
-            call.on_error(self._no_such_replica(call.target))
+            call.fail(self._no_such_replica(call.target))
+            return
+        if call.mirrored:
+            submit_mirrored(self, call)
             return
         if (self.hedges.on or call.hedge) and not self.hedges.came(call):
             return
@@ -161,11 +166,11 @@ class Pool:
         if balancer.to_load:
             self._ask_to_load()
         if replica is not None:
-            self._send(replica, call)
+            self.send(replica, call)
         elif self.entry.failed:
-            call.on_error(self._unavailable())
+            call.fail(self._unavailable())
         else:
-            self._wait(call, key)
+            self.wait(call, key)
 
     def key_of(self, call: Call) -> Key | None:
         """What the call is bound to. A suspect goes wherever no other suspect is."""
@@ -219,7 +224,8 @@ class Pool:
         elif self.balancer.discard(call):
             self._announce_soon()
 
-    def _send(self, replica: Replica, call: Call, flags: int = 0, next_age_ms: int = NONE_WAITS) -> None:
+    def send(self, replica: Replica, call: Call, flags: int = 0, next_age_ms: int = NONE_WAITS) -> None:
+        """Send the call to the replica, where it is booked."""
         link = self.link_to(replica)
         if link is None:  # it has died, and the snapshot does not say so yet
             if self._special:
@@ -272,12 +278,13 @@ class Pool:
 
     # --- waiting ---------------------------------------------------------------------------------------------------
 
-    def _wait(self, call: Call, key: Key | None = None) -> None:
+    def wait(self, call: Call, key: Key | None = None) -> None:
+        """The call waits for a slot, or is refused."""
         balancer, now, deadline, priority = self.balancer, self.loop.time(), call.deadline, call.priority
         # In this tick no answer can have come, however long it takes: that says nothing of the replicas.
         heard_at = self._tick_at if self._announcing else now
         if deadline is not None and key is None and balancer.hopeless(heard_at, deadline, priority):
-            call.on_error(self._busy(f"{balancer.queued} calls waiting: request {call.request_id} would be late"))
+            call.fail(self._busy(f"{balancer.queued} calls waiting: request {call.request_id} would be late"))
             return
         evicted: list[Call] = []
         waits = balancer.enqueue(call, now, priority, deadline, key)
@@ -308,7 +315,7 @@ class Pool:
         if call.expiry is not None:
             call.expiry.cancel()
         limit = self.entry.max_queued_requests
-        call.on_error(self._busy(f"{self.balancer.queued} calls waiting; max_queued_requests is {limit}"))
+        call.fail(self._busy(f"{self.balancer.queued} calls waiting; max_queued_requests is {limit}"))
 
     def _busy(self, what: str) -> BackPressureError:
         entry = self.entry
@@ -324,9 +331,9 @@ class Pool:
             if call.expiry is not None:
                 call.expiry.cancel()
             if call.deadline is not None and call.deadline <= now:
-                call.on_error(_expired(call, "waited until"))
+                call.fail(_expired(call, "waited until"))
             else:
-                call.on_error(
+                call.fail(
                     self._busy(f"too little time for request {call.request_id}: it waited, and would be late now")
                 )
 
@@ -358,7 +365,7 @@ class Pool:
         call.expiry = None
         if self.balancer.discard(call):
             self._announce_soon()
-            call.on_error(_expired(call, "waited until"))
+            call.fail(_expired(call, "waited until"))
 
     def _announce_soon(self) -> None:
         """At the end of this tick, tell the replicas what has changed: a queue that came and went is no news."""
@@ -392,9 +399,9 @@ class Pool:
         for call in self.balancer.stranded():
             if call.expiry is not None:
                 call.expiry.cancel()
-            call.on_error(self._no_such_replica(call.target or ""))
+            call.fail(self._no_such_replica(call.target or ""))
         for call, replica in self.balancer.drain(self.loop.time()):
-            self._send(replica, call)
+            self.send(replica, call)
         if self.balancer.shed:
             self._answer_shed()
         self._announce_soon()
@@ -414,7 +421,7 @@ class Pool:
     def fail_queued(self, error: HeadraceError) -> None:
         """Answer all calls that wait with `error`."""
         for call in self._take_queue():
-            call.on_error(error)
+            call.fail(error)
 
     # --- what the links tell ---------------------------------------------------------------------------------------
 
@@ -452,7 +459,7 @@ class Pool:
             replica.link.decline()
         else:
             age = balancer.urgency_s(now, replica)
-            self._send(replica, call, LEASED, NONE_WAITS if age is None else min(int(age * 1000), NONE_WAITS - 1))
+            self.send(replica, call, LEASED, NONE_WAITS if age is None else min(int(age * 1000), NONE_WAITS - 1))
         if balancer.shed:
             self._answer_shed()
         self._announce_soon()
@@ -474,7 +481,9 @@ class Pool:
         if call is not None:
             if self._special:
                 self._loader_ended(call, started=False)
-            if call.line is None or not self.hedges.survives(call):
+            if call.mirrored and refused(self, call):
+                pass
+            elif call.line is None or not self.hedges.survives(call):
                 self._put_back(call)
         self._pump_soon()
 
@@ -494,7 +503,9 @@ class Pool:
         for call in calls:
             if self._special:
                 self._loader_ended(call)
-            if call.line is None or not self.hedges.survives(call):
+            if call.mirrored:
+                died(call, replica)
+            elif call.line is None or not self.hedges.survives(call):
                 self._judge(call, replica, now)
         self._pump()
 
@@ -518,14 +529,14 @@ class Pool:
             self._put_back(call)
         elif verdict is Verdict.POISONOUS:
             log.error("request %s was in work at two crashes of %s: not tried again", call.request_id, self.entry.name)
-            call.on_error(
+            call.fail(
                 PoisonousRequestError(
                     f"request {call.request_id} was in work at two crashes of replicas of {self.entry.name}"
                 )
             )
         else:
             reason = "it could not be sent again" if self.repeatable(call) else "its calls are not repeatable"
-            call.on_error(
+            call.fail(
                 ReplicaDiedError(f"replica {replica.id} died while it worked on request {call.request_id}; {reason}")
             )
 
