@@ -11,8 +11,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,10 @@ from headrace.handle import DeploymentHandle
 from headrace.serve.builder import call_builder
 from headrace.serve.deployment import Application
 from headrace.serve.driver import Driver, Tie, current_tie, driver, inner_tie, local_tie, mean_driver
-from headrace.serve.graph import build
+from headrace.serve.graph import ByValue
 from headrace.serve.grpc_options import grpc_service
+from headrace.serve.run_target import DEFAULT_APP_NAME, RunTarget, Target
+from headrace.spec.application import DEFAULT_HISTORY
 from headrace.spec.config import HTTPOptions
 from headrace.spec.config import http_options as parse_http_options
 from headrace.spec.errors import (
@@ -39,27 +40,24 @@ from headrace.spec.snapshot import ApplicationEntry
 from headrace.spec.status import ServeStatus
 from headrace.wire.control import Delete, Deploy, Deployed, GetStatus, StartHTTP, Status
 
+__all__ = [
+    "RunTarget",
+    "delete",
+    "get_app_handle",
+    "get_deployment_handle",
+    "missing_is_logged",
+    "resolve_target",
+    "run",
+    "run_many",
+    "shutdown",
+    "shutdown_async",
+    "start",
+    "status",
+]
+
 logger = logging.getLogger("headrace.serve")
 
-DEFAULT_APP_NAME = "default"
 KEEPER_POLL_S = 0.2
-
-Target = Application | Callable[..., Application]
-
-
-@dataclass(frozen=True)
-class RunTarget:
-    """An application with the name and the route prefix to run it under, for `run_many`.
-
-    `request_timeout_s` is the time in seconds that requests from outside have, unless they say less; None: no limit.
-    """
-
-    target: Target
-    name: str = DEFAULT_APP_NAME
-    route_prefix: str | None = "/"
-    logging_config: Any = None
-    external_scaler_enabled: bool = False
-    request_timeout_s: float | None = None
 
 
 def start(
@@ -111,17 +109,43 @@ def run(
     controller_options: Any = None,
     *,
     request_timeout_s: float | None = None,
+    rollout: Any = None,
+    sticky: Any = None,
+    expected_revision: int | None = None,
+    revision_history_limit: int = DEFAULT_HISTORY,
+    labels: Mapping[str, str] | None = None,
 ) -> DeploymentHandle:
     """Run the application (or what a builder function returns) and return a handle to its ingress once it is ready.
 
-    Starts the instance and HTTP if need be. An application of this name is replaced. `route_prefix` None: no HTTP.
-    `request_timeout_s` is the time in seconds that requests from outside have, unless they say less; None: no limit.
-    With `blocking`, does not return before Ctrl-C, which then ends the instance, or before the instance is gone.
-    With `_local_testing_mode` all of it runs in a thread of this process, without other processes and without a port.
+    Starts the instance and HTTP if need be. Where an application of this name runs, this is its next revision, which
+    takes over the traffic as `rollout` says: a strategy such as `serve.Canary(...)`, its name, or a dict. By default it
+    is a rolling update, and this returns when it has ended; with another strategy this returns when the revision has
+    its first traffic, or is mirrored, and `serve.wait_for_rollout` waits for the end. `sticky` says by what requests
+    keep to one revision (`"header:x-user"`, `"cookie:uid"`, `"query:user"`). With `expected_revision` the deploy is
+    refused where the newest revision is another (0: where there is such an application). `revision_history_limit`
+    former revisions are kept to go back to. `labels` are texts for the history.
 
-    Raises DeployFailedError with the replica's own traceback, OptionError, GraphError, PayloadError, or InstanceError.
+    `route_prefix` None: no HTTP. `request_timeout_s` is the time in seconds that requests from outside have, unless
+    they say less; None: no limit. With `blocking`, does not return before Ctrl-C, which then ends the instance, or
+    before the instance is gone. With `_local_testing_mode` all of it runs in a thread of this process, without other
+    processes and without a port.
+
+    Raises DeployFailedError with the replica's own traceback, RolledBackError, RevisionConflictError, OptionError,
+    GraphError, PayloadError, or InstanceError.
     """
-    one = RunTarget(target, name, route_prefix, logging_config, external_scaler_enabled, request_timeout_s)
+    one = RunTarget(
+        target,
+        name,
+        route_prefix,
+        logging_config,
+        external_scaler_enabled,
+        request_timeout_s,
+        rollout,
+        sticky,
+        expected_revision,
+        revision_history_limit,
+        labels,
+    )
     (handle,) = run_many(
         [one], blocking, controller_options=controller_options, _local_testing_mode=_local_testing_mode
     )
@@ -149,17 +173,18 @@ def run_many(
             raise OptionError("external_scaler_enabled=True is not supported yet: leave it out")
     if _local_testing_mode or inner_tie() is not None:
         return _run_inside(targets, blocking)
-    specs = [build(resolve_target(t.target), t.name, t.route_prefix, t.request_timeout_s) for t in targets]
+    deploys = [_deploy(target, wait_for_applications_running) for target in targets]
+    specs = [deploy.spec for deploy in deploys]
     tie = mean_driver()
     owned = tie.start()
     http = _HttpStart(tie)
     try:
         if owned or tie.keeper is not None:
             http.begin()  # on an instance of somebody else's, HTTP is theirs to decide
-        for spec in specs:
-            answer = tie.ask(Deploy(spec, wait=wait_for_applications_running), on_progress=logger.info)
+        for deploy in deploys:
+            answer = tie.ask(deploy, on_progress=logger.info)
             if isinstance(answer, Deployed):
-                logger.info("application %s is ready (revision %d)", spec.name, answer.revision)
+                logger.info("application %s is ready (revision %d)", answer.app, answer.revision)
         http.finish()
         if runtimes.installed() is not None and wait_for_applications_running:
             runtimes.current().adopt(tie.snapshot())
@@ -170,6 +195,12 @@ def run_many(
             tie.shutdown()
         raise
     return [DeploymentHandle(spec.ingress, spec.name) for spec in specs]
+
+
+def _deploy(target: RunTarget, wait: bool) -> Deploy:
+    """What asks for the application, with the sources that its replicas import."""
+    packing = ByValue()
+    return target.deploy(target.spec(resolve_target(target.target), packing), packing, wait)
 
 
 def _run_inside(targets: Sequence[RunTarget], blocking: bool) -> list[DeploymentHandle]:
@@ -183,10 +214,7 @@ def _run_inside(targets: Sequence[RunTarget], blocking: bool) -> list[Deployment
         from headrace.serve.local_testing import local_instance
 
         inner = local_instance()
-    return [
-        inner.run(application, target.name, target.route_prefix, target.request_timeout_s)
-        for application, target in zip(applications, targets, strict=True)
-    ]
+    return [inner.run(application, target) for application, target in zip(applications, targets, strict=True)]
 
 
 def status() -> ServeStatus:

@@ -15,24 +15,34 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar
+
+import msgspec
 
 from headrace import runtime as runtimes
 from headrace.engine.directory import InstanceDirectory
 from headrace.handle import DeploymentHandle
 from headrace.runtime import Runtime
 from headrace.serve.deployment import Application
+from headrace.serve.run_target import RunTarget
 from headrace.spec.config import HTTPOptions
-from headrace.spec.errors import HeadraceError, InstanceError
+from headrace.spec.errors import ApplicationNotFound, HeadraceError, InstanceError
 from headrace.spec.grpc import GrpcService
 from headrace.spec.snapshot import Snapshot
 from headrace.wire.client import ControlClient
 from headrace.wire.control import (
     Answer,
+    ControlRollout,
     Delete,
     Deploy,
+    GetHistory,
     GetSnapshot,
     Operation,
+    Past,
+    Rollback,
+    SetShadow,
+    SetTraffic,
     Shutdown,
     SnapshotMessage,
     StartHTTP,
@@ -42,6 +52,11 @@ START_TIMEOUT_S = 30.0
 AWAY_TIMEOUT_S = 15.0  # how long a controller may be away (it is restarted by the keeper) before a request fails
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.01
+
+T = TypeVar("T")
+
+_Traffic = SetTraffic | SetShadow | ControlRollout | Rollback
+_ONCE = (ControlRollout, Rollback)  # what they mean depends on where the rollout is
 
 
 class Tie(Protocol):
@@ -72,10 +87,8 @@ class Tie(Protocol):
 class InnerTie(Tie, Protocol):
     """An instance inside of this process."""
 
-    def run(
-        self, target: Application, name: str, route_prefix: str | None, request_timeout_s: float | None
-    ) -> DeploymentHandle:
-        """Run the application on it, and return a handle once it is ready. Raises what `serve.run` does."""
+    def run(self, application: Application, target: RunTarget) -> DeploymentHandle:
+        """Run the application as the target says; returns a handle once it is ready. Raises what `serve.run` does."""
 
     def processes(self) -> list[str]:
         """The ids of its living processes."""
@@ -193,11 +206,13 @@ class Driver:
     def ask(
         self, operation: Operation, timeout_s: float | None = None, on_progress: Callable[[str], None] | None = None
     ) -> Answer:
-        """The controller's answer. While the controller is away and the keeper brings it back, the request is repeated.
+        """The controller's answer. While the controller is away and the keeper brings it back, the request is repeated,
+        but for what must not be done twice.
 
-        Raises InstanceError when the instance does not run, else the error that the controller answers with.
+        Raises InstanceError when the instance does not run, or the controller goes away in the middle of what must not
+        be done twice; else the error that the controller answers with.
         """
-        if isinstance(operation, Deploy | Delete | StartHTTP):
+        if isinstance(operation, Deploy | Delete | StartHTTP | _Traffic):
             # These end when all routers know of it, the one of this thread among them.
             runtimes.check_not_on_loop(type(operation).__name__)
         directory = self.directory()
@@ -205,7 +220,10 @@ class Driver:
         while True:
             # A connection for each: a deploy that takes minutes holds up no other thread's question, nor a fork's.
             client = ControlClient(str(directory.control_socket))
+            connected = False
             try:
+                client.connect()
+                connected = True
                 return client.request(operation, timeout_s, on_progress)
             except InstanceError as error:
                 if type(error) is not InstanceError:
@@ -214,11 +232,27 @@ class Driver:
                 away_since = away_since or now
                 if not self.runs():
                     raise runtimes.not_running(directory) from None
+                if connected and isinstance(operation, _ONCE):
+                    told = f"{error}; whether it acted, serve.rollout_status({operation.app!r}) tells"
+                    raise InstanceError(told) from error
+                if connected and isinstance(operation, Deploy) and operation.expected is not None:
+                    operation = self._repeated(operation)
                 if now - away_since > AWAY_TIMEOUT_S:
                     raise
                 time.sleep(POLL_S)
             finally:
                 client.close()
+
+    def _repeated(self, operation: Deploy) -> Deploy:
+        """The deploy as it is to be repeated: where it was taken on before, the newest revision is its own."""
+        try:
+            answer = self.ask(GetHistory(operation.spec.name))
+        except ApplicationNotFound:
+            return operation
+        newest = answer.history.revisions[-1:] if isinstance(answer, Past) else ()
+        if newest and newest[0].by == operation.by and newest[0].number > (operation.expected or 0):
+            return msgspec.structs.replace(operation, expected=newest[0].number)
+        return operation
 
     def snapshot(self) -> Snapshot:
         """The controller's snapshot, which the process's router follows from now on as well."""
@@ -273,6 +307,9 @@ class Driver:
         return Driver()
 
 
+_called_on: ContextVar[InnerTie | None] = ContextVar("called_on", default=None)
+
+
 class _Process:
     driver = Driver()
     local: InnerTie | None = None
@@ -299,14 +336,23 @@ def inner_tie() -> InnerTie | None:
 
 
 def current_tie() -> Tie:
-    """What the calling code means: the instance that runs it, where that is one inside of this process; else the one
-    that this process ran something on last.
+    """What the calling code means: the instance that it is called on, or that runs it, where that is one inside of this
+    process; else the one that this process ran something on last.
     """
-    inner = inner_tie()
+    inner = _called_on.get() or inner_tie()
     if inner is not None:
         return inner
     local = local_tie()
     return local if local is not None and _Process.local_is_meant else _Process.driver
+
+
+def calling_on(tie: InnerTie, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """What the function returns or raises, with `current_tie()` giving this instance meanwhile."""
+    token = _called_on.set(tie)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _called_on.reset(token)
 
 
 def mean_driver() -> Driver:

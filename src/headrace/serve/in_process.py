@@ -28,7 +28,6 @@ from headrace.handle import DeploymentHandle
 from headrace.replica.worker import Worker
 from headrace.router import Router
 from headrace.runtime import Runtime
-from headrace.spec.application import ApplicationSpec
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import HeadraceError, InstanceError
 from headrace.spec.snapshot import Snapshot
@@ -223,9 +222,9 @@ class InProcess:
             raise named_error(answer)
         return answer
 
-    async def deploy(self, spec: ApplicationSpec) -> None:
+    async def deploy(self, operation: Deploy) -> None:
         """Have the application run, and handles know it. Raises DeployFailedError and what else `serve.run` does."""
-        answer = await self.ask(Deploy(spec))
+        answer = await self.ask(operation)
         if isinstance(answer, Deployed):
             self.runtime.adopt(self.snapshot)
 

@@ -17,13 +17,13 @@ import msgspec
 from headrace.handle import DeploymentHandle
 from headrace.runtime import Runtime
 from headrace.serve.deployment import Application
-from headrace.serve.graph import build
 from headrace.serve.in_process import InProcess
 from headrace.serve.references import References
+from headrace.serve.run_target import RunTarget
 from headrace.spec.application import ApplicationSpec
 from headrace.spec.errors import DeployFailedError, InstanceError, LoopBlockedError
 from headrace.spec.snapshot import Snapshot
-from headrace.wire.control import Answer, Delete, Operation
+from headrace.wire.control import Answer, Delete, Deploy, Operation
 
 log = logging.getLogger("headrace.serve")
 
@@ -91,32 +91,29 @@ class InProcessTie:
             return self._wait_for(partial(self.delete, operation), what)
         return self._wait_for(partial(self.instance.ask, operation), what)
 
-    def run(
-        self, target: Application, name: str, route_prefix: str | None, request_timeout_s: float | None
-    ) -> DeploymentHandle:
+    def run(self, application: Application, target: RunTarget) -> DeploymentHandle:
         """Run the application, and return a handle once it is ready. Of two with one route, the later has it.
 
         Raises DeployFailedError, OptionError, GraphError, PayloadError, LoopBlockedError.
         """
-        spec, references = self.pack(target, name, route_prefix, request_timeout_s)
-        return self._wait_for(partial(self.deploy, spec, references), "serve.run()")
+        operation, references = self.pack(application, target)
+        return self._wait_for(partial(self.deploy, operation, references), "serve.run()")
 
-    def pack(
-        self, target: Application, name: str, route_prefix: str | None, request_timeout_s: float | None
-    ) -> tuple[ApplicationSpec, References]:
-        """The application's specification, and what owns the objects that it refers to."""
-        references = References(lambda deployment: self.instance.handle(deployment, name), shared=self._shared)
+    def pack(self, application: Application, target: RunTarget) -> tuple[Deploy, References]:
+        """What asks for the application, and what owns the objects that it refers to."""
+        references = References(lambda deployment: self.instance.handle(deployment, target.name), shared=self._shared)
         try:
-            return build(target, name, route_prefix, request_timeout_s, references), references
+            return target.deploy(target.spec(application, references), references), references
         except BaseException:
             references.release()
             raise
 
-    async def deploy(self, spec: ApplicationSpec, references: References) -> DeploymentHandle:
+    async def deploy(self, operation: Deploy, references: References) -> DeploymentHandle:
         """Have it run. Called on the instance's event loop."""
+        spec = operation.spec
         try:
             await self._take_route(spec)
-            await self.instance.deploy(spec)
+            await self.instance.deploy(operation)
         except BaseException as error:
             references.release()
             if isinstance(error, DeployFailedError) and spec.name not in self._specs:
@@ -144,7 +141,7 @@ class InProcessTie:
                 del self._failed[other.name]
             else:
                 changed = msgspec.structs.replace(other, route_prefix=None)
-                await self.instance.deploy(changed)
+                await self.instance.deploy(Deploy(changed))
                 self._specs[other.name] = changed
 
     async def delete(self, operation: Delete) -> Answer:
@@ -155,6 +152,10 @@ class InProcessTie:
         for references in self._references.pop(operation.app, []):
             references.release()
         return answer
+
+    def shutdown(self) -> None:
+        """Raises InstanceError: who began it ends it."""
+        raise InstanceError("this instance ends with the `async with` block that began it, and not by serve.shutdown()")
 
     def leave(self) -> None:
         """The process was forked, or its loop is lost: nothing can be asked any more."""

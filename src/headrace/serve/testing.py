@@ -6,18 +6,20 @@ take in service. User code runs in this process: a breakpoint in it stops the te
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace import runtime as runtimes
 from headrace.handle import DeploymentHandle
 from headrace.serve import api
 from headrace.serve.builder import call_builder
-from headrace.serve.driver import InnerTie, local_tie
+from headrace.serve.driver import InnerTie, calling_on, local_tie
 from headrace.serve.in_process import InProcess
 from headrace.serve.inner_tie import InProcessTie
+from headrace.serve.run_target import RunTarget
 from headrace.spec.errors import ApplicationNotFound, HeadraceError, InstanceError
 from headrace.spec.status import ServeStatus
 from headrace.wire.control import Answer, Delete, GetStatus, Status
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     import httpx
 
     from headrace.serve.deployment import Application
+
+T = TypeVar("T")
 
 
 class TestInstance:
@@ -71,13 +75,20 @@ class TestInstance:
         name: str = "default",
         route_prefix: str | None = "/",
         request_timeout_s: float | None = None,
+        **options: Any,
     ) -> DeploymentHandle:
-        """As `serve.run`: returns a handle to the application once it is ready. Raises DeployFailedError.
+        """As `serve.run`, with its options: returns a handle to the application once it is ready.
 
+        Raises DeployFailedError.
         Code and arguments are used as they are, without a copy: a mock among them is the test's own.
         """
-        spec, references = self._tie.pack(call_builder(target, {}), name, route_prefix, request_timeout_s)
-        return await self._tie.deploy(spec, references)
+        one = RunTarget(target, name, route_prefix, request_timeout_s=request_timeout_s, **options)
+        operation, references = self._tie.pack(call_builder(target, {}), one)
+        return await self._tie.deploy(operation, references)
+
+    async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call a function of `serve`, such as `serve.set_traffic`, in a thread where it means this instance."""
+        return await asyncio.to_thread(calling_on, self._tie, function, *args, **kwargs)
 
     async def delete(self, name: str) -> None:
         """As `serve.delete`: returns when the application's last replica is gone."""
@@ -119,11 +130,17 @@ class LocalTesting:
         name: str = "default",
         route_prefix: str | None = "/",
         request_timeout_s: float | None = None,
+        **options: Any,
     ) -> DeploymentHandle:
         """As `serve.run(..., _local_testing_mode=True)`: returns a handle to the application once it is ready."""
         self._names.append(name)
         return api.run(
-            target, name=name, route_prefix=route_prefix, request_timeout_s=request_timeout_s, _local_testing_mode=True
+            target,
+            name=name,
+            route_prefix=route_prefix,
+            request_timeout_s=request_timeout_s,
+            _local_testing_mode=True,
+            **options,
         )
 
     @property
