@@ -1,7 +1,8 @@
-"""The builder process of `headrace run`: imports the user's application, and deploys it on the instance around it.
+"""The builder process of `headrace run` and `headrace deploy`: imports the user's application, so that no other does.
 
-In: arguments of the command line, the user's module. Out: requests to the controller; for the command, reports on
-standard output, among whatever the user's module prints.
+In: arguments of the command line, the user's module. Out: requests to the controller of the instance around it, or with
+`--to-fd` the built application, for whoever deploys it; for the command, reports on standard output, among whatever the
+user's module prints.
 
 HTTP is asked for in a thread of its own, so that the ingress starts while the user's imports run.
 """
@@ -15,15 +16,18 @@ import threading
 from collections.abc import Callable, Sequence
 
 from headrace.serve.driver import driver
-from headrace.serve.graph import build
+from headrace.serve.graph import ByValue, build
 from headrace.serve.grpc_options import grpc_service
+from headrace.serve.sources import own_files
 from headrace.serve.target import UserCodeRaised, import_from, load_application
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import HeadraceError
 from headrace.spec.grpc import GrpcService
 from headrace.spec.status import ProxyDetails, ProxyStatus
 from headrace.wire.control import Deploy, Deployed, GetStatus, StartHTTP, Status
-from headrace.wire.report import Event, Failure, Line, Ready, written
+from headrace.wire.report import Built, Event, Failure, Imported, Line, Ready, encode_built, written
+
+NO_HTTP = 3  # exit code: it is not the application that is wrong
 
 
 class Builder:
@@ -53,12 +57,11 @@ class Builder:
             grpc = grpc_service({**port, "grpc_servicer_functions": functions})
         http = threading.Thread(target=self._start_http, args=(options, grpc), name="start-http", daemon=True)
         http.start()
-        self._report(Line(f"importing {arguments.target}"))
-        app = load_application(
-            arguments.target, dict(pair.split("=", 1) for pair in arguments.arguments), arguments.app_dir
+        built = self.build()
+        spec = built.spec
+        answer = driver().ask(
+            Deploy(spec, packs=built.packs, by=arguments.by), on_progress=lambda line: self._report(Line(line))
         )
-        spec = build(app, arguments.name, arguments.route_prefix, arguments.request_timeout)
-        answer = driver().ask(Deploy(spec), on_progress=lambda line: self._report(Line(line)))
         http.join()
         if self._http_failure is not None:
             raise self._http_failure
@@ -66,6 +69,27 @@ class Builder:
             self._report(Line(f"gRPC at {_host(grpc.options.host or options.host)}:{self._proxy().grpc_port}"))
         revision = answer.revision if isinstance(answer, Deployed) else 0
         self._report(Ready(spec.name, revision, spec.route_prefix, self._address(options)))
+
+    def build(self) -> Built:
+        """Import and build the application. Raises HeadraceError."""
+        arguments = self._arguments
+        self._report(Line(f"importing {arguments.target}"))
+        words = dict(pair.split("=", 1) for pair in arguments.arguments)
+        packing = ByValue()
+        try:
+            app = load_application(arguments.target, words, arguments.app_dir)
+            spec = build(
+                app,
+                arguments.name,
+                arguments.route_prefix,
+                arguments.request_timeout,
+                packing=packing,
+                source=arguments.target,
+            )
+        finally:
+            if arguments.tell_files:
+                self._report(Imported(own_files()))
+        return Built(spec, packing.packs())
 
     def _start_http(self, options: HTTPOptions, grpc: GrpcService | None) -> None:
         if not options.ingress_workers:
@@ -77,7 +101,7 @@ class Builder:
             self._http_failure = error
             if isinstance(error, HeadraceError):
                 self._report(Failure(str(error)))
-                os._exit(1)
+                os._exit(NO_HTTP)
             raise
 
     def _address(self, options: HTTPOptions) -> str:
@@ -115,6 +139,9 @@ def arguments_of(values: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ssl-ca-certs")
     parser.add_argument("--grpc-port", type=int)
     parser.add_argument("--grpc-servicer-functions", action="append", default=[])
+    parser.add_argument("--by", default="")
+    parser.add_argument("--tell-files", action="store_true")
+    parser.add_argument("--to-fd", type=int)
     return parser.parse_args(values)
 
 
@@ -126,8 +153,14 @@ def report(event: Event) -> None:
 
 def main(values: Sequence[str] | None = None) -> int:
     """Returns 0 when the application runs, 1 when it does not; the reason was reported then."""
+    arguments = arguments_of(values)
+    builder = Builder(arguments, report)
     try:
-        Builder(arguments_of(values), report).run()
+        if arguments.to_fd is None:
+            builder.run()
+        else:
+            with open(arguments.to_fd, "wb") as file:
+                file.write(encode_built(builder.build()))
     except UserCodeRaised as error:
         report(Failure(str(error), traceback=True))
         return 1
