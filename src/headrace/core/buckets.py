@@ -6,6 +6,7 @@ bucket is at most 1/32 wide of what lies in it. Histograms with these buckets me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import frexp, ldexp
 
 PER_OCTAVE = 32
@@ -35,3 +36,25 @@ def lower_bound(bucket: int) -> float:
 def upper_bound(bucket: int) -> float:
     """What durations of the bucket are below, in seconds; the last bucket has no end, and this is where it begins."""
     return lower_bound(min(bucket + 1, COUNT - 1))
+
+
+def first_from(seconds: float) -> int:
+    """The first bucket that holds only durations of at least so many seconds; COUNT when there is none."""
+    bucket = bucket_of(seconds)
+    return bucket if lower_bound(bucket) >= seconds else bucket + 1
+
+
+def count_from(histogram: Mapping[int, int], first: int) -> int:
+    """How many durations are in this bucket and in those above it."""
+    return sum(count for bucket, count in histogram.items() if bucket >= first)
+
+
+def quantile_bucket(histogram: Mapping[int, int], quantile: float) -> int:
+    """The bucket in which the quantile lies; -1 of an empty histogram."""
+    left = quantile * sum(histogram.values())
+    found = -1
+    for found in sorted(histogram):
+        left -= histogram[found]
+        if left <= 0:
+            break
+    return found
