@@ -376,13 +376,13 @@ def test_deleting_lets_go_of_the_route_first() -> None:
         assert (await shop.status()).applications["app"].status == "DELETING"
         # Who deploys meanwhile waits until it is gone.
         again = asyncio.create_task(shop.ask(Deploy(application(deployment("D", digest="new")))))
-        await shop.until(lambda: "app" in shop.controller.operations.waiting)
+        await shop.until(lambda: "app" in shop.controller.delivery.waiting)
         shop.busy = False
         shop.workers["D#1@app"].stop()
         assert await deleting == Done()
         answer = await again
         assert isinstance(answer, Deployed)
-        assert answer.revision == 1
+        assert answer.revision == 2
         with pytest.raises(ApplicationNotFound, match="no application is called 'nope'; there are: app"):
             await shop.ask(Delete("nope"))
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from headrace.core import plan
+from headrace.core import rollout as rollouts
+from headrace.core.analysis import PASS, Evidence, Verdict
 from headrace.core.fleet import Application, Replica, entry_key
 from headrace.core.lifecycle import COUNTED, Event, Phase
 from headrace.core.publication import build_snapshot, note_published, same_routes
 from headrace.core.restart import RestartPolicy
 from headrace.spec.application import ApplicationSpec, DeploymentSpec, ImportedCode
 from headrace.spec.options import DeploymentOptions
+from headrace.spec.rollout import Command, RollingUpdate, Strategy
 from headrace.spec.snapshot import Snapshot
+from headrace.spec.status import RolloutOutcome
 
 
 def deployment(name: str, *, digest: str = "1", uses: tuple[str, ...] = (), **options: Any) -> DeploymentSpec:
@@ -45,7 +49,7 @@ class World:
 
     # --- what a controller does -------------------------------------------------------------------------------------
 
-    def deploy(self, spec: ApplicationSpec) -> None:
+    def deploy(self, spec: ApplicationSpec, strategy: Strategy | None = None) -> None:
         app = self.app
         same = (
             app.target
@@ -53,12 +57,30 @@ class World:
             and {d.name: d.digest for d in app.spec.deployments} == {d.name: d.digest for d in spec.deployments}
         )
         if not same:
-            app.target += 1
+            base = app.base()
+            app.newest += 1
+            app.target = app.newest
+            app.rollout = rollouts.begin(app.target, base, strategy or RollingUpdate(), self.now)
+            app.evidence, app.verdict, app.rolled_back = Evidence(), Verdict(PASS), False
         app.revisions[app.target] = spec
         app.failure, app.deploying, app.weights_at = "", True, None
         for failures in app.failures.values():
             failures.starts, failures.final = 0, ""
             failures.restarts.forgive()
+
+    def split(self, weights: dict[int, float]) -> None:
+        """What `serve.set_traffic` has the controller do, among revisions that are there."""
+        app = self.app
+        app.fallback, app.split = app.base(), dict(weights) if len(weights) > 1 else {}
+        app.current = app.target = rollouts.heaviest(weights)
+        app.failure, app.rolled_back, app.deploying, app.weights_at = "", False, True, None
+        for failures in app.failures.values():
+            failures.starts, failures.final = 0, ""
+            failures.restarts.forgive()
+
+    def command(self, given: Command) -> None:
+        assert self.app.rollout is not None
+        self.app.rollout = rollouts.command(self.app.rollout, given, self.now)
 
     def delete(self) -> None:
         self.app.deleting = True
@@ -128,15 +150,33 @@ class World:
                     self.fail(replica)
             case plan.Reconfigure(id=id, spec=spec):
                 app.replicas[id].configured = spec
-            case plan.Promote():
+            case plan.Share(weights=weights):
+                self.check_weights(weights)
+                for number, weight in app.weights.items():
+                    app.former[number] = max(app.former.get(number, 0.0), weight)
+                app.weights, app.weights_at = weights, None
+            case plan.Advance(rollout=rollout):
+                app.rollout = rollout
+            case plan.Promote(rollout=rollout):
                 known = self.published[self.routed].deployments
+                shared = {key for number in rollout.base for key in self.keys(number)}
                 for key, spec in self.keys(app.target).items():
-                    assert len(known[key].replicas) >= spec.options.num_replicas
-                app.current, app.weights_at = app.target, None
-            case plan.Abandon(error=error):
+                    if key not in shared:
+                        assert len(known[key].replicas) >= spec.options.num_replicas
+                assert app.weights == {rollout.revision: 1.0}
+                app.current, app.weights_at = rollout.revision, None
+                app.rollout, app.ended, app.split = None, rollout, {}
+            case plan.Abandon(error=error, rollout=rollout):
                 app.failure, app.deploying = error, False
+                if rollout is None and app.fallback:
+                    app.current = app.target = rollouts.heaviest(app.fallback)
+                    app.split = app.fallback if len(app.fallback) > 1 else {}
+                    app.fallback, app.weights_at = {}, None
+                if rollout is not None:
+                    app.rollout, app.ended = None, rollout
+                    app.rolled_back = rollout.outcome == RolloutOutcome.ROLLED_BACK
             case plan.Settle():
-                app.failure, app.deploying = "", False
+                app.failure, app.deploying, app.fallback = "", False, {}
             case plan.Forget(revision=revision):
                 # What is pinned to a revision resolves its deployments while one of its own replicas lives.
                 own = self.keys(revision).keys() - app.wanted().keys()
@@ -145,6 +185,18 @@ class World:
             case plan.Vanish():
                 assert not app.replicas
                 self.vanished = True
+
+    def check_weights(self, weights: dict[int, float]) -> None:
+        """They add up to 1, and no revision's grows beyond what all routers know to be ready for it."""
+        app = self.app
+        assert abs(sum(weights.values()) - 1.0) < 1e-9
+        assert all(weight > 0 for weight in weights.values())
+        ready = plan.shares_ready(app, self.routed)
+        base = app.base() or {app.target: 1.0}
+        trusted = rollouts.heaviest(base)
+        for number, weight in weights.items():
+            if number != trusted:
+                assert weight <= ready[number] + 1e-9, (number, weights, ready)
 
     def weighted_keys(self, snapshot: Snapshot) -> set[str]:
         """The deployments that new requests go to, by this snapshot."""

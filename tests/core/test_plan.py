@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+
 import pytest
 from fleet_world import World, application, deployment
 from hypothesis import settings
@@ -9,11 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from headrace.core import plan
+from headrace.core.analysis import FAIL, HOLD, PASS, Verdict
 from headrace.core.fleet import callees_first
 from headrace.core.lifecycle import COUNTED, Phase
-from headrace.core.plan import Drain, Promote, Retire, Settle, Start, Stop
+from headrace.core.plan import Drain, Promote, Retire, Settle, Share, Start, Stop
+from headrace.core.rollout import Stage
 from headrace.spec.application import ApplicationSpec
-from headrace.spec.errors import GraphError
+from headrace.spec.errors import GraphError, RolloutError
+from headrace.spec.rollout import BlueGreen, Canary, Command, RollingUpdate, Shadow, Strategy
 
 KEY = "app/D@1"
 
@@ -41,9 +47,10 @@ def test_a_first_deploy_starts_callees_first_and_takes_the_traffic_when_all_is_k
     world.routed = world.snapshot.version - 1
     assert world.round() == []
     world.routed = world.snapshot.version
-    assert world.round() == [Promote()]
+    assert world.round() == [Share({1: 1.0})]
     assert world.round() == []  # the router does not know the weight yet
     world.routed = world.snapshot.version
+    assert [type(action) for action in world.round()] == [Promote]
     assert world.round() == [Settle()]
     assert world.round() == []
     assert world.snapshot.applications["app"].revisions[0].weight == 1.0
@@ -181,6 +188,17 @@ def test_callees_first_takes_long_chains_and_refuses_circles() -> None:
     assert [each.name for each in callees_first(application(*diamond, deployment("D")))] == ["D", "B", "C", "A"]
 
 
+STRATEGIES: list[Strategy] = [
+    RollingUpdate(),
+    RollingUpdate(max_surge=1),
+    RollingUpdate(max_surge=0, max_unavailable=1),
+    Canary(steps=((0.1, 10.0), (0.5, None), (0.9, 0.0))),
+    BlueGreen(hold_s=10.0),
+    Shadow(fraction=0.3, duration_s=10.0),
+    Shadow(duration_s=10.0, promote=False),
+]
+
+
 class AnythingHappens(RuleBasedStateMachine):
     """Deploys, crashes, failures, reports, slow routers and time, in any order."""
 
@@ -188,22 +206,46 @@ class AnythingHappens(RuleBasedStateMachine):
         super().__init__()
         self.world = World()
         self.harmed: set[str] = set()  # keys of which a replica failed since they were last whole
-        self.promised: dict[str, int] = {}  # key -> what the current revision had once, by deploys alone
+        self.promised: dict[str, int] = {}  # key -> how many served at the last look
+        self.unavailable = 1  # the most that a strategy among them lets be missing
 
     @rule(
         door=st.sampled_from("12"),
         shared=st.sampled_from("12"),
         replicas=st.tuples(st.integers(1, 3), st.integers(1, 3)),
         config=st.integers(0, 1),
+        strategy=st.sampled_from(STRATEGIES),
     )
-    def deploy(self, door: str, shared: str, replicas: tuple[int, int], config: int) -> None:
+    def deploy(self, door: str, shared: str, replicas: tuple[int, int], config: int, strategy: Strategy) -> None:
         if not self.world.app.deleting:
             self.world.deploy(
                 application(
                     deployment("D", digest=door, num_replicas=replicas[0], uses=("S",)),
                     deployment("S", digest=shared, num_replicas=replicas[1], user_config=config),
-                )
+                ),
+                strategy,
             )
+
+    @precondition(lambda self: self.world.app.rollout)
+    @rule(says=st.sampled_from([PASS, PASS, HOLD, FAIL]))
+    def the_analysis_says(self, says: str) -> None:
+        self.world.app.verdict = Verdict(says, f"it says {says}")
+
+    @precondition(lambda self: self.world.app.rollout)
+    @rule(command=st.sampled_from(list(Command)))
+    def somebody_commands(self, command: Command) -> None:
+        with contextlib.suppress(RolloutError):  # it may make no sense now
+            self.world.command(command)
+
+    @precondition(lambda self: self.world.app.current and not self.world.app.rollout and not self.world.app.deleting)
+    @rule(data=st.data(), share=st.sampled_from([0.0, 0.1, 0.5]))
+    def somebody_shares_the_traffic(self, data: st.DataObject, share: float) -> None:
+        app = self.world.app
+        other = data.draw(st.sampled_from(sorted(app.revisions)))
+        if other != app.current and share:
+            self.world.split({app.current: 1.0 - share, other: share})
+        else:
+            self.world.split({other: 1.0})
 
     @precondition(lambda self: self.world.app.target and not self.world.vanished)
     @rule()
@@ -258,18 +300,28 @@ class AnythingHappens(RuleBasedStateMachine):
         self.world.now += seconds
 
     @invariant()
-    def capacity_is_never_lost_to_a_deploy(self) -> None:
+    def who_has_traffic_has_replicas_for_it(self) -> None:
+        """Unless one died since: replicas of a revision never get fewer than its weight needs by anything we do."""
         app = self.world.app
-        if not app.current or app.deleting:
+        if app.deleting:
             return
-        for key, spec in self.world.keys(app.current).items():
-            serving = sum(replica.phase is Phase.RUNNING for replica in app.of(key))
-            whole = min(spec.options.num_replicas, self.promised.get(key, 0))
-            if serving >= spec.options.num_replicas:
-                self.harmed.discard(key)
+        for number, weight in app.weights.items():
+            for key, spec in self.world.keys(number).items():
+                serving = sum(replica.phase is Phase.RUNNING for replica in app.of(key))
+                count = spec.options.num_replicas
+                needed = math.ceil(count * weight - 1e-6) - self.unavailable
+                if serving >= count:
+                    self.harmed.discard(key)
+                promised = min(needed, self.promised.get(key, 0))
                 self.promised[key] = serving
-            elif key not in self.harmed:
-                assert serving >= whole, f"{key} went from {self.promised[key]} to {serving} replicas"
+                assert serving >= promised or key in self.harmed, f"{key} has {serving} replicas for {weight:.0%}"
+
+    @invariant()
+    def weights_add_up(self) -> None:
+        app = self.world.app
+        if app.weights:
+            assert sum(app.weights.values()) == pytest.approx(1.0)
+            assert set(app.weights) <= set(app.revisions)
 
     @invariant()
     def routes_name_what_is_there(self) -> None:
@@ -278,25 +330,32 @@ class AnythingHappens(RuleBasedStateMachine):
             for revision in entry.revisions:
                 for name, key in revision.deployments.items():
                     assert snapshot.deployments[key].name == name
-            assert sum(revision.weight for revision in entry.revisions) in (0.0, 1.0)
+            total = sum(revision.weight for revision in entry.revisions)
+            assert total == 0.0 or total == pytest.approx(1.0)
 
     def teardown(self) -> None:
-        """When all goes well from now on, it comes to be as it should."""
+        """When all goes well from now on, it comes to be as it should; an abort leaves the last good one."""
         world = self.world
-        if not world.app.target:
-            return
-        world.run()
         app = world.app
+        if not app.target:
+            return
+        base = app.base()
+        if app.rollout is not None and app.rollout.stage is not Stage.RETREATING and not app.deleting:
+            world.command(Command.ABORT)
+        world.run()
         if app.deleting:
             assert world.vanished
             return
-        assert app.current == app.target or app.failure
-        assert set(app.revisions) == {app.target, app.current} - {0}
-        live = app.current
-        for key, spec in (world.keys(live) if live else {}).items():
-            assert world.serving(key) == spec.options.num_replicas
+        if app.ended is not None and app.failure and base:
+            assert app.base() == base
+        assert app.rollout is None
+        assert app.weights == pytest.approx(app.base())
+        assert set(app.revisions) == ({app.target, app.current, *app.split} - {0})
+        wanted = app.wanted()
+        for key in wanted:
+            assert world.serving(key) == app.number_wanted(key) > 0
         assert all(replica.phase is Phase.RUNNING for replica in app.replicas.values())
-        assert {replica.key for replica in app.replicas.values()} == (set(world.keys(live)) if live else set())
+        assert {replica.key for replica in app.replicas.values()} == set(wanted)
         world.delete()
         world.run()
         assert world.vanished

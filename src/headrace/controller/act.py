@@ -10,17 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
+
+from headrace.controller.history import Chronicle
 from headrace.controller.registry import Registry
 from headrace.controller.waiters import Waiters
 from headrace.core import plan
+from headrace.core import rollout as rollouts
 from headrace.core.fleet import Application, Replica
 from headrace.core.lifecycle import COUNTED, Event, Phase
+from headrace.core.rollout import Rollout, Stage
 from headrace.engine.base import Engine, ProcessRequest, Resources
 from headrace.spec.application import DeploymentSpec
+from headrace.spec.counts import Mirrored
 from headrace.spec.errors import DeployFailedError, HeadraceError, OptionError, ResourcesShortError
+from headrace.spec.status import RolloutOutcome
 from headrace.wire.channel import ControlChannel
 from headrace.wire.control import (
     Deployed,
@@ -56,12 +64,14 @@ class Actor:
         engine: Engine,
         registry: Registry,
         waiters: Waiters,
+        history: Chronicle,
         version: Callable[[], int],
         wake: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._registry = registry
         self._waiters = waiters
+        self._history = history
         self._version = version
         self._wake = wake
         self._channels: dict[str, ControlChannel] = {}
@@ -100,10 +110,14 @@ class Actor:
                 self._stop(app, app.replicas[id], grace_s, error, now)
             case plan.Reconfigure(id=id, spec=spec):
                 self._reconfigure(app.replicas[id], spec, now)
-            case plan.Promote():
-                self._promote(app)
-            case plan.Abandon(error=error, kind=kind):
-                self._abandon(app, error, kind)
+            case plan.Share(weights=weights):
+                self._share(app, weights)
+            case plan.Advance(rollout=rollout):
+                self._advance(app, rollout)
+            case plan.Promote(rollout=rollout):
+                self._promote(app, rollout)
+            case plan.Abandon(error=error, kind=kind, rollout=rollout):
+                self._abandon(app, error, kind, rollout)
             case plan.Settle():
                 self._settle(app)
             case plan.Forget(revision=revision):
@@ -251,44 +265,107 @@ class Actor:
         channel = self._channels.get(replica.process_id)
         return channel is not None and channel.send(message)
 
+    def mirrored(self, app: Application) -> Mirrored | None:
+        """What became of the requests that were mirrored in the rollout under way, or the last one."""
+        return None
+
     # --- revisions --------------------------------------------------------------------------------------------------
 
-    def _promote(self, app: Application) -> None:
-        before, app.current = app.current, app.target
+    def _share(self, app: Application, weights: dict[int, float]) -> None:
+        for number, weight in app.weights.items():
+            app.former[number] = max(app.former.get(number, 0.0), weight)
+        before, app.weights = app.weights, weights
         app.weights_at = None
         self._registry.keep(app)
+        shares = ", ".join(f"{weight:.1%} to revision {number}" for number, weight in weights.items())
+        logger.info("the traffic of application %r goes %s", app.name, shares)
+        number = app.rollout.revision if app.rollout is not None else rollouts.heaviest(weights)
+        if before:
+            self._waiters.progress(app.name, f"the traffic goes {shares}")
+        self._history.event(app.name, number, "traffic", shares, at=time.time())
+        if number in weights:
+            self._waiters.reached(app.name, Deployed(app.name, number, self._version()))
+
+    def _advance(self, app: Application, rollout: Rollout) -> None:
+        app.rollout = rollout
+        self._registry.keep(app)
+        what = f"revision {rollout.revision}: {rollouts.describe(rollout)}"
+        logger.info("application %r, %s", app.name, what)
+        self._waiters.progress(app.name, what)
+        if rollout.stage is Stage.WATCHING:  # of a shadow, all that it gets
+            self._waiters.reached(app.name, Deployed(app.name, rollout.revision, self._version()))
+        self._history.event(app.name, rollout.revision, rollout.stage.value, rollouts.describe(rollout), at=time.time())
+
+    def _promote(self, app: Application, rollout: Rollout) -> None:
+        before, app.current = app.current, rollout.revision
+        app.rollout, app.ended = None, rollout
+        app.split = {}
+        app.weights_at = None
+        self._registry.keep(app)
+        self.ended(app, rollout)
         logger.info("revision %d of application %r takes the traffic", app.current, app.name)
         if before:
             self._waiters.progress(app.name, f"revision {app.current} takes the traffic from revision {before}")
 
-    def _abandon(self, app: Application, error: str, kind: str) -> None:
+    def _abandon(self, app: Application, error: str, kind: str, rollout: Rollout | None) -> None:
         app.failure = error
         app.deploying = False
         what = "did not come up"
+        if rollout is not None:
+            app.rollout, app.ended = None, rollout
+            app.rolled_back = rollout.outcome == RolloutOutcome.ROLLED_BACK
+            self.ended(app, rollout)
         if app.before is not None:
             what = "did not take its new options, and goes on with those before"
+        elif app.rolled_back:
+            what = f"was rolled back; revision {rollouts.heaviest(app.base())} has the traffic"
         elif app.current:
             what = f"did not come up; revision {app.current} goes on serving as before"
         message = f"application {app.name!r}, revision {app.target}, {what}: {error}"
         self._registry.restore_target(app)
+        if rollout is None and app.fallback:
+            app.current = app.target = rollouts.heaviest(app.fallback)
+            app.split = app.fallback if len(app.fallback) > 1 else {}
+            app.fallback = {}
+            app.weights_at = None
         self._registry.keep(app)
         logger.error("application %r, revision %d, %s: %s", app.name, app.target, what, last_line(error))
         self._waiters.end_deploy(app.name, Failed(kind, message))
+        outcome = rollout.outcome if rollout is not None else RolloutOutcome.FAILED.value
+        self._waiters.end_rollout(
+            app.name, Deployed(app.name, rollouts.heaviest(app.base()), self._version(), outcome, error)
+        )
 
     def _settle(self, app: Application) -> None:
         app.failure = ""
         app.before = None
+        app.fallback = {}
         app.deploying = False
         for key in app.wanted():
             app.failures_of(key).starts = 0
         self._registry.keep(app)
         logger.info("application %r runs as revision %d", app.name, app.current)
-        self._waiters.end_deploy(app.name, Deployed(app.name, app.current, self._version()))
+        outcome, reason = (app.ended.outcome, app.ended.reason) if app.ended is not None else ("", "")
+        answer = Deployed(app.name, app.current, self._version(), outcome, reason)
+        self._waiters.end_deploy(app.name, answer)
+        self._waiters.end_rollout(app.name, answer)
 
-    def supersede(self, app: str, by: int) -> None:
+    def ended(self, app: Application, rollout: Rollout) -> None:
+        """Note how a rollout has ended, and keep no more of the past than the application asks for."""
+        self._history.end(app.name, rollout.revision, rollout.outcome, rollout.reason, time.time())
+        in_use = {app.target, app.current, *app.weights, *app.split, *app.shadows, *app.base()}
+        self._history.prune(app.name, app.spec.history, in_use)
+
+    def supersede(self, app: Application, by: int) -> None:
         """Tell those who wait for the deploy before this one that it will not be."""
-        error = DeployFailedError(f"application {app!r} was deployed again meanwhile: revision {by} takes its place")
-        self._waiters.end_deploy(app, Failed(type(error).__name__, str(error)))
+        if app.rollout is not None:
+            reason = f"revision {by} was deployed meanwhile"
+            ended = msgspec.structs.replace(app.rollout, outcome=RolloutOutcome.SUPERSEDED.value, reason=reason)
+            self.ended(app, ended)
+        error = DeployFailedError(
+            f"application {app.name!r} was deployed again meanwhile: revision {by} takes its place"
+        )
+        self._waiters.end_deploy(app.name, Failed(type(error).__name__, str(error)))
 
     def started(self, replica: Replica) -> None:
         """The replica takes calls: tell who waits."""

@@ -16,9 +16,11 @@ from collections.abc import Callable
 from headrace.controller.act import Actor
 from headrace.controller.api import ControlServer
 from headrace.controller.census import Census
+from headrace.controller.delivery import Delivery
 from headrace.controller.feed import Feed
 from headrace.controller.history import Chronicle
 from headrace.controller.operations import Operations
+from headrace.controller.packs import Packs
 from headrace.controller.proxies import Proxies
 from headrace.controller.reconcile import Reconciler
 from headrace.controller.registry import Registry
@@ -63,6 +65,7 @@ class Controller:
         self.waiters = Waiters()
         self.registry = Registry(self.store, directory, policy)
         self.history = Chronicle(self.store)
+        self.packs = Packs(directory)
         self.ended = asyncio.Event()
         self.actor = Actor(
             engine, self.registry, self.waiters, self.history, lambda: self.feed.snapshot.version, self.wake
@@ -79,16 +82,29 @@ class Controller:
             write=self._write,
             after_round=self._check_end,
         )
+        self.delivery = Delivery(
+            registry=self.registry,
+            history=self.history,
+            store=self.store,
+            packs=self.packs,
+            actor=self.actor,
+            waiters=self.waiters,
+            version=lambda: self.feed.snapshot.version,
+            routed=self.feed.routed,
+            again=lambda operation, waiter: self.operations.take(operation, waiter, asyncio.get_running_loop().time()),
+        )
         self.operations = Operations(
             engine=engine,
             registry=self.registry,
             history=self.history,
             store=self.store,
+            packs=self.packs,
             actor=self.actor,
             waiters=self.waiters,
             proxies=self.proxies,
             feed=self.feed,
             census=census,
+            delivery=self.delivery,
             wake=self.wake,
             end=self.end,
             spawn=self.actor.spawn,
@@ -133,6 +149,7 @@ class Controller:
             await self.server.close()
             await self.actor.close()
             await self.engine.close()
+            self.packs.close()
             self.store.close()
 
     async def _recover(self) -> None:
@@ -146,6 +163,8 @@ class Controller:
         self.feed.begin(published, version)
         self.registry.load()
         self.history.load()
+        if self.store.set_aside is None:
+            self.delivery.prune_packs()
         self.proxies.options = self.store.http_options()
         self.proxies.grpc = self.store.grpc_service()
         now = asyncio.get_running_loop().time()

@@ -7,7 +7,6 @@ acts on; answers, at once or when it is done.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -15,41 +14,44 @@ import msgspec
 
 from headrace.controller.act import Actor
 from headrace.controller.census import Census
+from headrace.controller.delivery import Delivery
 from headrace.controller.feed import Feed
 from headrace.controller.history import Chronicle
+from headrace.controller.packs import Packs
 from headrace.controller.proxies import Proxies
 from headrace.controller.registry import Registry
 from headrace.controller.store import Store
 from headrace.controller.waiters import Waiter, Waiters
-from headrace.core.fleet import Application, callees_first
+from headrace.core.fleet import Application
 from headrace.core.status import serve_status
 from headrace.engine.base import Engine
-from headrace.spec.application import ApplicationSpec
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import (
     ApplicationNotFound,
     DeployFailedError,
-    GraphError,
     HeadraceError,
     InstanceError,
-    OptionError,
     PortBusyError,
     RevisionNotFound,
 )
 from headrace.spec.grpc import GrpcService
 from headrace.wire.control import (
+    ControlRollout,
     Delete,
     Deploy,
-    Deployed,
     Done,
     Failed,
     GetHistory,
     GetRevision,
+    GetRollout,
     GetSnapshot,
     GetStatus,
     Operation,
     Past,
     Revision,
+    Rollback,
+    SetShadow,
+    SetTraffic,
     Shutdown,
     SnapshotMessage,
     StartHTTP,
@@ -69,11 +71,13 @@ class Operations:
         registry: Registry,
         history: Chronicle,
         store: Store,
+        packs: Packs,
         actor: Actor,
         waiters: Waiters,
         proxies: Proxies,
         feed: Feed,
         census: Census,
+        delivery: Delivery,
         wake: Callable[[], None],
         end: Callable[[], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
@@ -82,6 +86,7 @@ class Operations:
         self._registry = registry
         self._history = history
         self._store = store
+        self._packs = packs
         self._actor = actor
         self._waiters = waiters
         self._proxies = proxies
@@ -90,7 +95,7 @@ class Operations:
         self._wake = wake
         self._end = end
         self._spawn = spawn
-        self.waiting: dict[str, tuple[Deploy, Waiter]] = {}
+        self._delivery = delivery
         self.ending = False
 
     def __repr__(self) -> str:
@@ -160,7 +165,7 @@ class Operations:
         if spec is None:
             kept = ", ".join(map(str, self._history.kept(name))) or "none"
             raise RevisionNotFound(f"revision {number} of application {name!r} is not kept; those that are: {kept}")
-        return Revision(number, spec)
+        return Revision(number, spec, self._packs.load([spec.environment.pack]))
 
     def _not_found(self, name: str) -> ApplicationNotFound:
         known = ", ".join(sorted(self._registry.apps)) or "none"

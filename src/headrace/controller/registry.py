@@ -6,11 +6,14 @@ In: changes from the reconciler and the operations. Out: the records, by applica
 from __future__ import annotations
 
 from headrace.controller.store import Store
+from headrace.core import rollout as rollouts
+from headrace.core.analysis import PASS, Evidence, Verdict
 from headrace.core.fleet import Application, Replica
 from headrace.core.plan import Start
 from headrace.core.restart import RestartPolicy
 from headrace.engine.directory import InstanceDirectory
 from headrace.spec.application import ApplicationSpec
+from headrace.spec.rollout import Strategy
 
 
 class Registry:
@@ -48,16 +51,40 @@ class Registry:
         """The application that the replica belongs to."""
         return self.apps[replica.app]
 
-    def add_revision(self, spec: ApplicationSpec, now_s: float) -> Application:
-        """The application with a new revision as its target. `now_s` is seconds since the epoch."""
-        app = self.apps.get(spec.name)
+    def application(self, name: str, newest: int = 0) -> Application:
+        """The application of this name, a new one where there is none, whose revisions are numbered from `newest`."""
+        app = self.apps.get(name)
         if app is None:
-            app = self.apps[spec.name] = Application(name=spec.name, policy=self._policy)
-        app.target += 1
-        app.before = None
-        app.revisions[app.target] = spec
-        self._begin(app, now_s)
+            app = self.apps[name] = Application(name=name, newest=newest, policy=self._policy)
         return app
+
+    def begin_rollout(
+        self, app: Application, number: int, spec: ApplicationSpec, strategy: Strategy, now: float, now_s: float
+    ) -> None:
+        """Have the revision take over the traffic. `now` is the loop's time, `now_s` seconds since the epoch."""
+        base = app.base()
+        app.newest = max(app.newest, number)
+        app.target = number
+        app.before = None
+        app.fallback = {}
+        app.revisions[number] = spec
+        app.rollout = rollouts.begin(number, base, strategy, now)
+        app.evidence, app.verdict = Evidence(), Verdict(PASS)
+        self._begin(app, now_s)
+
+    def revive(self, app: Application, number: int, spec: ApplicationSpec) -> None:
+        """Have a former revision among those that may have replicas again."""
+        if number not in app.revisions:
+            app.revisions[number] = spec
+            self._store.keep_revision(app, number)
+
+    def share_traffic(self, app: Application, weights: dict[int, float], now_s: float) -> None:
+        """Share the traffic so, until somebody changes it. All revisions named are there."""
+        app.fallback = app.base()
+        app.split = dict(weights) if len(weights) > 1 else {}
+        app.current = app.target = rollouts.heaviest(weights)
+        app.weights_at = None
+        self._begin(app, now_s)
 
     def replace_target(self, app: Application, spec: ApplicationSpec, now_s: float) -> None:
         """Put other options in the target's place; its code is the same."""
@@ -69,6 +96,7 @@ class Registry:
 
     def _begin(self, app: Application, now_s: float) -> None:
         app.failure = ""
+        app.rolled_back = False
         app.deploying = True
         app.deployed_at = now_s
         for failures in app.failures.values():

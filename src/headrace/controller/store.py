@@ -16,12 +16,16 @@ from typing import Any
 
 import msgspec
 
+from headrace.core.analysis import Evidence
 from headrace.core.fleet import Application, Replica
+from headrace.core.rollout import Rollout
 from headrace.spec.application import ApplicationSpec
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import InstanceError
 from headrace.spec.grpc import GrpcService
+from headrace.spec.rollout import ShadowTraffic
 from headrace.spec.status import HistoryEvent, RevisionRecord
+from headrace.spec.sticky import Sticky
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +35,8 @@ _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE applications (
     name TEXT PRIMARY KEY, target INTEGER NOT NULL, current INTEGER NOT NULL, failure TEXT NOT NULL,
-    deleting INTEGER NOT NULL, deploying INTEGER NOT NULL, next_replica INTEGER NOT NULL, deployed_at REAL NOT NULL
+    deleting INTEGER NOT NULL, deploying INTEGER NOT NULL, next_replica INTEGER NOT NULL, deployed_at REAL NOT NULL,
+    traffic BLOB NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE revisions (
     app TEXT NOT NULL REFERENCES applications ON DELETE CASCADE, number INTEGER NOT NULL, spec BLOB NOT NULL,
@@ -69,8 +74,28 @@ _PASSING = frozenset(
 )
 
 _Statement = tuple[str, tuple[Any, ...]]
+
+
+class _Traffic(msgspec.Struct, kw_only=True):
+    """What is kept of how an application's traffic is shared, under the names that the record has."""
+
+    newest: int = 0
+    weights: dict[int, float] = {}
+    former: dict[int, float] = {}
+    rollout: Rollout | None = None
+    ended: Rollout | None = None
+    split: dict[int, float] = {}
+    fallback: dict[int, float] = {}
+    shadows: dict[int, ShadowTraffic] = {}
+    sticky: Sticky | None = None
+    keyless: bool = False
+    evidence: Evidence = msgspec.field(default_factory=Evidence)
+    rolled_back: bool = False
+
+
 _KEEP_SPEC = "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)"
 
+_decode_traffic = msgspec.msgpack.Decoder(_Traffic).decode
 _decode_spec = msgspec.msgpack.Decoder(ApplicationSpec).decode
 _decode_record = msgspec.msgpack.Decoder(RevisionRecord).decode
 _decode_event = msgspec.msgpack.Decoder(HistoryEvent).decode
@@ -264,6 +289,10 @@ class Store:
                 " FROM applications"
             )
         }
+        for name, traffic in database.execute("SELECT name, traffic FROM applications"):
+            kept = _decode_traffic(traffic)
+            for field in _Traffic.__struct_fields__:
+                setattr(apps[name], field, getattr(kept, field))
         for app, number, spec in database.execute("SELECT app, number, spec FROM revisions ORDER BY number"):
             apps[app].revisions[number] = _decode_spec(spec)
         for app, spec in database.execute("SELECT app, spec FROM befores"):
@@ -382,10 +411,10 @@ class Store:
 
 def _of_application(app: Application) -> _Statement:
     return (
-        "INSERT INTO applications VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+        "INSERT INTO applications VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
         " target = excluded.target, current = excluded.current, failure = excluded.failure,"
         " deleting = excluded.deleting, deploying = excluded.deploying,"
-        " next_replica = excluded.next_replica, deployed_at = excluded.deployed_at",
+        " next_replica = excluded.next_replica, deployed_at = excluded.deployed_at, traffic = excluded.traffic",
         (
             app.name,
             app.target,
@@ -395,5 +424,6 @@ def _of_application(app: Application) -> _Statement:
             app.deploying,
             app.next_replica,
             app.deployed_at,
+            _encode(_Traffic(**{field: getattr(app, field) for field in _Traffic.__struct_fields__})),
         ),
     )

@@ -43,15 +43,39 @@ class Waiters:
 
     def __init__(self) -> None:
         self._deploys: dict[str, list[Waiter]] = {}
+        self._first: dict[str, list[Waiter]] = {}
+        self._ends: dict[str, list[Waiter]] = {}
         self._deletes: dict[str, list[Waiter]] = {}
         self._gone: dict[str, Callable[[], None]] = {}
 
     def __len__(self) -> int:
-        return sum(len(waiters) for waiters in (*self._deploys.values(), *self._deletes.values()))
+        return sum(
+            len(waiters)
+            for waiters in (
+                *self._deploys.values(),
+                *self._first.values(),
+                *self._ends.values(),
+                *self._deletes.values(),
+            )
+        )
 
-    def add_deploy(self, app: str, waiter: Waiter) -> None:
-        """The waiter wants to know how the deploy ends."""
-        self._deploys.setdefault(app, []).append(waiter)
+    def add_deploy(self, app: str, waiter: Waiter, *, to_the_end: bool = True) -> None:
+        """The waiter wants to know how the deploy ends, or only when the revision has its first traffic."""
+        (self._deploys if to_the_end else self._first).setdefault(app, []).append(waiter)
+
+    def add_end(self, app: str, waiter: Waiter) -> None:
+        """The waiter wants to know that the rollout has ended, however it does."""
+        self._ends.setdefault(app, []).append(waiter)
+
+    def end_rollout(self, app: str, answer: Answer) -> None:
+        """Answer those who wait for the end of the rollout, however it is."""
+        for waiter in self._ends.pop(app, ()):
+            waiter.answer(answer)
+
+    def reached(self, app: str, answer: Answer) -> None:
+        """Answer those who wait for the first traffic."""
+        for waiter in self._first.pop(app, ()):
+            waiter.answer(answer)
 
     def add_delete(self, app: str, waiter: Waiter) -> None:
         """The waiter wants to know when the application is gone."""
@@ -63,12 +87,12 @@ class Waiters:
 
     def progress(self, app: str, line: str) -> None:
         """Tell those who wait for the deploy."""
-        for waiter in self._deploys.get(app, ()):
+        for waiter in (*self._deploys.get(app, ()), *self._first.get(app, ()), *self._ends.get(app, ())):
             waiter.progress(line)
 
     def end_deploy(self, app: str, answer: Answer) -> None:
         """Answer those who wait for the deploy."""
-        for waiter in self._deploys.pop(app, ()):
+        for waiter in (*self._deploys.pop(app, ()), *self._first.pop(app, ())):
             waiter.answer(answer)
 
     def end_delete(self, app: str, answer: Answer) -> None:

@@ -6,13 +6,19 @@ times are monotonic seconds of the controller's loop; versions are versions of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from headrace.core import rollout as rollouts
+from headrace.core.analysis import PASS, Evidence, Verdict
 from headrace.core.lifecycle import COUNTED, Event, Phase, advance
 from headrace.core.restart import RestartPolicy, Restarts
+from headrace.core.rollout import Rollout, Stage
 from headrace.spec.application import ApplicationSpec, DeploymentSpec
 from headrace.spec.errors import GraphError
+from headrace.spec.rollout import RollingUpdate, ShadowTraffic
+from headrace.spec.sticky import Sticky
 
 
 def entry_key(app: str, deployment: DeploymentSpec) -> str:
@@ -77,18 +83,37 @@ class Failures:
 
 @dataclass(slots=True, kw_only=True)
 class Application:
-    """One application. `target` is the revision that was deployed last, `current` the one with the traffic (0: none).
+    """One application. `target` is the revision that was deployed last, or gone back to; `current` the last one that
+    was given the traffic for good (0: none yet), `newest` the highest number there was.
 
-    `failure` says why the target was given up ("" while it was not). `deploying` lasts from a deploy until the target
-    runs as specified or is given up. `weights_at` is the first version with the present weights (None: not published).
-    `before` is what the target was before its options were changed in place, while that is not settled.
+    `weights` share the traffic among revisions, `former` are those of before while some router may go by them still;
+    `weights_at` is the first version with the present ones (None: not published). `rollout` is under way, `ended` the
+    last one that was. `split` are the weights that somebody asked for, `fallback` what they were before, `shadows` what
+    is mirrored, `sticky` what requests keep to a revision by, where that is not as the revision says.
+
+    `failure` says why the target was given up ("" while it was not); `rolled_back` that it had come up before.
+    `deploying` lasts from a deploy until the target runs as specified or is given up. `before` is what the target was
+    before its options were changed in place, while that is not settled.
     """
 
     name: str
     revisions: dict[int, ApplicationSpec] = field(default_factory=dict)
     target: int = 0
     current: int = 0
+    newest: int = 0
+    weights: dict[int, float] = field(default_factory=dict)
+    former: dict[int, float] = field(default_factory=dict)
+    rollout: Rollout | None = None
+    ended: Rollout | None = None
+    split: dict[int, float] = field(default_factory=dict)
+    fallback: dict[int, float] = field(default_factory=dict)
+    shadows: dict[int, ShadowTraffic] = field(default_factory=dict)
+    sticky: Sticky | None = None
+    keyless: bool = False
+    evidence: Evidence = field(default_factory=Evidence)
+    verdict: Verdict = field(default_factory=lambda: Verdict(PASS))
     failure: str = ""
+    rolled_back: bool = False
     deleting: bool = False
     deploying: bool = False
     next_replica: int = 1
@@ -104,12 +129,33 @@ class Application:
         """As it was deployed last."""
         return self.revisions[self.target]
 
-    def live(self) -> list[int]:
-        """The revisions that should have their replicas: the one with the traffic first, then the target."""
+    def capacity(self) -> dict[int, float]:
+        """The share of its replicas that each revision needs, for the traffic that it has or is to have."""
         if self.deleting:
-            return []
-        numbers = [self.current] if self.failure or self.current == self.target else [self.current, self.target]
-        return [number for number in numbers if number]
+            return {}
+        held = dict(self.weights)
+        for number, weight in self.former.items():
+            held[number] = max(held.get(number, 0.0), weight)
+        if self.rollout is not None:
+            needed = rollouts.capacity(self.rollout, held)
+        else:
+            needed = held
+            for number, weight in (self.split or {self.current: 1.0}).items():
+                needed[number] = max(needed.get(number, 0.0), weight)
+        for number, shadow in self.shadows.items():
+            needed[number] = max(needed.get(number, 0.0), shadow.fraction)
+        return {number: min(1.0, share) for number, share in needed.items() if number in self.revisions}
+
+    def live(self) -> list[int]:
+        """The revisions that should have replicas: those with the most traffic first."""
+        weights = self.weights
+        return sorted(self.capacity(), key=lambda number: (-weights.get(number, 0.0), number))
+
+    def base(self) -> dict[int, float]:
+        """The weights that a new rollout begins with, and that it goes back to when it fails."""
+        if self.rollout is not None:
+            return dict(self.rollout.base)
+        return dict(self.split) if self.split else {self.current: 1.0} if self.current else {}
 
     def wanted(self) -> dict[str, DeploymentSpec]:
         """Key -> specification of each deployment that should have replicas, callees before callers.
@@ -124,16 +170,55 @@ class Application:
         return wanted
 
     def number_wanted(self, key: str) -> int:
-        """How many replicas a deployment should have: the most that a live revision asks for."""
-        return max(
-            (
-                deployment.options.num_replicas
-                for number in self.live()
-                for deployment in self.revisions[number].deployments
-                if entry_key(self.name, deployment) == key
-            ),
-            default=0,
-        )
+        """How many replicas a deployment should have, for all live revisions that share it."""
+        number, share = 0, 0.0
+        for revision, needed in self.capacity().items():
+            deployment = self.deployment_of(revision, key)
+            if deployment is not None:
+                number = max(number, deployment.options.num_replicas)
+                share += needed
+        wanted = math.ceil(number * min(1.0, share) - 1e-6)
+        if number and self.rollout is not None and self.rollout.base:
+            return self._number_in_turn(self.rollout, key, number, wanted)
+        return wanted
+
+    def _number_in_turn(self, rollout: Rollout, key: str, number: int, wanted: int) -> int:
+        """The same in a rolling update: new replicas as old ones go, in the bounds that its strategy sets."""
+        strategy = rollout.strategy
+        in_turn = isinstance(strategy, RollingUpdate) and rollout.stage is Stage.FINISHING
+        if self.deployment_of(rollout.revision, key) is not None:
+            shared = any(self.deployment_of(revision, key) is not None for revision in rollout.base)
+            if not in_turn or shared:
+                return wanted
+            assert isinstance(strategy, RollingUpdate)
+            others = self._others(key)
+            most = max(number, sum(each for _, each in others)) + _slots(strategy.max_surge, number, math.ceil)
+            room = most - sum(len(self.counted(other)) for other, _ in others)
+            return min(number, max(room, len(self.counted(key))))
+        # Of a revision that is there until the end of the rollout: something of it stays to the last.
+        if in_turn:
+            assert isinstance(strategy, RollingUpdate)
+            return max(0, max(1, wanted) - _slots(strategy.max_unavailable, number, math.floor))
+        return max(1, wanted)
+
+    def _others(self, key: str) -> list[tuple[str, int]]:
+        """What the deployment of this key replaces: (key, number of replicas) of those of its name in the base."""
+        name = key.removeprefix(f"{self.name}/").rpartition("@")[0]
+        found: dict[str, int] = {}
+        for revision in self.rollout.base if self.rollout is not None else ():
+            for deployment in self.revisions[revision].deployments if revision in self.revisions else ():
+                other = entry_key(self.name, deployment)
+                if deployment.name == name and other != key:
+                    found[other] = deployment.options.num_replicas
+        return list(found.items())
+
+    def deployment_of(self, revision: int, key: str) -> DeploymentSpec | None:
+        """The deployment of this key in the revision, if it is part of it."""
+        spec = self.revisions.get(revision)
+        for deployment in spec.deployments if spec is not None else ():
+            if entry_key(self.name, deployment) == key:
+                return deployment
+        return None
 
     def of(self, key: str) -> Iterator[Replica]:
         """The replicas of a deployment, in order of starting."""
@@ -148,6 +233,11 @@ class Application:
         if key not in self.failures:
             self.failures[key] = Failures(restarts=Restarts(self.policy))
         return self.failures[key]
+
+
+def _slots(given: float, number: int, rounded: Callable[[float], int]) -> int:
+    """A number of replicas: as given, or a share of so many."""
+    return given if isinstance(given, int) else rounded(given * number)
 
 
 def callees_first(spec: ApplicationSpec) -> list[DeploymentSpec]:

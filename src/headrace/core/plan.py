@@ -11,11 +11,16 @@ it any more.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
+from headrace.core import rollout as rollouts
 from headrace.core.fleet import Application, Replica, callees_first, entry_key
 from headrace.core.lifecycle import Phase
-from headrace.spec.application import ApplicationSpec, DeploymentSpec
+from headrace.core.rollout import Rollout, Seen, Stage
+from headrace.spec.application import DeploymentSpec
+from headrace.spec.status import RolloutOutcome
 
 DRAIN_MARGIN_S = 5.0  # beyond its deadline, for a draining process to exit by itself
 KILL_GRACE_S = 2.0
@@ -58,15 +63,33 @@ class Reconfigure(msgspec.Struct, frozen=True):
     spec: DeploymentSpec
 
 
+class Share(msgspec.Struct, frozen=True):
+    """Share the traffic so among the revisions."""
+
+    weights: dict[int, float]
+
+
+class Advance(msgspec.Struct, frozen=True):
+    """The rollout has come this far."""
+
+    rollout: Rollout
+
+
 class Promote(msgspec.Struct, frozen=True):
-    """Move the weight to the target."""
+    """The rollout has ended well: the target is the revision to go back to from now on."""
+
+    rollout: Rollout
 
 
 class Abandon(msgspec.Struct, frozen=True):
-    """Give the target up; what had the traffic keeps it. `kind` names the class of the error."""
+    """Give the target up; what had the traffic has it again. `kind` names the class of the error.
+
+    `rollout` is how it ended, None where the options of a deployment were to change in place.
+    """
 
     error: str
     kind: str = "DeployFailedError"
+    rollout: Rollout | None = None
 
 
 class Settle(msgspec.Struct, frozen=True):
@@ -83,7 +106,7 @@ class Vanish(msgspec.Struct, frozen=True):
     """The application was to be deleted and has no replica left."""
 
 
-Action = Start | Retire | Drain | Stop | Reconfigure | Promote | Abandon | Settle | Forget | Vanish
+Action = Start | Retire | Drain | Stop | Reconfigure | Share | Advance | Promote | Abandon | Settle | Forget | Vanish
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -101,8 +124,10 @@ def start_limit(spec: DeploymentSpec) -> int:
 
 def plan_application(app: Application, routed: int, now: float) -> Plan:
     """The actions that bring the application nearer to what it should be. Changes nothing but due restarts, which it
-    takes up.
+    takes up, and forgets the former weights that no router goes by any more.
     """
+    if app.former and app.weights_at is not None and app.weights_at <= routed:
+        app.former = {}
     planner = _Planner(app, routed, now)
     planner.plan()
     return Plan(planner.actions, planner.wake_at)
@@ -123,7 +148,7 @@ class _Planner:
     def plan(self) -> None:
         app = self.app
         self.plan_target()
-        if any(isinstance(action, Abandon | Promote | Settle) for action in self.actions):
+        if self.actions:
             return  # what is wanted changes with it: plan again
         for key, spec in self.wanted.items():
             self.plan_number(key, spec)
@@ -138,45 +163,88 @@ class _Planner:
             self.wake_at = when
 
     def plan_target(self) -> None:
-        """Whether the target has failed, may take the traffic, or runs as specified."""
+        """How far the rollout of the target may go, or whether the target runs as specified."""
         app = self.app
         if app.deleting:
             return
-        if app.deploying:
-            for deployment in callees_first(app.spec):
-                failures = app.failures.get(entry_key(app.name, deployment))
-                if failures is not None and failures.final:
-                    self.actions.append(Abandon(f"deployment {deployment.name}: {failures.error}", failures.final))
-                    return
-                if failures is not None and failures.starts >= start_limit(deployment):
-                    error = f"deployment {deployment.name} failed to start {failures.starts} times; its last error:"
-                    self.actions.append(Abandon(f"{error}\n{failures.error}"))
-                    return
-        if app.target != app.current:
-            if not app.failure and self.is_ready(app.spec):
-                self.actions.append(Promote())
-        elif app.deploying and self.is_settled():
+        if app.rollout is not None:
+            self.plan_rollout(app.rollout)
+            return
+        error, kind = self.failure_of_target()
+        if error:
+            self.actions.append(Abandon(error, kind))
+        elif app.split:
+            self.plan_weights(app.split, rollouts.heaviest(app.split))
+        elif app.current:
+            self.plan_weights({app.current: 1.0}, app.current)
+        if not self.actions and app.deploying and self.is_settled():
             self.actions.append(Settle())
 
-    def is_ready(self, spec: ApplicationSpec) -> bool:
-        """Whether all that the specification asks for takes calls, and every router knows it."""
-        for deployment in spec.deployments:
-            known = sum(
-                replica.phase is Phase.RUNNING and replica.listed_at is not None and replica.listed_at <= self.routed
-                for replica in self.app.of(entry_key(self.app.name, deployment))
-            )
-            if known < deployment.options.num_replicas:
-                return False
-        return True
+    def failure_of_target(self) -> tuple[str, str]:
+        """Why the target that is being deployed will not come up, and the class of the error; "" while it may."""
+        app = self.app
+        numbers = dict.fromkeys((app.target, *app.split)) if app.deploying else {}
+        specs = [app.revisions[number] for number in numbers if number in app.revisions]
+        for deployment in (each for spec in specs for each in callees_first(spec)):
+            failures = app.failures.get(entry_key(app.name, deployment))
+            if failures is not None and failures.final:
+                return f"deployment {deployment.name}: {failures.error}", failures.final
+            if failures is not None and failures.starts >= start_limit(deployment):
+                error = f"deployment {deployment.name} failed to start {failures.starts} times; its last error:"
+                return f"{error}\n{failures.error}", "DeployFailedError"
+        return "", ""
+
+    def plan_rollout(self, rollout: Rollout) -> None:
+        """What the rollout wants next, as far as it can be had."""
+        app = self.app
+        error, kind = self.failure_of_target()
+        seen = Seen(
+            weights=app.weights if app.weights_at is not None and app.weights_at <= self.routed else None,
+            ready=shares_ready(self.app, self.routed),
+            verdict=app.verdict,
+            failure=error,
+            kind=kind,
+        )
+        further = rollouts.advance(rollout, seen, self.now)
+        if further.stage is Stage.ENDED:
+            if further.outcome == RolloutOutcome.PROMOTED:
+                self.actions.append(Promote(further))
+            else:
+                self.actions.append(Abandon(further.reason, further.kind, further))
+            return
+        if further != rollout:
+            self.actions.append(Advance(further))
+        due = rollouts.due_at(further)
+        if due is not None and due > self.now:
+            self.at(due)
+        wanted = rollouts.wanted_weights(further, app.weights)
+        trusted = rollouts.heaviest(further.base) or further.revision
+        self.plan_weights(wanted, trusted, seen.ready, rollouts.is_gradual(further))
+
+    def plan_weights(
+        self, wanted: dict[int, float], trusted: int, ready: Mapping[int, float] | None = None, gradual: bool = False
+    ) -> None:
+        """Share the traffic as it is wanted, as far as replicas are ready for it."""
+        app = self.app
+        if len(wanted) == 1 and app.weights == wanted:
+            return
+        able = shares_ready(self.app, self.routed) if ready is None else ready
+        weights = rollouts.blend(wanted, app.weights, able, trusted=trusted, gradual=gradual)
+        if weights != app.weights:
+            self.actions.append(Share(weights))
+
+    def known(self, key: str) -> int:
+        """How many replicas of the deployment take calls, and every router knows it."""
+        return known(self.app, key, self.routed)
 
     def is_settled(self) -> bool:
-        """Whether the target has the traffic, is ready and configured, and has no more replicas than it should."""
+        """Whether the traffic is as it should be, and the replicas that it needs, no more, are ready and configured."""
         app = self.app
-        if app.weights_at is None or app.weights_at > self.routed or not self.is_ready(app.spec):
+        if app.weights_at is None or app.weights_at > self.routed or not _same(app.weights, app.base()):
             return False
         for key, spec in self.wanted.items():
             counted = app.counted(key)
-            if len(counted) != spec.options.num_replicas:
+            if len(counted) != app.number_wanted(key) or self.known(key) < len(counted):
                 return False
             for replica in counted:
                 if replica.reconfiguring or replica.configured is None or differs(replica.configured, spec):
@@ -307,11 +375,45 @@ class _Planner:
                 self.actions.append(Vanish())
             return
         present = {replica.key for replica in app.replicas.values()}
-        kept = {app.target, app.current}
+        kept = {app.target, app.current, *app.capacity(), *app.base(), *app.former}
         for number, spec in app.revisions.items():
             keys = {entry_key(app.name, deployment) for deployment in spec.deployments}
             if number not in kept and not (keys - self.wanted.keys()) & present:
                 self.actions.append(Forget(number))
+
+
+def shares_ready(app: Application, routed: int) -> dict[int, float]:
+    """The share of its replicas that take calls, and that all routers know, of each revision that has or may get
+    traffic: of the deployment that has the least. What all of them share tells nothing about one of them.
+    """
+    numbers = [number for number in {*app.capacity(), *app.weights, app.target} if number in app.revisions]
+    keys = {
+        number: {entry_key(app.name, each): each.options.num_replicas for each in app.revisions[number].deployments}
+        for number in numbers
+    }
+    common = set.intersection(*map(set, keys.values())) if len(keys) > 1 else set()
+    return {
+        number: min(
+            (min(1.0, known(app, key, routed) / count) for key, count in mine.items() if key not in common),
+            default=1.0,
+        )
+        for number, mine in keys.items()
+    }
+
+
+def known(app: Application, key: str, routed: int) -> int:
+    """How many replicas of the deployment take calls, and every router knows it."""
+    return sum(
+        (replica.phase is Phase.RUNNING or (replica.phase is Phase.RECOVERING and replica.listed))
+        and replica.listed_at is not None
+        and replica.listed_at <= routed
+        for replica in app.of(key)
+    )
+
+
+def _same(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
+    """Whether the weights are the same, but for how numbers are rounded."""
+    return all(abs(one.get(number, 0.0) - other.get(number, 0.0)) < 1e-6 for number in {*one, *other})
 
 
 def specification(app: Application, key: str) -> DeploymentSpec | None:

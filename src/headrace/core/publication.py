@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from headrace.core import rollout as rollouts
 from headrace.core.fleet import Application, Replica, entry_key
 from headrace.core.lifecycle import Phase
 from headrace.core.plan import specification
 from headrace.spec.application import DeploymentSpec
+from headrace.spec.rollout import ShadowTraffic
 from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, RevisionEntry, Snapshot
 
 
@@ -92,27 +94,40 @@ def _application_entry(app: Application, deployments: dict[str, DeploymentEntry]
 
     The first revision has its route before it has its weight: the door answers that it is not ready yet.
     """
+    door = app.revisions[app.current or app.target]
     revisions = []
     for number, spec in sorted(app.revisions.items()):
         named = {deployment.name: entry_key(app.name, deployment) for deployment in spec.deployments}
         open_keys = {name: key for name, key in named.items() if key in deployments}
         if open_keys:
-            weight = 1.0 if number == app.current and not app.deleting else 0.0
-            revisions.append(RevisionEntry(number=number, weight=weight, deployments=open_keys))
-    spec = app.revisions[app.current or app.target]
+            weight = 0.0 if app.deleting else app.weights.get(number, 0.0)
+            ingress = "" if spec.ingress == door.ingress else spec.ingress
+            shadow = None if app.deleting else shadow_of(app, number)
+            revisions.append(
+                RevisionEntry(number=number, weight=weight, deployments=open_keys, shadow=shadow, ingress=ingress)
+            )
     failed = ""
     if app.deleting:
         failed = f"application {app.name!r} is being deleted"
-    elif not app.current and app.failure:
+    elif not app.weights and app.failure:
         failed = f"application {app.name!r} failed to deploy: {app.failure}"
     return ApplicationEntry(
         name=app.name,
-        route_prefix=None if app.deleting else spec.route_prefix,
-        ingress=spec.ingress,
+        route_prefix=None if app.deleting else door.route_prefix,
+        ingress=door.ingress,
         revisions=tuple(revisions),
         failed=failed,
-        request_timeout_s=spec.request_timeout_s,
+        request_timeout_s=door.request_timeout_s,
+        sticky=None if app.keyless else app.sticky or door.sticky,
     )
+
+
+def shadow_of(app: Application, number: int) -> ShadowTraffic | None:
+    """What is mirrored to the revision: what somebody asked for, else what its rollout does."""
+    asked = app.shadows.get(number)
+    if asked is None and app.rollout is not None and app.rollout.revision == number:
+        return rollouts.shadow_of(app.rollout)
+    return asked
 
 
 def same_routes(one: Snapshot, other: Snapshot) -> bool:

@@ -57,13 +57,15 @@ class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True):
 class RevisionEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One revision that lives: its share of new traffic (`weight` >= 0) and deployment name -> entry key.
 
-    `shadow` says which requests of other revisions are mirrored to it (None: none are).
+    `shadow` says which requests of other revisions are mirrored to it (None: none are). `ingress` is its deployment at
+    the door, "" where that has the name that the application's has.
     """
 
     number: int
     weight: float
     deployments: dict[str, str]
     shadow: ShadowTraffic | None = None
+    ingress: str = ""
 
 
 class ApplicationEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ States are `str` enumerations and compare equal to their strings, as code writte
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 import msgspec
 
@@ -166,6 +167,7 @@ class ApplicationStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
 
     `revision` is the one that its traffic was last given to for good, `newest` the one that was deployed last,
     `weights` say how the traffic is shared. `rollout` is the one under way, or the last one.
+    `deployed_app_config` is the declarative configuration that it was deployed by; None: by code.
     """
 
     status: ApplicationStatus
@@ -178,6 +180,7 @@ class ApplicationStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
     weights: dict[int, float] = {}
     rollout: RolloutStatus | None = None
     deployments: dict[str, DeploymentStatusOverview] = {}
+    deployed_app_config: dict[str, Any] | None = None
 
 
 class ProxyDetails(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,62 @@
+"""What a person is told of a rollout, from what the controller knows.
+
+In: an application's record, and the time on both clocks. Out: a RolloutStatus, of the rollout under way or of the last.
+"""
+
+from __future__ import annotations
+
+from headrace.core import rollout as rollouts
+from headrace.core.fleet import Application
+from headrace.core.plan import shares_ready
+from headrace.core.rollout import Rollout, Seen, Stage
+from headrace.spec.counts import Mirrored
+from headrace.spec.rollout import STRATEGIES, Canary, Shadow
+from headrace.spec.status import RolloutStatus
+
+_NAMES = {strategy: name for name, strategy in STRATEGIES.items()}
+
+
+def rollout_status(
+    app: Application, routed: int, now: float, now_s: float, mirrored: Mirrored | None = None
+) -> RolloutStatus | None:
+    """The rollout under way, or the last; None where there was none. `now_s` is seconds since the epoch, `now` the same
+    moment on the controller's clock; `routed` is the oldest snapshot that some router may go by.
+    """
+    rollout = app.rollout or app.ended
+    if rollout is None:
+        return None
+    ready = shares_ready(app, routed)
+    known = app.weights_at is not None and app.weights_at <= routed
+    seen = Seen(weights=app.weights if known else None, ready=ready, verdict=app.verdict)
+    due = rollouts.due_at(rollout)
+    shadow = rollouts.shadow_of(rollout)
+    ended = rollout.stage is Stage.ENDED
+    return RolloutStatus(
+        app=app.name,
+        revision=rollout.revision,
+        baseline=rollouts.heaviest(rollout.base),
+        strategy=_NAMES[type(rollout.strategy)],
+        stage=rollout.stage.value,
+        step=rollout.step,
+        steps=_steps(rollout),
+        paused=rollout.paused,
+        weights=dict(app.weights),
+        shadow=shadow.fraction if shadow is not None else 0.0,
+        ready=ready.get(rollout.revision, 0.0),
+        since=now_s - (now - rollout.since),
+        next_at=now_s + (due - now) if due is not None else 0.0,
+        outcome=rollout.outcome if ended else "",
+        reason=rollouts.why(rollout, seen, now),
+        checks=app.verdict.checks,
+        mirrored=mirrored,
+    )
+
+
+def _steps(rollout: Rollout) -> int:
+    match rollout.strategy:
+        case Canary(steps=steps):
+            return len(steps)
+        case Shadow():
+            return 1
+        case _:
+            return 0
