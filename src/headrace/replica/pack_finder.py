@@ -86,13 +86,17 @@ class PackLoader(SourceFileLoader):
         return self._source if path == self.path else super().get_data(path)
 
     def get_code(self, fullname: str) -> CodeType:
-        """The module's code. Nothing is read from or written to a bytecode cache, which belongs to the file on disk."""
-        return self.source_to_code(self._source, self.path)
+        """The module's code. Nothing is read from or written to a bytecode cache, which belongs to the file on disk.
 
-    def exec_module(self, module: ModuleType) -> None:
-        """Run the module. Before that, its source is what tracebacks show, an error in its syntax included."""
+        From now on its source is what tracebacks show, that of an error in its syntax included.
+        """
         linecache.cache[self.path] = _CachedLines(self.path, self._source)
-        super().exec_module(module)
+        try:
+            return self.source_to_code(self._source, self.path)
+        except SyntaxError as error:
+            if error.filename == self.path and error.lineno:
+                error.text = linecache.getline(self.path, error.lineno)  # Python looks into the file on disk for it
+            raise
 
 
 class _NamespacePath(list[str]):

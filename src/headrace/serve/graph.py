@@ -38,8 +38,8 @@ from headrace.spec.hedging import HedgingConfig
 from headrace.spec.ingress import Interface, ingress_of
 from headrace.spec.method import options_of
 from headrace.spec.multiplexing import is_multiplexed
-from headrace.spec.names import checked_name, checked_route_prefix
-from headrace.spec.options import DeploymentOptions
+from headrace.spec.names import checked_name, checked_route_prefix, hint
+from headrace.spec.options import DeploymentOptions, deployment_options
 from headrace.spec.sticky import sticky as checked_sticky
 from headrace.wire.code import pack_arguments, pack_code
 
@@ -58,12 +58,14 @@ def build(
     revision_history_limit: int = DEFAULT_HISTORY,
     labels: Mapping[str, str] | None = None,
     source: str = "",
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ApplicationSpec:
     """The specification of `app` under this name and route prefix; its requests from outside have `request_timeout_s`.
 
     Its environment names the source pack, which `packing.packs()` has: pass `ByValue()`, and send it along.
     `sticky` says by what requests keep to a revision, `revision_history_limit` how many former revisions are kept;
-    `labels` and `source` (what it was built from) are for people to read.
+    `labels` and `source` (what it was built from) are for people to read. `overrides` are options of deployments, by
+    their names, that take the place of those in the code.
 
     Raises OptionError, OptionTypeError, GraphError, or PayloadError naming what cannot be sent to a replica.
     """
@@ -76,14 +78,15 @@ def build(
     depth = checked_history(revision_history_limit)
     named = checked_labels(labels)
     packing = packing or ByValue()
-    graph = _Graph(packing)
+    graph = _Graph(packing, overrides or {})
     ingress = graph.add(app)
+    graph.check_overrides()
     return ApplicationSpec(
         name=name,
         route_prefix=prefix,
         ingress=ingress,
         deployments=tuple(graph.deployments),
-        environment=environment(),
+        environment=msgspec.structs.replace(environment(), pack=next(iter(packing.packs()), "")),
         request_timeout_s=timeout_s,
         sticky=key,
         history=depth,
@@ -177,8 +180,9 @@ class ByValue:
 class _Graph:
     """Walks the bound nodes, children before parents, and names each."""
 
-    def __init__(self, packing: Packing) -> None:
+    def __init__(self, packing: Packing, overrides: Mapping[str, Mapping[str, Any]]) -> None:
         self._packing = packing
+        self._overrides = overrides
         self.deployments: list[DeploymentSpec] = []
         self._names: dict[int, str] = {}  # id of the node -> its name
         self._nodes: list[Application] = []  # alive as long as their ids are used
@@ -206,7 +210,7 @@ class _Graph:
         name = self._unique(bound.name)
         self._names[key] = name
         self._nodes.append(app)
-        options = with_router(bound._options)
+        options = with_router(self._options_of(name, bound._options))
         if options.request_router_config is not None:
             self._packing.reach(options.request_router_config.request_router_class.partition(":")[0])
         made, parts = self._packing.digest(bound.func_or_class, app._args, app._kwargs, options, self._name_of)
@@ -227,6 +231,20 @@ class _Graph:
             )
         )
         return name
+
+    def check_overrides(self) -> None:
+        """Raise OptionError for options of a deployment that is not there."""
+        there = [deployment.name for deployment in self.deployments]
+        for name in self._overrides:
+            if name not in there:
+                raise OptionError(f"there are options for a deployment {name!r}, which is not there: {hint(name, there)}")
+
+    def _options_of(self, name: str, options: DeploymentOptions) -> DeploymentOptions:
+        given = self._overrides.get(name)
+        try:
+            return deployment_options(given, options) if given else options
+        except (OptionError, OptionTypeError) as error:
+            raise type(error)(f"deployment {name!r}: {error}") from None
 
     def _pack(self, app: Application) -> tuple[bytes, tuple[str, ...]]:
         try:
