@@ -9,7 +9,7 @@ one revision of a name.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Set
+from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass, field
 
 import msgspec
@@ -49,10 +49,14 @@ class _Past:
 
 
 class Chronicle:
-    """The history of all applications of the instance. `load` comes first. Times are seconds since the epoch."""
+    """The history of all applications of the instance. `load` comes first. Times are seconds since the epoch.
 
-    def __init__(self, store: Store) -> None:
+    `living` gives the names of the applications that there are: of others the last hundred are remembered.
+    """
+
+    def __init__(self, store: Store, living: Callable[[], Collection[str]] = tuple) -> None:
         self._store = store
+        self._living = living
         self._apps: dict[str, _Past] = {}
 
     def __repr__(self) -> str:
@@ -88,6 +92,8 @@ class Chronicle:
         What changed is told against `previous_spec`, else against the newest revision that is kept. A revision whose
         number is known is rolled out again: it stays as it was deployed, and only its rollout is another.
         """
+        if app not in self._apps:
+            self._forget_gone()
         past = self._of(app)
         name = _NAMES[type(strategy)] if strategy is not None else ""
         known = past.records.get(number)
@@ -180,8 +186,9 @@ class Chronicle:
         del past.records[number]
         self._store.forget_record(app, number)
 
-    def forget_gone(self, living: Collection[str]) -> None:
+    def _forget_gone(self) -> None:
         """Of the applications that are not there any more, forget all but the last hundred."""
+        living = self._living()
         gone = sorted((app for app in self._apps if app not in living), key=lambda app: self._apps[app].touched_at)
         for app in gone[:-MOST_GONE]:
             del self._apps[app]
