@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -24,10 +25,14 @@ COMMANDS = {
     "run": "serve an application in the foreground, until Ctrl-C",
     "start": "start an empty instance in the background, to deploy to",
     "deploy": "bring an application, or a new revision of it, to an instance that runs",
+    "rollout": "look at and steer how a revision takes over the traffic",
+    "promote": "bring a revision of one instance, unchanged, to another",
     "status": "show what runs, and what is not well",
     "api": "serve the control API over HTTP, in the foreground, until Ctrl-C",
     "shutdown": "end an instance with all that runs on it",
 }
+_QUOTED = "'([^']*)'"
+_CHOICE = re.compile(r"invalid choice: (.*) \(choose from (.*)\)")  # argparse's own words
 # They take words (KEY=VALUE) after their target, also between and behind options.
 _WITH_WORDS = frozenset(("run", "deploy"))
 
@@ -84,6 +89,9 @@ class Parser(argparse.ArgumentParser):
     """argparse's, which names the nearest option that there is, and ends with the command's own code."""
 
     def error(self, message: str) -> NoReturn:
+        wrong = _CHOICE.search(message)
+        if wrong is not None:
+            message = f"{message[: wrong.start()]}{wrong[1]}: {hint(wrong[1][1:-1], re.findall(_QUOTED, wrong[2]))}"
         self.print_usage(sys.stderr)
         self.exit(usage_code("".join(self.prog.split()[1:2])), f"{self.prog}: error: {message}\n")
 

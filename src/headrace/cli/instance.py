@@ -36,14 +36,19 @@ def running(name: str) -> InstanceDirectory:
     return directory
 
 
-def ask(directory: InstanceDirectory, operation: Operation) -> Answer:
-    """The controller's answer; while the controller is away, waits for it to be back. Raises InstanceError."""
+def ask(directory: InstanceDirectory, operation: Operation, timeout_s: float = ANSWER_TIMEOUT_S) -> Answer:
+    """The controller's answer; while the controller is away, waits for it to be back.
+
+    Raises what the controller answers with, InstanceError, or RequestTimeoutError.
+    """
     deadline = time.monotonic() + AWAY_TIMEOUT_S
     while True:
         client = ControlClient(str(directory.control_socket), role="cli")
         try:
-            return client.request(operation, ANSWER_TIMEOUT_S)
-        except InstanceError:
+            return client.request(operation, timeout_s)
+        except InstanceError as error:
+            if type(error) is not InstanceError:
+                raise  # the controller's own answer
             if directory.keeper_pid() is None:
                 raise InstanceError(f"instance {directory.name!r} has just ended") from None
             if time.monotonic() > deadline:

@@ -52,8 +52,9 @@ def view(status: RolloutStatus, now: float, width: int, style: Style) -> list[st
     if not status.outcome:
         lines.append([("  ", _as_it_is), (_next(status, now), style.dim)])
     lines += [_check(check.says, f"{_clean(check.check)}  {_clean(check.text)}", style) for check in status.checks]
-    reason = [_clean(line) for line in status.reason.strip().splitlines() if line.strip()]
-    lines += [[("  ", _as_it_is), (line, _as_it_is)] for line in reason[:MOST_REASON_LINES]]
+    if status.outcome:
+        reason = [_clean(line) for line in status.reason.strip().splitlines() if line.strip()]
+        lines += [[("  ", _as_it_is), (line, _as_it_is)] for line in reason[:MOST_REASON_LINES]]
     drawn = [_cut(line, width) for line in lines]
     return [line.translate(_ASCII) for line in drawn] if style.ascii else drawn
 
@@ -242,18 +243,14 @@ def _shadow(status: RolloutStatus, style: Style) -> Line:
 
 
 def _next(status: RolloutStatus, now: float) -> str:
+    """What it waits for."""
     since = f" (for {duration(now - status.since)})" if status.since and now >= status.since else ""
     if status.paused:
         return f"waits for `headrace rollout resume {_clean(status.app)}`{since}"
-    if status.ready < 1 and status.stage in ("moving", "finishing"):
-        return f"{_percent(status.ready)} of its replicas are ready{since}"
     if status.next_at > now:
-        return f"next step in {duration(status.next_at - now)} at the earliest"
-    if status.stage == "watching" and any(check.says == "hold" for check in status.checks):
-        return f"next step when its checks have seen enough{since}"
-    if status.stage == "watching" and not status.next_at:
-        return f"waits for `headrace rollout promote {_clean(status.app)}`{since}"
-    return f"{_STAGES.get(status.stage, 'under way')}{since}"
+        return f"goes on in {duration(status.next_at - now)} at the earliest"
+    reason = _clean(in_one_line(status.reason))
+    return f"{reason or _STAGES.get(status.stage, 'under way')}{since}"
 
 
 def _check(says: str, text: str, style: Style) -> Line:
