@@ -20,6 +20,7 @@ from headrace.spec.status import (
     ProxyDetails,
     ReplicaDetails,
     ReplicaState,
+    RolloutStatus,
     ServeStatus,
 )
 
@@ -45,21 +46,32 @@ _GRAVITY = [
 
 
 def serve_status(
-    apps: Iterable[Application], proxies: Mapping[str, ProxyDetails], instance: str, now: float
+    apps: Iterable[Application],
+    proxies: Mapping[str, ProxyDetails],
+    instance: str,
+    now: float,
+    rollouts: Mapping[str, RolloutStatus] | None = None,
 ) -> ServeStatus:
-    """The whole instance at this moment."""
+    """The whole instance at this moment. `rollouts` are those under way, or the last ones, by application."""
+    told = rollouts or {}
     return ServeStatus(
-        instance=instance, proxies=dict(proxies), applications={app.name: application_status(app, now) for app in apps}
+        instance=instance,
+        proxies=dict(proxies),
+        applications={app.name: application_status(app, now, told.get(app.name)) for app in apps},
     )
 
 
-def application_status(app: Application, now: float) -> ApplicationStatusOverview:
+def application_status(
+    app: Application, now: float, rollout: RolloutStatus | None = None
+) -> ApplicationStatusOverview:
     """One application: the deployments of the revision that was deployed last, and whatever of others still runs."""
     deployments = {spec.name: deployment_status(app, spec, now) for spec in app.spec.deployments}
     status = ApplicationStatus.RUNNING
     message = ""
     if app.deleting:
         status = ApplicationStatus.DELETING
+    elif app.rolled_back:
+        status, message = ApplicationStatus.RUNNING, f"revision {app.target} was rolled back: {app.failure}"
     elif app.failure:
         status, message = ApplicationStatus.DEPLOY_FAILED, app.failure
     elif app.deploying or app.target != app.current:
@@ -76,7 +88,11 @@ def application_status(app: Application, now: float) -> ApplicationStatusOvervie
         route_prefix=app.spec.route_prefix,
         request_timeout_s=app.spec.request_timeout_s,
         revision=app.current or app.target,
+        newest=app.newest,
+        weights=dict(app.weights),
+        rollout=rollout,
         deployments=deployments,
+        deployed_app_config=app.spec.config,
     )
 
 

@@ -237,7 +237,7 @@ class _Graph:
         there = [deployment.name for deployment in self.deployments]
         for name in self._overrides:
             if name not in there:
-                raise OptionError(f"there are options for a deployment {name!r}, which is not there: {hint(name, there)}")
+                raise OptionError(f"there is no deployment {name!r} to have these options: {hint(name, there)}")
 
     def _options_of(self, name: str, options: DeploymentOptions) -> DeploymentOptions:
         given = self._overrides.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -79,6 +80,7 @@ class ApplicationSpec(msgspec.Struct, frozen=True, kw_only=True):
     `request_timeout_s` is the time that requests from outside have, unless they say less; None: no limit. `sticky` says
     by what requests keep to a revision. `history` is how many former revisions are kept to go back to. `labels` are
     the deployer's own, and `source` says what it was built from (an import path, a config file), for people to read.
+    `config` is the declarative configuration that it was deployed by, as plain data; None for one that code deployed.
     """
 
     name: str
@@ -91,6 +93,7 @@ class ApplicationSpec(msgspec.Struct, frozen=True, kw_only=True):
     history: int = DEFAULT_HISTORY
     labels: dict[str, str] = {}
     source: str = ""
+    config: dict[str, Any] | None = None
 
 
 def checked_request_timeout(value: object) -> float | None:

@@ -117,7 +117,7 @@ class Schema(msgspec.Struct, kw_only=True, dict=True):
         exclude_none: bool = False,
         by_alias: bool = False,
     ) -> Plain:
-        """Plain data, also inside; with `exclude_unset` only what was given. What is unset without a default is left out."""
+        """Plain data, also inside; with `exclude_unset` only what was given. Never what has no value."""
         found: Plain = {}
         options = {
             "exclude_unset": exclude_unset,

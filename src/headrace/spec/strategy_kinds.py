@@ -19,6 +19,7 @@ from headrace.spec.rollout import CHECKS, STRATEGIES, Comparison, Strategy
 from headrace.spec.rollout import rollout as parse_rollout
 
 INSTALL = "install what the application imports in the environment that runs the instance"
+DEFAULT_RTOL = 1e-6  # as that of serve.numeric
 _INSTALLED = ("conda", "container", "image_uri", "java_jars", "mpi", "nsight", "pip", "uv", "worker_process_setup_hook")
 
 _TEXTS = {
@@ -52,7 +53,10 @@ COMPARISON = Either(
         "kind",
         {
             "exact": {},
-            "numeric": {"rtol": Field(Number(0), _TEXTS["rtol"], 0.0), "atol": Field(Number(0), _TEXTS["atol"], 0.0)},
+            "numeric": {
+                "rtol": Field(Number(0), _TEXTS["rtol"], DEFAULT_RTOL),
+                "atol": Field(Number(0), _TEXTS["atol"], 0.0),
+            },
             "user": {
                 "function": Field(
                     Text(),
@@ -141,6 +145,8 @@ def _comparison(given: Any) -> Comparison:
     if "function" in fields:
         module, name = split_import_path(fields.pop("function"))
         return Comparison(function=ImportedCode(module, name), **fields)
+    if fields["kind"] == "numeric":
+        fields.setdefault("rtol", DEFAULT_RTOL)
     return Comparison(**fields)
 
 

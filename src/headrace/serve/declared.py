@@ -1,0 +1,333 @@
+"""From a configuration to deploys: each application is built in a process of its own, and handed to the controller.
+
+In: a ServeDeploySchema, and which instance is meant. Out: requests to its controller; what became of each application.
+No module of a user's is imported here. One application that fails leaves the others as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headrace.engine.directory import InstanceDirectory, instance_directory
+from headrace.serve.build_declared import DeclaredJob
+from headrace.spec.config import http_options
+from headrace.spec.config_schema import ServeApplicationSchema, ServeDeploySchema
+from headrace.spec.errors import ApplicationNotFound, DeployFailedError, HeadraceError, InstanceError
+from headrace.spec.grpc import GrpcService
+from headrace.spec.status import ApplicationStatus, ServeStatus
+from headrace.spec.strategy_kinds import declared_rollout
+from headrace.wire.client import ControlClient
+from headrace.wire.control import (
+    Answer,
+    Delete,
+    Deploy,
+    Deployed,
+    GetStatus,
+    Operation,
+    StartHTTP,
+    Status,
+)
+from headrace.wire.report import Failure, Line, decode_built, read
+
+AWAY_TIMEOUT_S = 15.0  # how long a controller may be away, before it is asked
+BUILD_TIMEOUT_S = 1800.0
+POLL_S = 0.05
+MOST_BUILDS = 4
+_NOT_FOR_BUILDERS = ("HEADRACE_RUNTIME_DIR", "HEADRACE_PROCESS_ID", "HEADRACE_LIFELINE_FD")
+
+Tell = Callable[[str, str], None]
+
+
+class Declared(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one application: `action` is "deployed", "deleted" or "failed".
+
+    `outcome` is that of its rollout ("" while it is under way). `error` is the class of what went wrong and `reason`
+    what it says, or why the rollout ended so.
+    """
+
+    app: str
+    action: str
+    revision: int = 0
+    outcome: str = ""
+    reason: str = ""
+    error: str = ""
+
+    @property
+    def well(self) -> bool:
+        """Whether it is as it was asked to be."""
+        return self.action != "failed"
+
+
+def deploy_config(
+    schema: ServeDeploySchema,
+    *,
+    instance: str = "default",
+    wait: bool = True,
+    until: str = "end",
+    expected: int | Mapping[str, int] | None = None,
+    by: str = "",
+    on_progress: Tell | None = None,
+    app_dir: str | Path = ".",
+    source: str = "",
+    exact: bool = True,
+) -> dict[str, Declared]:
+    """Have the instance's declared applications be those of the schema, and say what became of each, by name.
+
+    Those that were declared before and are not any more are deleted (not with `exact` False); those that code deployed
+    are left alone. With `wait` each is waited for as `Deploy` says of `until`. `expected` is the newest revision that
+    is known of an application, by name, or of the only one. `on_progress` gets an application's name ("": the
+    instance) and a line. Modules and relative paths are looked for in `app_dir`; `source` is what the schema was read
+    from. Raises InstanceError where the instance does not run, ConfigError for a schema that is not valid.
+    """
+    # What was changed since it was made is checked here.
+    schema = ServeDeploySchema.model_validate(schema.model_dump(exclude_unset=True))
+    tell = on_progress or (lambda app, line: None)
+    deployer = _Deployer(_running(instance), Path(app_dir).absolute(), wait, until, by, tell, source)
+    status = deployer.status()
+    results = deployer.delete(_not_any_more(schema, status) if exact else ())
+    try:
+        deployer.start_http(schema, status)
+        wanted = {app.name: _expected(expected, app.name) for app in schema.applications}
+        results |= deployer.deploy(schema, wanted)
+    finally:
+        deployer.finish()
+    return results
+
+
+def build_declared(application: ServeApplicationSchema, *, app_dir: str | Path = ".", tell: Tell | None = None) -> Any:
+    """The specification of the application, built in a process of its own and deployed nowhere. Raises
+    DeployFailedError with the user's own traceback.
+    """
+    job = DeclaredJob(app_dir=str(Path(app_dir).absolute()), application=application.model_dump(exclude_unset=True))
+    built = decode_built(_built(job, None, application.name, tell or (lambda app, line: None)))
+    assert built is not None
+    return built.spec
+
+
+def _running(name: str) -> InstanceDirectory:
+    directory = instance_directory(name)
+    if directory.keeper_pid() is None:
+        raise InstanceError(f"no instance {name!r} is running: start one with `headrace start --instance {name}`")
+    return directory
+
+
+def _not_any_more(schema: ServeDeploySchema, status: ServeStatus) -> list[str]:
+    names = {app.name for app in schema.applications}
+    return [n for n, app in status.applications.items() if app.deployed_app_config is not None and n not in names]
+
+
+def _expected(expected: int | Mapping[str, int] | None, app: str) -> int | None:
+    return expected.get(app) if isinstance(expected, Mapping) else expected
+
+
+class _Deployer:
+    """One deploy of a configuration."""
+
+    def __init__(
+        self, directory: InstanceDirectory, app_dir: Path, wait: bool, until: str, by: str, tell: Tell, source: str
+    ) -> None:
+        self._directory = directory
+        self._app_dir = str(app_dir)
+        self._wait = wait
+        self._until = until
+        self._by = by
+        self._tell_one = tell
+        self._source = source
+        self._lock = threading.Lock()
+        self._deletes: list[threading.Thread] = []
+
+    def _tell(self, app: str, line: str) -> None:
+        with self._lock:  # applications are built beside each other
+            self._tell_one(app, line)
+
+    def _ask(self, operation: Operation, on_progress: Callable[[str], None] | None = None) -> Answer:
+        """The controller's answer. Waits for one that is away; what was asked once is not asked again."""
+        client = ControlClient(str(self._directory.control_socket))
+        deadline = time.monotonic() + AWAY_TIMEOUT_S
+        try:
+            while True:
+                try:
+                    client.connect()
+                    break
+                except InstanceError:
+                    if self._directory.keeper_pid() is None or time.monotonic() > deadline:
+                        raise
+                    time.sleep(POLL_S)
+            return client.request(operation, None, on_progress)
+        finally:
+            client.close()
+
+    def status(self) -> ServeStatus:
+        """The instance as it is. Raises InstanceError."""
+        answer = self._ask(GetStatus())
+        if not isinstance(answer, Status):
+            raise HeadraceError(f"the controller answered GetStatus with {type(answer).__name__}")
+        return answer.status
+
+    def delete(self, names: Iterable[str]) -> dict[str, Declared]:
+        """Begin to delete these: once it is begun, their routes are free. `finish` waits for the end where asked to."""
+        threads = {name: threading.Thread(target=self._delete, args=(name,), daemon=True) for name in names}
+        for name, thread in threads.items():
+            self._tell(name, f"deleting application {name!r}, which is not declared any more")
+            thread.start()
+        self._deletes += threads.values()
+        waiting = set(threads)
+        while waiting:
+            time.sleep(POLL_S)
+            apps = self.status().applications
+            known = {name for name in waiting if name in apps and apps[name].status != ApplicationStatus.DELETING}
+            waiting = {name for name in known if threads[name].is_alive()}
+        return {name: Declared(app=name, action="deleted") for name in threads}
+
+    def _delete(self, name: str) -> None:
+        try:
+            self._ask(Delete(name))
+        except ApplicationNotFound:
+            pass  # somebody else was faster
+        except HeadraceError as error:
+            self._tell(name, f"application {name!r} may not be deleted: {error}")
+
+    def finish(self) -> None:
+        """Wait for what is being deleted."""
+        if self._wait:
+            for thread in self._deletes:
+                thread.join()
+
+    def start_http(self, schema: ServeDeploySchema, status: ServeStatus) -> None:
+        """Serve HTTP, and gRPC if asked to, where nothing is served yet. Raises what StartHTTP does."""
+        given = schema.http_options.model_dump(exclude_unset=True)
+        if status.proxies:
+            proxy = next(iter(status.proxies.values()))
+            differs = [name for name in ("host", "port") if given.get(name) not in (None, 0, getattr(proxy, name))]
+            if differs:
+                here = f"{proxy.host}:{proxy.port}"
+                self._tell("", f"HTTP is served on {here} already, and stays there: http_options are not used")
+            return
+        options = http_options({**given, "location": schema.proxy_location}).located(self._app_dir)
+        if options.ingress_workers:
+            self._ask(StartHTTP(options, self._grpc(schema)), lambda line: self._tell("", line))
+
+    def _grpc(self, schema: ServeDeploySchema) -> GrpcService | None:
+        given = schema.grpc_options.model_dump(exclude_unset=True)
+        given.pop("enable_reflection", None)
+        if not given.get("grpc_servicer_functions"):
+            return None
+        job = DeclaredJob(app_dir=self._app_dir, grpc=given)
+        return msgspec.msgpack.decode(_built(job, self._directory, "", self._tell), type=GrpcService | None)
+
+    def deploy(self, schema: ServeDeploySchema, expected: Mapping[str, int | None]) -> dict[str, Declared]:
+        """Build and deploy all of them, each on its own."""
+        builds = threading.Semaphore(MOST_BUILDS)
+        capacity = schema.target_capacity
+
+        def one(app: ServeApplicationSchema) -> Declared:
+            job = DeclaredJob(
+                app_dir=self._app_dir,
+                application=app.model_dump(exclude_unset=True),
+                target_capacity=None if capacity is None or capacity == 100 else capacity,
+                source=f"{self._source}: {app.import_path}" if self._source else app.import_path,
+            )
+            try:
+                with builds:
+                    data = _built(job, self._directory, app.name, self._tell)
+                return self._deploy_one(app, data, expected[app.name])
+            except HeadraceError as error:
+                return Declared(app=app.name, action="failed", error=type(error).__name__, reason=str(error))
+
+        if not schema.applications:
+            return {}
+        with ThreadPoolExecutor(len(schema.applications), "deploy") as pool:
+            return {result.app: result for result in pool.map(one, schema.applications)}
+
+    def _deploy_one(self, app: ServeApplicationSchema, data: bytes, expected: int | None) -> Declared:
+        built = decode_built(data)
+        if built is None:
+            raise DeployFailedError(f"the process that imports {app.import_path} ended before it had built anything")
+        operation = Deploy(
+            built.spec,
+            wait=self._wait,
+            rollout=declared_rollout(app.rollout),
+            until=self._until,
+            expected=expected,
+            by=self._by,
+            packs=built.packs,
+        )
+        answer = self._ask(operation, lambda line: self._tell(app.name, line))
+        if not isinstance(answer, Deployed):
+            raise HeadraceError(f"the controller answered Deploy with {type(answer).__name__}")
+        return Declared(
+            app=app.name,
+            action="deployed",
+            revision=answer.revision,
+            outcome=answer.outcome,
+            reason=answer.reason,
+        )
+
+
+def _built(job: DeclaredJob, directory: InstanceDirectory | None, app: str, tell: Tell) -> bytes:
+    """What a builder made of the job. Raises DeployFailedError with what it told, or with how it died."""
+    what = job.application.get("import_path") or "the gRPC services"
+    failure = ""
+    with tempfile.TemporaryFile() as result:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "headrace.serve.build_declared", str(result.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=_environment(job, directory),
+            cwd=job.app_dir,
+            pass_fds=(result.fileno(),),
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        watch = threading.Timer(BUILD_TIMEOUT_S, process.kill)
+        watch.daemon = True
+        watch.start()
+        try:
+            process.stdin.write(msgspec.json.encode(job))
+            process.stdin.close()
+            for raw in process.stdout:
+                line = raw.decode("utf-8", "replace").rstrip("\n")
+                match read(line):
+                    case Failure(text=text):
+                        failure = text
+                    case Line(text=text):
+                        tell(app, text)
+                    case None:
+                        tell(app, f"{app} | {line}")
+            code = process.wait()
+        except BrokenPipeError:
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            watch.cancel()
+            process.stdout.close()
+        if failure:
+            raise DeployFailedError(failure.rstrip())
+        if code:
+            ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise DeployFailedError(f"the process that imports {what} ended with {ended}")
+        result.seek(0)
+        return result.read()
+
+
+def _environment(job: DeclaredJob, directory: InstanceDirectory | None) -> dict[str, str]:
+    """The builder's environment: that of this process, with the application's own variables."""
+    kept = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_BUILDERS}
+    variables = (job.application.get("runtime_env") or {}).get("env_vars") or {}
+    named = {"HEADRACE_INSTANCE": directory.name} if directory is not None else {}
+    return {**kept, **variables, **named, "PYTHONUNBUFFERED": "1"}
