@@ -26,7 +26,6 @@ from headrace.core.lifecycle import COUNTED, Event, Phase
 from headrace.core.rollout import Rollout, Stage
 from headrace.engine.base import Engine, ProcessRequest, Resources
 from headrace.spec.application import DeploymentSpec
-from headrace.spec.counts import Mirrored
 from headrace.spec.errors import DeployFailedError, HeadraceError, OptionError, ResourcesShortError
 from headrace.spec.status import RolloutOutcome
 from headrace.wire.channel import ControlChannel
@@ -264,10 +263,6 @@ class Actor:
     def _send(self, replica: Replica, message: Message) -> bool:
         channel = self._channels.get(replica.process_id)
         return channel is not None and channel.send(message)
-
-    def mirrored(self, app: Application) -> Mirrored | None:
-        """What became of the requests that were mirrored in the rollout under way, or the last one."""
-        return None
 
     # --- revisions --------------------------------------------------------------------------------------------------
 

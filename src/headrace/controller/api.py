@@ -10,9 +10,11 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.controller.ledger import Ledger
 from headrace.controller.operations import Operations
 from headrace.controller.reconcile import Reconciler
 from headrace.controller.waiters import Waiter
@@ -22,11 +24,13 @@ from headrace.wire.channel import ControlChannel
 from headrace.wire.control import (
     CONTROL_VERSION,
     MAX_CONTROL_BYTES,
+    CountsReport,
     Hello,
     IngressReport,
     Message,
     ReplicaReport,
     Request,
+    Signals,
     SnapshotAck,
     Subscribe,
 )
@@ -46,16 +50,22 @@ class _Session:
     subscribed: bool = False
 
 
+def _process(hello: Hello) -> str:
+    """A name that no other process has, nor had."""
+    return f"{hello.id} (pid {hello.pid})"
+
+
 class ControlServer:
     """Listens on the control socket, for this user alone.
 
     A connection with more than `max_unsent_bytes` that its other end does not read is closed.
     """
 
-    def __init__(self, path: Path, reconciler: Reconciler, operations: Operations) -> None:
+    def __init__(self, path: Path, reconciler: Reconciler, operations: Operations, ledger: Ledger) -> None:
         self._path = path
         self._reconciler = reconciler
         self._operations = operations
+        self._ledger = ledger
         self.max_unsent_bytes = MAX_CONTROL_BYTES  # the largest message alone is within it
         self._sessions: dict[ControlChannel, _Session] = {}
         self._server: asyncio.Server | None = None
@@ -109,6 +119,7 @@ class ControlServer:
                 self._reconciler.worker_lost(session.hello.id, channel)
             if session.subscribed and not self._is_back(session.hello.id):
                 self._reconciler.unsubscribed(session.hello.id)
+                self._ledger.gone(_process(session.hello))
 
     def _is_back(self, id: str) -> bool:
         """Whether the process has a newer connection, over which it subscribed already."""
@@ -128,6 +139,7 @@ class ControlServer:
         match message:
             case Subscribe(have=have):
                 session.subscribed = True
+                self._ledger.present(_process(session.hello))
                 self._reconciler.subscribed(id, have, lambda news: self._tell(channel, news), now)
             case SnapshotAck(version=version):
                 self._reconciler.acknowledged(id, version, now)
@@ -135,6 +147,10 @@ class ControlServer:
                 self._reconciler.reported(id, message, now)
             case IngressReport() if session.hello.role == "ingress":
                 self._reconciler.ingress_reported(id, message)
+            case CountsReport(counted=counted, since=since) if session.subscribed:
+                self._ledger.counted(_process(session.hello), counted, since)
+            case Signals(signals=signals):
+                self._ledger.signals(_process(session.hello), signals, time.time())
             case Request(id=number, operation=operation):
                 self._operations.take(operation, Waiter(number, channel.send), now)
             case _:

@@ -20,6 +20,7 @@ from headrace.core import rollout as rollouts
 from headrace.core.fleet import Application, callees_first
 from headrace.core.rollout_status import rollout_status
 from headrace.spec.application import ApplicationSpec
+from headrace.spec.counts import Mirrored
 from headrace.spec.errors import (
     ApplicationNotFound,
     DeployFailedError,
@@ -32,6 +33,7 @@ from headrace.spec.errors import (
 )
 from headrace.spec.rollout import Command, RollingUpdate
 from headrace.spec.rollout import weights as checked_weights
+from headrace.spec.status import RolloutStatus
 from headrace.wire.control import (
     ControlRollout,
     Deploy,
@@ -62,6 +64,7 @@ class Delivery:
         waiters: Waiters,
         version: Callable[[], int],
         routed: Callable[[float], int],
+        mirrored: Callable[[Application], Mirrored | None],
         again: Callable[[Deploy, Waiter], None],
     ) -> None:
         self._registry = registry
@@ -72,6 +75,7 @@ class Delivery:
         self._waiters = waiters
         self._version = version
         self._routed = routed
+        self._mirrored = mirrored
         self._again = again
         self.waiting: dict[str, tuple[Deploy, Waiter]] = {}
 
@@ -201,10 +205,17 @@ class Delivery:
 
     # --- rollouts ---------------------------------------------------------------------------------------------------
 
+    def rollouts(self, now: float) -> dict[str, RolloutStatus]:
+        """The rollouts under way, or the last ones, by application."""
+        found = {app.name: self._status(app, now) for app in self._registry.apps.values()}
+        return {name: status for name, status in found.items() if status is not None}
+
+    def _status(self, app: Application, now: float) -> RolloutStatus | None:
+        return rollout_status(app, self._routed(now), now, time.time(), self._mirrored(app))
+
     def rollout(self, name: str, now: float) -> Rollout:
         """How far the rollout is. Raises RolloutError where there was none."""
-        app = self._present(name)
-        status = rollout_status(app, self._routed(now), now, time.time(), self._actor.mirrored(app))
+        status = self._status(self._present(name), now)
         if status is None:
             raise RolloutError(f"application {name!r} has had no rollout yet")
         return Rollout(status)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 
 from headrace.controller.act import Actor
@@ -19,12 +20,15 @@ from headrace.controller.census import Census
 from headrace.controller.delivery import Delivery
 from headrace.controller.feed import Feed
 from headrace.controller.history import Chronicle
+from headrace.controller.judge import Judge
+from headrace.controller.ledger import Ledger
 from headrace.controller.operations import Operations
 from headrace.controller.packs import Packs
 from headrace.controller.proxies import Proxies
 from headrace.controller.reconcile import Reconciler
 from headrace.controller.registry import Registry
 from headrace.controller.store import Store
+from headrace.controller.timelines import Timelines
 from headrace.controller.waiters import Waiters
 from headrace.core.plan import DRAIN_MARGIN_S
 from headrace.core.restart import RestartPolicy
@@ -64,8 +68,11 @@ class Controller:
         self.feed = Feed(directory.name)
         self.waiters = Waiters()
         self.registry = Registry(self.store, directory, policy)
-        self.history = Chronicle(self.store)
+        self.history = Chronicle(self.store, lambda: self.registry.apps)
         self.packs = Packs(directory)
+        self.timelines = Timelines(self.store)
+        self.ledger = Ledger(self.timelines, time.time(), self._knows, self._counted)
+        self.judge = Judge(self.ledger)
         self.ended = asyncio.Event()
         self.actor = Actor(
             engine, self.registry, self.waiters, self.history, lambda: self.feed.snapshot.version, self.wake
@@ -79,6 +86,7 @@ class Controller:
             proxies=self.proxies,
             feed=self.feed,
             census=census,
+            judge=self.judge,
             write=self._write,
             after_round=self._check_end,
         )
@@ -91,6 +99,7 @@ class Controller:
             waiters=self.waiters,
             version=lambda: self.feed.snapshot.version,
             routed=self.feed.routed,
+            mirrored=self.judge.mirrored,
             again=lambda operation, waiter: self.operations.take(operation, waiter, asyncio.get_running_loop().time()),
         )
         self.operations = Operations(
@@ -109,7 +118,7 @@ class Controller:
             end=self.end,
             spawn=self.actor.spawn,
         )
-        self.server = ControlServer(directory.control_socket, self.reconciler, self.operations)
+        self.server = ControlServer(directory.control_socket, self.reconciler, self.operations, self.ledger)
         self.lost = ""
 
     def __repr__(self) -> str:
@@ -119,8 +128,24 @@ class Controller:
         """Have the reconciler look again."""
         self.reconciler.wake()
 
+    def _knows(self, app: str, revision: int, deployment: str) -> bool:
+        """Whether there is this application, and where they are named this revision and deployment of it."""
+        found = self.registry.apps.get(app)
+        if found is None or not revision:
+            return found is not None
+        spec = found.revisions.get(revision)
+        return spec is not None and (not deployment or any(each.name == deployment for each in spec.deployments))
+
+    def _counted(self, app: str) -> None:
+        """There is news of the application's requests: a rollout may go by them."""
+        self.judge.heard(app)
+        if self.registry.apps[app].rollout is not None:
+            self.wake()
+
     def _write(self, snapshot: Snapshot) -> None:
         """Keep the snapshot on disk. A full disk must not stop the instance: routers are told all the same."""
+        self.timelines.published(snapshot, time.time())
+        self.ledger.forget()
         try:
             self.store.keep_fact("version", str(snapshot.version))
             write_snapshot(self.directory, snapshot)
@@ -163,6 +188,7 @@ class Controller:
         self.feed.begin(published, version)
         self.registry.load()
         self.history.load()
+        self.timelines.load()
         if self.store.set_aside is None:
             self.delivery.prune_packs()
         self.proxies.options = self.store.http_options()
@@ -171,6 +197,7 @@ class Controller:
         self.reconciler.adopt(list(await self.engine.list()), published, now)
         # Before anybody is let in: whoever subscribes gets what this controller stands for.
         self.reconciler.step(now)
+        self.timelines.published(self.feed.snapshot, time.time())
 
     def _engine_event(self, event: EngineEvent) -> None:
         match event:

@@ -144,7 +144,9 @@ class Operations:
     async def _tell_status(self, waiter: Waiter, now: float) -> None:
         await self._census.take()
         apps = self._registry.apps.values()
-        waiter.answer(Status(serve_status(apps, self._proxies.details(), self._feed.snapshot.instance, now)))
+        rollouts = self._delivery.rollouts(now)
+        proxies = self._proxies.details()
+        waiter.answer(Status(serve_status(apps, proxies, self._feed.snapshot.instance, now, rollouts)))
 
     # --- what was, and of whom --------------------------------------------------------------------------------------
 

@@ -53,16 +53,17 @@ class Packs:
         if not is_pack_name(name):
             raise ProtocolError(f"pack={name!r} is no name of a source pack: 64 hex digits, the SHA-256 of its bytes")
         path = self._directory.pack(name)
-        if path.exists():
-            return
         if name not in packs:
-            raise DeployFailedError(
-                f"the application names the source pack {name}, which was neither sent with it nor is stored in "
-                f"{self._directory.packs}"
-            )
+            if not path.exists():
+                raise DeployFailedError(
+                    f"the application names the source pack {name}, which was neither sent with it nor is stored in "
+                    f"{self._directory.packs}"
+                )
+            return
         try:
             self._hold()
-            _write(path, packs[name])
+            if not path.exists() or path.read_bytes() != packs[name]:
+                _write(path, packs[name])
         except (OSError, InstanceError) as error:
             # Never an InstanceError: to a driver it would mean that there is no controller now, and to ask again.
             raise DeployFailedError(
@@ -102,9 +103,15 @@ class Packs:
     def _hold(self) -> None:
         """Make the directory, and lock it: what tidies up temporary folders by age leaves locked ones alone."""
         make_private(self._directory.packs)
-        if self._lock is None:
-            self._lock = os.open(self._directory.packs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if self._lock is not None:
+            return
+        descriptor = os.open(self._directory.packs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:  # it is being tidied up just now: at the next pack, then
+            os.close(descriptor)
+        else:
+            self._lock = descriptor
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from headrace.controller.act import PRINTED_LAST, Actor
 from headrace.controller.census import Census
 from headrace.controller.feed import Feed
+from headrace.controller.judge import Judge
 from headrace.controller.proxies import Proxies
 from headrace.controller.registry import Registry
 from headrace.core import plan
@@ -65,6 +66,7 @@ class Reconciler:
         proxies: Proxies,
         feed: Feed,
         census: Census,
+        judge: Judge,
         write: Callable[[Snapshot], None],
         after_round: Callable[[], None],
     ) -> None:
@@ -74,6 +76,7 @@ class Reconciler:
         self._proxies = proxies
         self._feed = feed
         self._census = census
+        self._judge = judge
         self._write = write
         self._after_round = after_round
         self._woken = asyncio.Event()
@@ -109,6 +112,8 @@ class Reconciler:
         acted = False
         routed = self._feed.routed(now)
         for app in list(self._registry.apps.values()):
+            if self._judge.look(app):
+                self._registry.keep(app)
             planned = plan.plan_application(app, routed, now)
             for action in planned.actions:
                 self._actor.perform(app, action, now)

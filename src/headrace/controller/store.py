@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from headrace.core.analysis import Evidence
+from headrace.core.attribution import Weights
 from headrace.core.fleet import Application, Replica
 from headrace.core.rollout import Rollout
 from headrace.spec.application import ApplicationSpec
@@ -29,7 +30,7 @@ from headrace.spec.sticky import Sticky
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -58,6 +59,8 @@ CREATE TABLE kept (
 );
 CREATE TABLE events (id INTEGER PRIMARY KEY, app TEXT NOT NULL, event BLOB NOT NULL);
 CREATE INDEX events_of ON events (app, id);
+CREATE TABLE weights (app TEXT NOT NULL, at REAL NOT NULL, entry BLOB NOT NULL);
+CREATE INDEX weights_of ON weights (app, at);
 """
 
 # The file is well, but the disk or the system does not let us at it now.
@@ -99,6 +102,7 @@ _decode_traffic = msgspec.msgpack.Decoder(_Traffic).decode
 _decode_spec = msgspec.msgpack.Decoder(ApplicationSpec).decode
 _decode_record = msgspec.msgpack.Decoder(RevisionRecord).decode
 _decode_event = msgspec.msgpack.Decoder(HistoryEvent).decode
+_decode_weights = msgspec.msgpack.Decoder(Weights).decode
 _decode_http = msgspec.msgpack.Decoder(HTTPOptions).decode
 _decode_grpc = msgspec.msgpack.Decoder(GrpcService | None).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -154,6 +158,7 @@ class Store:
             self._read_grpc(database)
             self._read_records(database)
             self._read_events(database)
+            self._read_timelines(database)
         except BaseException:
             database.close()
             raise
@@ -341,7 +346,32 @@ class Store:
 
     def forget_all(self) -> None:
         """Forget everything but histories, and the facts that name the instance and count its versions."""
-        self._write(("DELETE FROM applications", ()), ("DELETE FROM facts WHERE name IN ('http', 'grpc')", ()))
+        facts = "DELETE FROM facts WHERE name IN ('http', 'grpc')"
+        self._write(("DELETE FROM applications", ()), ("DELETE FROM weights", ()), (facts, ()))
+
+    # --- how traffic was shared -------------------------------------------------------------------------------------
+
+    def timelines(self) -> dict[str, list[Weights]]:
+        """The weights that each application had, in order."""
+        return self._read_timelines(self._open)
+
+    @staticmethod
+    def _read_timelines(database: sqlite3.Connection) -> dict[str, list[Weights]]:
+        found: dict[str, list[Weights]] = {}
+        for app, entry in database.execute("SELECT app, entry FROM weights ORDER BY at, rowid"):
+            found.setdefault(app, []).append(_decode_weights(entry))
+        return found
+
+    def keep_weights(self, app: str, entry: Weights, begins: float) -> None:
+        """Keep from when on the application had these weights, and forget those from before `begins`."""
+        self._write(
+            ("INSERT INTO weights VALUES (?, ?, ?)", (app, entry.at, _encode(entry))),
+            ("DELETE FROM weights WHERE app = ? AND at < ?", (app, begins)),
+        )
+
+    def forget_weights(self, app: str) -> None:
+        """Forget the weights that the application had."""
+        self._write(("DELETE FROM weights WHERE app = ?", (app,)))
 
     # --- histories: of applications that are, and of those that were --------------------------------------------------
 
