@@ -298,6 +298,9 @@ class Actor:
         app.weights_at = None
         self._registry.keep(app)
         self.ended(app, rollout)
+        if before > app.current:
+            why = f"the traffic went back to revision {app.current}"
+            self._history.end(app.name, before, RolloutOutcome.ROLLED_BACK.value, why, time.time())
         logger.info("revision %d of application %r takes the traffic", app.current, app.name)
         if before:
             self._waiters.progress(app.name, f"revision {app.current} takes the traffic from revision {before}")

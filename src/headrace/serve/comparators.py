@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from headrace.serve.deployment import Deployment
 from headrace.spec.errors import OptionTypeError
 from headrace.spec.rollout import Comparison, Shadow, Strategy
 from headrace.wire.code import pack_code
@@ -38,7 +39,7 @@ def comparison(given: Any) -> Comparison:
         return Comparison()
     if isinstance(given, Comparison):
         return given
-    if not callable(given) or isinstance(given, type):
+    if not callable(given) or isinstance(given, type | Deployment):
         raise OptionTypeError(
             f"compare={given!r} must be serve.exact(), serve.numeric(rtol, atol), or a function that is called as "
             "function(primary, shadow) and returns whether they agree"

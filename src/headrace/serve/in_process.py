@@ -28,6 +28,7 @@ from headrace.handle import DeploymentHandle
 from headrace.replica.worker import Worker
 from headrace.router import Router
 from headrace.runtime import Runtime
+from headrace.spec.application import ApplicationSpec
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import HeadraceError, InstanceError
 from headrace.spec.snapshot import Snapshot
@@ -117,8 +118,12 @@ class InProcess:
         runtime = Runtime(Router(loop, self.name), loop, threading.get_ident())
         controller = Controller(self.engine, directory, self.name, QUICK, synced=False)
         link = ControlLink(
-            str(directory.control_socket), Hello(role="driver", id=self.name, pid=0), on_snapshot=runtime.adopt
+            str(directory.control_socket),
+            Hello(role="driver", id=self.name, pid=0),
+            on_snapshot=runtime.adopt,
+            on_connect=runtime.reports.connected,
         )
+        runtime.reports.begin(link)
         self._parts = _Parts(directory, controller, runtime, link)
         up = asyncio.Event()
         life = self._spawn(controller.run(up.set), "controller")
@@ -152,6 +157,7 @@ class InProcess:
                     await asyncio.gather(*map(self._let_go, self.snapshot.applications))
         # Callers first: the router goes before the replicas, so that nobody tries to repeat what is being ended.
         if self._parts is not None:
+            self._parts.runtime.reports.stop()
             self._parts.runtime.close()
             await self._parts.runtime.router.close()
             self._parts.runtime.fail_waiting(InstanceError("the instance was ended during the call"))
@@ -227,6 +233,14 @@ class InProcess:
         answer = await self.ask(operation)
         if isinstance(answer, Deployed):
             self.runtime.adopt(self.snapshot)
+
+    def specs(self, app: str) -> list[ApplicationSpec]:
+        """The revisions of the application that may have replicas, now or once the traffic goes back to them."""
+        controller = self._begun.controller
+        present = controller.registry.apps.get(app)
+        specs = [*present.revisions.values(), *([present.before] if present.before else [])] if present else []
+        former = (controller.history.spec_of(app, number) for number in controller.history.kept(app))
+        return specs + [spec for spec in former if spec is not None]
 
     def handle(self, deployment: str, app: str) -> DeploymentHandle:
         """A handle that calls by this instance from anywhere in the process."""

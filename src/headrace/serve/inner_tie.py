@@ -20,8 +20,8 @@ from headrace.serve.deployment import Application
 from headrace.serve.in_process import InProcess
 from headrace.serve.references import References
 from headrace.serve.run_target import RunTarget
-from headrace.spec.application import ApplicationSpec
-from headrace.spec.errors import DeployFailedError, InstanceError, LoopBlockedError
+from headrace.spec.application import ApplicationSpec, Code
+from headrace.spec.errors import DeployFailedError, InstanceError, LoopBlockedError, RolledBackError
 from headrace.spec.snapshot import Snapshot
 from headrace.wire.control import Answer, Delete, Deploy, Operation
 
@@ -51,7 +51,7 @@ class InProcessTie:
         self._shared = shared
         self._specs: dict[str, ApplicationSpec] = {}
         self._failed: dict[str, ApplicationSpec] = {}  # that never ran, and are there all the same
-        self._references: dict[str, list[References]] = {}
+        self._references: dict[str, list[tuple[Code, References]]] = {}  # by what only their revision has
 
     @property
     def name(self) -> str:
@@ -115,20 +115,29 @@ class InProcessTie:
             await self._take_route(spec)
             await self.instance.deploy(operation)
         except BaseException as error:
-            references.release()
+            if isinstance(error, RolledBackError):
+                self._keep(spec, references)
+            else:
+                references.release()
             if isinstance(error, DeployFailedError) and spec.name not in self._specs:
                 self._failed[spec.name] = spec
             raise
         self._failed.pop(spec.name, None)
         self._specs[spec.name] = spec
-        # Where replicas are shared between runs, those that die are started again from what an earlier run was given.
-        earlier = self._references.setdefault(spec.name, [])
-        if not self._shared:
-            for each in earlier:
-                each.release()
-            earlier.clear()
-        earlier.append(references)
+        self._keep(spec, references)
         return self.instance.handle(spec.ingress, spec.name)
+
+    def _keep(self, spec: ApplicationSpec, references: References) -> None:
+        """Keep what the revision refers to, as long as it may have replicas."""
+        kept = self._references.setdefault(spec.name, [])
+        kept.append((spec.deployments[0].code, references))
+        # Where replicas are shared between runs, those that die are started again from what an earlier run was given.
+        if not self._shared:
+            codes = [deployment.code for each in self.instance.specs(spec.name) for deployment in each.deployments]
+            for code, former in kept:
+                if code not in codes:
+                    former.release()
+            kept[:] = [(code, former) for code, former in kept if code in codes]
 
     async def _take_route(self, spec: ApplicationSpec) -> None:
         """Take the route from the application that has it: tests run one after the other, and few of them clean up."""
@@ -149,7 +158,7 @@ class InProcessTie:
         answer = await self.instance.ask(operation)
         self._specs.pop(operation.app, None)
         self._failed.pop(operation.app, None)
-        for references in self._references.pop(operation.app, []):
+        for _, references in self._references.pop(operation.app, []):
             references.release()
         return answer
 
@@ -165,7 +174,7 @@ class InProcessTie:
     def release(self) -> None:
         """Let go of the objects that applications referred to: the instance has ended."""
         for kept in self._references.values():
-            for references in kept:
+            for _, references in kept:
                 references.release()
         self._references.clear()
         self._specs.clear()

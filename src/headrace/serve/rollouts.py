@@ -150,7 +150,7 @@ def promote(app_name: str, revision: int = 0) -> RolloutStatus:
     """Give all of the traffic to the revision that is being rolled out, whatever its steps and its analysis say.
 
     Returns when it has it. `revision` is the one that you mean, where another may be under way by now. Raises
-    RolloutError when none is, RevisionConflictError, RolledBackError, DeployFailedError.
+    RolloutError when none is, or another; RolledBackError, DeployFailedError.
     """
     return _control(app_name, Command.PROMOTE, revision)
 
@@ -174,12 +174,21 @@ def rollback(app_name: str, revision: int | None = None, rollout: Any = None, *,
     """Go back to an earlier revision, which runs its own code whatever lies on disk by now.
 
     Takes back the rollout under way; where there is none, or `revision` is named, gives the traffic to that revision
-    (None: the last promoted one before the present) as the strategy `rollout` says. Returns when it has it, or with
-    another strategy than a rolling update when it has its first traffic. Raises RevisionNotFound where it is not kept.
+    (None: the last promoted one before the present) as the strategy `rollout` says. Returns when it has it; with
+    another strategy than a rolling update, at once. Raises RevisionNotFound where it is not kept.
     """
     strategy = None if rollout is None else with_comparator(parse_rollout(rollout))
     number = checked_revision("revision", revision, 1) or 0
-    _ask(Rollback(app=_checked(app_name), revision=number, rollout=strategy, by=who(), reason=_text(reason)))
+    _ask(
+        Rollback(
+            app=_checked(app_name),
+            revision=number,
+            rollout=strategy,
+            by=who(),
+            reason=_text(reason),
+            wait=strategy is None or isinstance(strategy, RollingUpdate),
+        )
+    )
     return rollout_status(app_name)
 
 
