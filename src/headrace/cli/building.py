@@ -28,9 +28,22 @@ def application_flags(arguments: argparse.Namespace) -> list[str]:
     return [f"{name}={value}" for name, value in options.items()]
 
 
-def builder_command(flags: list[str], arguments: argparse.Namespace) -> tuple[str, ...]:
-    """A builder's command line, in which nothing of the user's can be taken for an option."""
-    return (sys.executable, "-P", "-m", "headrace.serve.build", *flags, "--", arguments.target, *arguments.arguments)
+def builder_command(flags: list[str], arguments: argparse.Namespace, *python: str) -> tuple[str, ...]:
+    """A builder's command line, in which nothing of the user's can be taken for an option.
+
+    `python` are options of the interpreter.
+    """
+    return (
+        sys.executable,
+        "-P",
+        *python,
+        "-m",
+        "headrace.serve.build",
+        *flags,
+        "--",
+        arguments.target,
+        *arguments.arguments,
+    )
 
 
 def build(arguments: argparse.Namespace, directory: InstanceDirectory, say: Callable[[str], None]) -> Built:

@@ -95,6 +95,7 @@ class Keeper:
         self._controller_started_at = 0.0
         self._controller_opened = False
         self._signals: collections.deque[str] = collections.deque()
+        self._calls: collections.deque[Callable[[], None]] = collections.deque()
         self._wake = (-1, -1)
         self._kill_by = 0.0
         self._log: ProcessOutput | None = None
@@ -134,9 +135,18 @@ class Keeper:
         self._signals.append(reason)
         os.write(self._wake[1], b"\0")
 
+    def call(self, act: Callable[[], None]) -> None:
+        """Have this called on the keeper's loop, as callbacks are. From any thread."""
+        self._calls.append(act)
+        os.write(self._wake[1], b"\0")
+
     def start_process(self, request: ProcessRequest) -> ProcessInfo:
         """Start a process of whoever runs the keeper (a builder); it ends with the instance. From callbacks only."""
         return self._family.start(request, served=False)
+
+    def stop_process(self, id: str, grace_s: float) -> None:
+        """End such a process; `on_exit` tells when it is gone. From callbacks only."""
+        self._family.stop(id, grace_s, time.monotonic())
 
     # Life
 
@@ -217,6 +227,8 @@ class Keeper:
         """After each wait: what was noted, what is due."""
         while self._signals:
             self._stop(self._signals.popleft(), DRAIN_S)
+        while self._calls:
+            self._calls.popleft()()
         now = time.monotonic()
         self._family.expire(now)
         if self.stage is Stage.RUNNING and not self._family.runs(CONTROLLER) and self._restarts.due() is not None:

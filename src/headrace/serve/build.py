@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -25,9 +27,7 @@ from headrace.spec.errors import HeadraceError
 from headrace.spec.grpc import GrpcService
 from headrace.spec.status import ProxyDetails, ProxyStatus
 from headrace.wire.control import Deploy, Deployed, GetStatus, StartHTTP, Status
-from headrace.wire.report import Built, Event, Failure, Imported, Line, Ready, encode_built, written
-
-NO_HTTP = 3  # exit code: it is not the application that is wrong
+from headrace.wire.report import NO_HTTP, Built, Event, Failure, Imported, Line, Ready, Waiting, encode_built, written
 
 
 class Builder:
@@ -142,7 +142,27 @@ def arguments_of(values: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--by", default="")
     parser.add_argument("--tell-files", action="store_true")
     parser.add_argument("--to-fd", type=int)
+    parser.add_argument("--when-told", action="store_true")
     return parser.parse_args(values)
+
+
+def wait_until_told() -> bool:
+    """Report Waiting, and wait for SIGUSR1; False when the keeper is gone first. What takes time to load is loaded."""
+    lifeline = os.environ.get("HEADRACE_LIFELINE_FD")
+    told, wake = os.pipe()
+    try:
+        os.set_blocking(wake, False)
+        signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
+        before = signal.set_wakeup_fd(wake)
+        report(Waiting())
+        watched = [told] if lifeline is None else [told, int(lifeline)]
+        readable, _, _ = select.select(watched, [], [])
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    finally:
+        os.close(told)
+        os.close(wake)
+    return told in readable
 
 
 def report(event: Event) -> None:
@@ -154,6 +174,8 @@ def report(event: Event) -> None:
 def main(values: Sequence[str] | None = None) -> int:
     """Returns 0 when the application runs, 1 when it does not; the reason was reported then."""
     arguments = arguments_of(values)
+    if arguments.when_told and not wait_until_told():
+        return 1
     builder = Builder(arguments, report)
     try:
         if arguments.to_fd is None:

@@ -11,6 +11,7 @@ from headrace.spec.application import ApplicationSpec
 from headrace.wire.frames import BROKEN
 
 MARK = "\x1e"  # ASCII's record separator
+NO_HTTP = 3  # the builder's exit code when it is not the application that is wrong
 
 
 class Line(msgspec.Struct, frozen=True, tag=True):
@@ -41,7 +42,11 @@ class Imported(msgspec.Struct, frozen=True, tag=True):
     files: tuple[str, ...]
 
 
-Event = Line | Ready | Failure | Imported
+class Waiting(msgspec.Struct, frozen=True, tag=True):
+    """The builder begins as soon as it gets SIGUSR1."""
+
+
+Event = Line | Ready | Failure | Imported | Waiting
 
 
 class Built(msgspec.Struct, frozen=True):
