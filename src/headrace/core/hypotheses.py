@@ -68,8 +68,7 @@ class ErrorsBounded(Test):
         self.key = f"error_rate<={bound!r}"
 
     def take(self, evidence: Evidence, baseline: Arm, candidate: Arm, compared: int, differed: int) -> None:
-        seen = (evidence.candidate.requests, evidence.candidate.errors)
-        _bet_above(evidence, self.key, (candidate.requests, candidate.errors), seen, self.bound)
+        _bet_above(evidence, self.key, candidate.requests, candidate.errors, self.bound)
 
     def text(self, evidence: Evidence, alpha: float) -> str:
         new = evidence.candidate
@@ -85,8 +84,7 @@ class Differences(Test):
         self.key = f"disagreement<={bound!r}"
 
     def take(self, evidence: Evidence, baseline: Arm, candidate: Arm, compared: int, differed: int) -> None:
-        seen = (evidence.compared, evidence.differed)
-        _bet_above(evidence, self.key, (compared, differed), seen, self.bound)
+        _bet_above(evidence, self.key, compared, differed, self.bound)
 
     def text(self, evidence: Evidence, alpha: float) -> str:
         said = f"answers differ in {_share(evidence.differed, evidence.compared)}, {_percent(self.bound)} at most"
@@ -137,8 +135,8 @@ class LatencyBounded(Test):
         self.key = f"latency:{quantile!r}<={bound!r}s"
 
     def take(self, evidence: Evidence, baseline: Arm, candidate: Arm, compared: int, differed: int) -> None:
-        new, seen = _slow(candidate, self.first), _slow(evidence.candidate, self.first)
-        _bet_above(evidence, self.key, new, seen, 1 - self.quantile)
+        count, slow = _slow(candidate, self.first)
+        _bet_above(evidence, self.key, count, slow, 1 - self.quantile)
 
     def text(self, evidence: Evidence, alpha: float) -> str:
         time = _time(evidence.candidate.latency, self.quantile)
@@ -257,14 +255,13 @@ def _compare(
     evidence: Evidence, key: str, block: Block, old: tuple[int, int], new: tuple[int, int], prior: float
 ) -> None:
     """Add (requests, hits) of both to the open block, and bet on it when it is full."""
-    accumulate(block.baseline, Moments(old[0], float(old[1])))
-    accumulate(block.candidate, Moments(new[0], float(new[1])))
+    before, own_before = block.earlier_baseline, block.earlier_candidate
+    baseline = block.baseline = _added(block.baseline, old, before.count)
+    candidate = block.candidate = _added(block.candidate, new, own_before.count)
     if not _is_full(block, old[0]):
         return
-    baseline, candidate = block.baseline, block.candidate
-    # An answer may break off after it was counted: such an error may come without a request, and waits for the next.
+    # An answer may break off after it was counted: such a hit may come without a trial, and waits for the next.
     hits, own_hits = min(int(baseline.total), baseline.count), min(int(candidate.total), candidate.count)
-    before, own_before = block.earlier_baseline, block.earlier_candidate
     weight = before.count + own_before.count
     rate = guess(weight, before.total + own_before.total, prior)
     share = own_before.count / weight if weight else 0.0
@@ -274,6 +271,12 @@ def _compare(
     accumulate(own_before, Moments(candidate.count, float(own_hits)))
     block.baseline = Moments(0, baseline.total - hits)
     block.candidate = Moments(0, candidate.total - own_hits)
+
+
+def _added(moments: Moments, new: tuple[int, int], before: int) -> Moments:
+    """With (requests, hits) that are new; no more hits than there were requests, `before` of them in earlier blocks."""
+    count = moments.count + new[0]
+    return Moments(count, min(moments.total + new[1], float(count + before)))
 
 
 def _is_full(block: Block, new_of_baseline: int) -> bool:
@@ -286,16 +289,15 @@ def _is_full(block: Block, new_of_baseline: int) -> bool:
     return n >= LEAST_IN_BLOCK and m >= LEAST_IN_BLOCK and (new_of_baseline > 0 or m >= n)
 
 
-def _bet_above(evidence: Evidence, key: str, new: tuple[int, int], seen: tuple[int, int], bound: float) -> None:
-    """Bet on (trials, hits) that are new, after those that were `seen` before.
-
-    An answer may break off after it was counted as good; such a hit comes late, and makes the gain what it would have
-    been at once.
+def _bet_above(evidence: Evidence, key: str, count: int, hits: int, bound: float) -> None:
+    """Bet on so many new trials, and on hits that came without one before: bets made in between have not paid for the
+    trial that such a hit belongs to, and must not gain by it, so it waits for the next.
     """
-    count, hits = new
-    hits = min(hits, max(0, seen[0] + count - seen[1]))
-    if count or hits:
-        _bet(evidence, key, gains_above(count, hits, bound), count)
+    seen, late = evidence.wealth.get(f"{key}:seen", 0.0), evidence.wealth.get(f"{key}:late", 0.0)
+    hits = min(hits + int(late), count + int(seen))
+    if count:
+        _bet(evidence, key, gains_above(count, min(hits, count), bound), count)
+    evidence.wealth[f"{key}:late"] = float(max(hits - count, 0))
 
 
 def _bet(evidence: Evidence, key: str, gains: Sequence[float], seen: int) -> None:
