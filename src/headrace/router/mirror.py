@@ -74,7 +74,7 @@ class Watch:
         if call.watch is not self:
             return  # it was dropped on the way
         self._gathered = gathered = Gathered(meta, payload, buffers)
-        if not self._mirrors.hold(gathered.size):
+        if gathered.size > MOST_BYTES or not self._mirrors.hold(gathered.size):
             gathered.size = 0
             self._skip()
         elif not flags & MORE:
