@@ -20,6 +20,7 @@ from headrace.context import current_replica
 from headrace.engine import linux
 from headrace.engine.directory import InstanceDirectory, instance_directory, read_snapshot, runtime_directory
 from headrace.router import Call, Router
+from headrace.router.reports import Reports
 from headrace.spec.errors import HeadraceError, InstanceError, LoopBlockedError, RequestTimeoutError
 from headrace.spec.snapshot import Snapshot
 from headrace.wire.client import ControlClient
@@ -56,9 +57,10 @@ class Runtime:
 
     `thread_id` is that of the thread that runs the loop. `close` ends what runs the loop; without it, the loop is
     somebody else's. `tie` is what `serve.*` asks for operations on an instance inside of this process, else None.
+    `reports` is what tells the controller of requests.
     """
 
-    __slots__ = ("_close", "_inbox", "_woken", "alive", "loop", "router", "thread_id", "tie", "waiting")
+    __slots__ = ("_close", "_inbox", "_woken", "alive", "loop", "reports", "router", "thread_id", "tie", "waiting")
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class Runtime:
         self.thread_id = thread_id
         self.alive = True
         self.tie: Any = None  # of a layer above
+        self.reports = Reports(loop, router.tallies)
         self.waiting: set[Call] = set()  # calls that other threads wait for
         self._close = close
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
@@ -183,8 +186,10 @@ class _DriverThread:
             Hello(role="driver", id=identity, pid=os.getpid()),
             snapshot=snapshot,
             on_snapshot=self.runtime.adopt,
-            on_connect=self._look_for_keeper,
+            on_connect=self._connected,
         )
+        reports = self.runtime.reports
+        reports.begin(link)
         linked = loop.create_task(link.run(), name="headrace-link")
         self._ready.set()
         # At once, where the system can tell: another instance of this name may be up before the next look.
@@ -200,6 +205,7 @@ class _DriverThread:
                     self._look_for_keeper()
         finally:
             self.runtime.alive = False
+            await reports.settle()
             if pidfd is not None:
                 loop.remove_reader(pidfd)
                 os.close(pidfd)
@@ -208,6 +214,11 @@ class _DriverThread:
                 await linked
             await router.close()
             self.runtime.fail_waiting(InstanceError("the connection to the instance was closed during the call"))
+
+    def _connected(self) -> None:
+        self._look_for_keeper()
+        if self.runtime is not None:
+            self.runtime.reports.connected()
 
     def _look_for_keeper(self) -> None:
         """Without its keeper the instance has ended; one of the same name that runs now is another."""

@@ -18,6 +18,7 @@ from headrace.ingress.door import Door
 from headrace.ingress.listener import Listener
 from headrace.ingress.tls import TlsHandshake, context_of
 from headrace.router import Router
+from headrace.router.reports import Reports
 from headrace.spec.config import HTTPOptions
 from headrace.spec.snapshot import Snapshot
 from headrace.wire.control import Hello, IngressReport
@@ -61,8 +62,9 @@ class Ingress:
             Hello(role="ingress", id=process_id, pid=os.getpid()),
             snapshot=snapshot,
             on_snapshot=self._route_by,
-            on_connect=self._report,
+            on_connect=self._connected,
         )
+        self._reports = Reports(router.loop, router.tallies)
 
     def __repr__(self) -> str:
         return f"<Ingress {self._process_id} {self.listener} {self.door}>"
@@ -76,6 +78,7 @@ class Ingress:
         if self.grpc is not None:
             await self.grpc.open(self._options.host)
         link = asyncio.get_running_loop().create_task(self._link.run(), name="link")
+        self._reports.begin(self._link)
         try:
             await self._stopped.wait()
             self.door.draining = True
@@ -86,6 +89,8 @@ class Ingress:
             await self._drain_grpc(0.0)
             await self.listener.leave()  # nothing is left to leave, unless this was cancelled
             self.door.stop()
+            self._reports.stop()
+            await asyncio.sleep(0)  # the loop writes what was sent in this round
             link.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await link
@@ -111,6 +116,10 @@ class Ingress:
         self.door.update(snapshot)
         if self.grpc is not None:
             self.grpc.update(snapshot)
+
+    def _connected(self) -> None:
+        self._report()
+        self._reports.connected()
 
     def _report(self) -> None:
         self._link.send(

@@ -10,6 +10,7 @@ answer: an error that comes at once does not make a revision quick.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from headrace.core.buckets import COUNT, bucket_of
@@ -88,9 +89,10 @@ class Tally:
 
 
 class Tallies:
-    """All of one process."""
+    """All of one process, which has counted since `began` (seconds since the epoch)."""
 
     def __init__(self) -> None:
+        self.began = time.time()
         self._tallies: dict[tuple[str, int, str], Tally] = {}
         self._leaving: list[Tally] = []  # of revisions that are gone, with something left to tell
 

@@ -72,6 +72,7 @@ async def serve() -> int:
         on_state=on_state,
         on_drain=exit_regardless_after,
         awake=awake_for(loop),
+        reports=here.reports,
     )
     loop.add_signal_handler(signal.SIGTERM, worker.stop)
     watch_lifeline(loop, worker)

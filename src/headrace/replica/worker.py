@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from headrace.handle import DeploymentHandle
 from headrace.replica.host import HostedReplica
+from headrace.router.reports import Reports
 from headrace.runtime import Runtime
 from headrace.spec.snapshot import Snapshot
 from headrace.wire.awake import Awake
@@ -37,7 +38,8 @@ class Worker:
 
     `prepare(order)` readies the process for the replica's code before that is loaded; what it raises fails the replica.
     `on_state(replica)` is told of changes of state, `on_drain(deadline_s)` of a drain that begins, `adopt` of
-    snapshots, `runtime` is what the handles of the replica call by, where that is not the one of the process.
+    snapshots, `runtime` is what the handles of the replica call by, where that is not the one of the process, and
+    `reports` what tells the controller of requests of this process.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Worker:
         on_drain: Callable[[float], None] | None = None,
         awake: Awake | None = None,
         runtime: Runtime | None = None,
+        reports: Reports | None = None,
     ) -> None:
         self.replica: HostedReplica | None = None
         self._process_id = process_id
@@ -68,8 +71,9 @@ class Worker:
             self._received,
             snapshot=snapshot,
             on_snapshot=adopt,
-            on_connect=self._report_again,
+            on_connect=self._connected,
         )
+        self._reports = reports
 
     def __repr__(self) -> str:
         return f"<Worker {self._process_id} {self.replica or 'without a replica'}>"
@@ -77,10 +81,14 @@ class Worker:
     async def run(self) -> int:
         """Until the replica has ended, or `stop` found none; the exit code. Cancelled, it ends as if killed."""
         linked = asyncio.get_running_loop().create_task(self._link.run(), name="link")
+        if self._reports is not None:
+            self._reports.begin(self._link)
         try:
             await self._ended.wait()
             if self._life is not None:
                 await self._life
+            if self._reports is not None:
+                self._reports.stop()
             await asyncio.sleep(0)  # the loop writes what was sent in this round: the last report
             return 0
         finally:
@@ -149,6 +157,11 @@ class Worker:
         self._link.send(report)
         if self._on_state is not None and self.replica is not None:
             self._on_state(self.replica)
+
+    def _connected(self) -> None:
+        self._report_again()
+        if self._reports is not None:
+            self._reports.connected()
 
     def _report_again(self) -> None:
         if self.replica is not None and self.replica.state is not None:

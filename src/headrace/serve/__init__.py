@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         wait_for_rollout,
     )
     from headrace.serve.schema import TracingConfig
+    from headrace.serve.signals import observe
 
 __all__ = [
     "Application",
@@ -93,6 +94,7 @@ __all__ = [
     "method",
     "multiplexed",
     "numeric",
+    "observe",
     "pause_rollout",
     "promote",
     "resume_rollout",
@@ -156,6 +158,7 @@ _HOMES = {
         "wait_for_rollout",
     ),
     "schema": ("TracingConfig",),
+    "signals": ("observe",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _SUBMODULES = frozenset(

@@ -129,9 +129,12 @@ class IngressReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class CountsReport(msgspec.Struct, frozen=True, tag=True):
-    """What the sender has counted since it began, as far as it changed since its last report."""
+    """What the sender has counted since it began, as far as it changed since its last report. It began at `since`, in
+    seconds since the epoch.
+    """
 
     counted: tuple[Counted, ...]
+    since: float = 0.0
 
 
 class Signals(msgspec.Struct, frozen=True, tag=True):
