@@ -11,13 +11,15 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from workshop import application, deployment
+from workshop import Workshop, application, deployment, run
 
 from headrace.controller.history import LONGEST_TEXT, MOST_EVENTS, MOST_GONE, MOST_RECORDS, Chronicle
 from headrace.controller.store import Store
 from headrace.spec.application import ApplicationSpec, Environment
+from headrace.spec.errors import ApplicationNotFound, DeployFailedError, RevisionNotFound
 from headrace.spec.rollout import Canary, RollingUpdate
-from headrace.spec.status import RolloutOutcome
+from headrace.spec.status import History, RolloutOutcome
+from headrace.wire.control import Delete, Deploy, GetHistory, GetRevision, Past, Revision, Rollback
 
 PROMOTED, FAILED, ROLLED_BACK = RolloutOutcome.PROMOTED, RolloutOutcome.FAILED, RolloutOutcome.ROLLED_BACK
 
@@ -288,3 +290,95 @@ class Lives(RuleBasedStateMachine):
 
 TestLives = Lives.TestCase
 TestLives.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+# --- as the controller keeps it ---------------------------------------------------------------------------------------
+
+
+async def history_of(shop: Workshop, app: str = "app") -> History:
+    answer = await shop.ask(GetHistory(app))
+    assert isinstance(answer, Past)
+    return answer.history
+
+
+async def revision_of(shop: Workshop, number: int = 0) -> Revision:
+    answer = await shop.ask(GetRevision("app", number))
+    assert isinstance(answer, Revision)
+    return answer
+
+
+def model(version: int, does: str = "ok") -> ApplicationSpec:
+    return application(deployment("D", does, digest=str(version)))
+
+
+def test_the_controller_tells_what_was() -> None:
+    async def body(shop: Workshop) -> None:
+        await shop.ask(Deploy(model(1), by="ada@desk"))
+        await shop.ask(Deploy(application(deployment("D", digest="1", num_replicas=2)), by="bob@ci"))
+        await shop.ask(Deploy(model(2)))
+        history = await history_of(shop)
+        assert [(record.number, record.by, record.outcome) for record in history.revisions] == [
+            (1, "ada@desk", PROMOTED),
+            (2, "", PROMOTED),
+        ]
+        (in_place,) = [event for event in history.events if event.what == "changed in place"]
+        assert (in_place.revision, in_place.by, in_place.reason) == (1, "bob@ci", "D: num_replicas 1 → 2")
+        assert (await revision_of(shop)).number == 2
+        assert (await revision_of(shop, 1)).spec == application(deployment("D", digest="1", num_replicas=2))
+        with pytest.raises(RevisionNotFound, match="revision 7 of application 'app' is not kept; those that are: 1, 2"):
+            await revision_of(shop, 7)
+        with pytest.raises(ApplicationNotFound, match="'other'; there are: app"):
+            await history_of(shop, "other")
+        with pytest.raises(ApplicationNotFound):
+            await shop.ask(GetRevision("other", 1))
+
+    run(body)
+
+
+def test_a_controller_that_was_killed_knows_all_of_it_again() -> None:
+    async def body(shop: Workshop) -> None:
+        for version in (1, 2, 3):
+            await shop.deploy(model(version))
+        before = await history_of(shop)
+        await shop.kill()
+        await shop.begin()
+        assert await history_of(shop) == before
+        await shop.ask(Rollback(app="app", revision=1))
+        assert (await revision_of(shop)).spec == model(1)
+
+    run(body)
+
+
+def test_numbers_go_on_in_another_life_and_after_a_deletion() -> None:
+    async def body(shop: Workshop) -> None:
+        for version in (1, 2):
+            await shop.deploy(model(version))
+        await shop.ask(Delete("app"))
+        await shop.deploy(model(1))
+        assert (await revision_of(shop)).number == 3
+        await shop.kill()
+        await shop.engine.end()
+        await shop.begin(life="two")
+        with pytest.raises(RevisionNotFound, match="no revision of application 'app' has the traffic now"):
+            await revision_of(shop)
+        await shop.deploy(model(4))
+        assert (await revision_of(shop)).number == 4
+        await shop.ask(Rollback(app="app", revision=2))
+        assert (await revision_of(shop)).spec == model(2)
+        assert [record.number for record in (await history_of(shop)).revisions] == [1, 2, 3, 4]
+
+    run(body)
+
+
+def test_a_failed_revision_is_told_with_its_traceback() -> None:
+    async def body(shop: Workshop) -> None:
+        await shop.deploy(model(1))
+        with pytest.raises(DeployFailedError):
+            await shop.deploy(model(2, "raise"))
+        record = (await history_of(shop)).revisions[-1]
+        assert (record.number, record.outcome) == (2, FAILED)
+        assert "no such model" in record.reason
+        await shop.deploy(model(3))
+        assert [record.kept for record in (await history_of(shop)).revisions] == [True, False, True]
+
+    run(body)
