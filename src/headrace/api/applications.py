@@ -6,32 +6,33 @@ In: calls. Out: jobs for the deployer, operations of the controller, and replies
 from __future__ import annotations
 
 import asyncio
-from typing import Any
-
-import msgspec
 
 from headrace.api.bodies import Declared, Deleted
-from headrace.api.deployer import Job, Taken
+from headrace.api.deployer import Taken
 from headrace.api.desk import Standing
 from headrace.api.route import BY, WAIT, Call, Condition, Reply, Route, condition_of
+from headrace.serve.schema import ServeInstanceDetails
+from headrace.spec.config_schema import ServeApplicationSchema, ServeDeploySchema
 from headrace.spec.errors import (
     ApplicationNotFound,
     DeployFailedError,
     GraphError,
     ImportPathError,
+    OptionError,
     RevisionConflictError,
     RolledBackError,
     RolloutError,
 )
+from headrace.spec.names import checked_name
 from headrace.spec.status import ApplicationStatusOverview, ServeStatus
 
 
 async def get_applications(call: Call) -> Reply:
-    return Reply(await call.desk.controller.status())
+    return Reply(ServeInstanceDetails.of(await call.desk.controller.status()))
 
 
 async def put_applications(call: Call) -> Reply:
-    taken = await call.desk.deployer.take(Job(config=_raw(call), by=call.by))
+    taken = await call.desk.deployer.declare(call.body, call.by)
     standings = await _standings(call, taken)
     return Reply(Declared(applications=standings, deleted=taken.deleted))
 
@@ -52,8 +53,12 @@ async def get_application(call: Call) -> Reply:
 
 
 async def put_application(call: Call) -> Reply:
+    checked_name(call.name)
+    if "name" in call.body.model_fields_set and call.body.name != call.name:
+        raise OptionError(f"the body has name={call.body.name!r}, and the path is of {call.name!r}: leave it out there")
+    application = call.body.model_copy(update={"name": call.name})
     expected = await call.desk.revision_meant(call.name, condition_of(call.headers))
-    taken = await call.desk.deployer.take(Job(config=_raw(call), only=call.name, expected=expected, by=call.by))
+    taken = await call.desk.deployer.deploy(application, expected, call.by)
     standings = await _standings(call, taken)
     return Reply(standings[call.name], headers=_tag(standings[call.name].revision))
 
@@ -68,10 +73,6 @@ async def delete_application(call: Call) -> Reply:
 
 async def get_status(call: Call) -> Reply:
     return Reply(await call.desk.controller.status())
-
-
-def _raw(call: Call) -> msgspec.Raw:
-    return msgspec.Raw(msgspec.json.encode(call.body))
 
 
 def _tag(revision: int) -> dict[str, str]:
@@ -103,17 +104,19 @@ ROUTES = (
         "GET",
         _ALL,
         get_applications,
-        "What runs, and how it is",
-        answer=ServeStatus,
+        "What runs, by what it was declared, and how it is",
+        "In the form of Ray Serve's REST API.",
+        answer=ServeInstanceDetails,
     ),
     Route(
         "PUT",
         _ALL,
         put_applications,
         "Declare which applications there are",
-        "The applications of the config are deployed, all others are deleted. Answered once every application is "
-        "built and taken up, which is before it is ready: `wait` waits for the end of its rollout.",
-        body=dict[str, Any],
+        "The applications of the config are deployed; those that an earlier config declared and this one does not are "
+        "deleted; those that code deployed are left alone. Answered once every application is built and taken up, "
+        "which is before it is ready: `wait` waits for the end of its rollout. One that fails leaves the others.",
+        body=ServeDeploySchema,
         answer=Declared,
         query=(BY, WAIT),
         errors=_BUILDING,
@@ -141,7 +144,7 @@ ROUTES = (
         put_application,
         "Deploy one application, and leave all others as they are",
         "Answered once it is built and taken up: `wait` waits for the end of its rollout.",
-        body=dict[str, Any],
+        body=ServeApplicationSchema,
         answer=Standing,
         query=(BY, WAIT),
         errors=(*_BUILDING, RevisionConflictError),

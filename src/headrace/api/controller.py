@@ -6,14 +6,12 @@ because no controller is there. A question that takes minutes holds up no other.
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 from headrace.api.errors import Busy, ControllerAway
+from headrace.api.thread import in_thread
 from headrace.engine.directory import InstanceDirectory
 from headrace.spec.errors import HeadraceError, InstanceError, PeerVersionError
 from headrace.spec.status import ServeStatus
@@ -69,25 +67,10 @@ class Controller:
         if self._asking >= self._most_at_once:
             raise Busy(f"{self._asking} operations are under way already: {what} has to wait for one of them to end")
         self._asking += 1
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[_T] = loop.create_future()
-
-        def run() -> None:
-            outcome: Callable[[], object]
-            try:
-                outcome = partial(future.set_result, self._exchange(what, work))
-            except Exception as error:  # the top of a thread: whoever awaits it gets it, whatever it is
-                outcome = partial(future.set_exception, error)
-            _call(loop, lambda: self._ended(future, outcome))
-
-        # A daemon: an answer that is not there yet must not keep the process from its end.
-        threading.Thread(target=run, name=f"ask {what}", daemon=True).start()
-        return await future
-
-    def _ended(self, future: asyncio.Future[_T], outcome: Callable[[], object]) -> None:
-        self._asking -= 1
-        if not future.done():  # who asked may have been cancelled
-            outcome()
+        try:
+            return await in_thread(f"ask {what}", lambda: self._exchange(what, work))
+        finally:
+            self._asking -= 1
 
     def _exchange(self, what: str, work: Callable[[ControlClient], _T]) -> _T:
         client = ControlClient(str(self.directory.control_socket))
@@ -121,10 +104,3 @@ class Controller:
 def unexpected(operation: Operation, answer: Answer) -> HeadraceError:
     """The error for an answer that is none to the question."""
     return HeadraceError(f"the controller answered {type(operation).__name__} with {type(answer).__name__}")
-
-
-def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
-    try:
-        loop.call_soon_threadsafe(callback)
-    except RuntimeError:
-        pass  # the loop is closed: the process ends, and nobody waits

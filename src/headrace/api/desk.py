@@ -77,14 +77,23 @@ class Desk:
         """
         while True:
             status = await self.rollout(name)
-            if status.revision > revision:
-                raise RolloutError(f"revision {revision} of application {name!r} was superseded by {status.revision}")
-            if status.outcome:
+            if status.outcome or status.revision != revision:
                 app = await self.application(name)
+                in_place = app.revision == revision and status.outcome
+                if status.revision != revision and not in_place:
+                    raise RolloutError(f"revision {revision} of {name!r} was superseded by revision {status.revision}")
                 if app.status != ApplicationStatus.DEPLOYING:  # options that changed in place have no rollout
-                    return _ended(name, status)
+                    return _ended(name, status, revision)
             if await is_gone():
                 return Standing(revision=revision)
+            await asyncio.sleep(POLL_S)
+
+    async def aborted(self, name: str, revision: int, is_gone: Gone) -> RolloutStatus:
+        """The rollout of this revision once it has ended, as it was told to."""
+        while True:
+            status = await self.rollout(name)
+            if status.outcome or status.revision != revision or await is_gone():
+                return status
             await asyncio.sleep(POLL_S)
 
     async def delete(self, name: str, wait: bool) -> None:
@@ -113,10 +122,12 @@ def _found(status: ServeStatus, name: str) -> ApplicationStatusOverview:
     return app
 
 
-def _ended(name: str, status: RolloutStatus) -> Standing:
+def _ended(name: str, status: RolloutStatus, revision: int) -> Standing:
     what = f"revision {status.revision} of application {name!r}"
     error: HeadraceError
     match status.outcome:
+        case _ if status.revision != revision:  # its options changed in place, after a rollout of another one
+            return Standing(revision=revision, outcome=RolloutOutcome.PROMOTED)
         case RolloutOutcome.FAILED:
             error = DeployFailedError(status.reason or f"{what} did not come up")
         case RolloutOutcome.ROLLED_BACK:
@@ -124,5 +135,5 @@ def _ended(name: str, status: RolloutStatus) -> Standing:
         case RolloutOutcome.SUPERSEDED:
             error = RolloutError(f"{what} was superseded: {status.reason}")
         case _:
-            return Standing(revision=status.revision, outcome=status.outcome, reason=status.reason)
+            return Standing(revision=revision, outcome=status.outcome, reason=status.reason)
     raise error

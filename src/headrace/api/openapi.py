@@ -26,6 +26,7 @@ from headrace.api.errors import (
     status_of,
 )
 from headrace.api.route import Parameter, Route
+from headrace.spec.declared import Schema
 from headrace.spec.errors import HeadraceError, OptionError, OptionTypeError, RequestTimeoutError
 
 API_VERSION = "1"
@@ -36,9 +37,12 @@ _JSON = "application/json"
 def document(routes: Iterable[Route]) -> dict[str, Any]:
     """The document, as JSON would have it."""
     routes = tuple(routes)
-    kinds = _kinds(routes)
+    kinds, declared = _kinds(routes)
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     schema_of = {id(kind): schema for kind, schema in zip(kinds, schemas, strict=True)}
+    for kind in declared:
+        components.update(_declared_components(kind))
+        schema_of[id(kind)] = {"$ref": _REF.format(name=kind.__name__)}
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
@@ -61,9 +65,20 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     return plain
 
 
-def _kinds(routes: Iterable[Route]) -> list[Any]:
-    kinds = {id(kind): kind for route in routes for kind in (route.body, route.answer) if kind is not None}
-    return [*kinds.values(), ErrorBody]
+def _kinds(routes: Iterable[Route]) -> tuple[list[Any], list[type[Schema]]]:
+    """Types that msgspec describes, and those that describe themselves."""
+    every = {id(kind): kind for route in routes for kind in (route.body, route.answer) if kind is not None}.values()
+    declared = [kind for kind in every if isinstance(kind, type) and issubclass(kind, Schema)]
+    return [*(kind for kind in every if kind not in declared), ErrorBody], declared
+
+
+def _declared_components(kind: type[Schema]) -> dict[str, Any]:
+    """The schema of a configuration and those that it refers to, as components of the document."""
+    top = kind.model_json_schema()
+    inner = top.pop("$defs", {})
+    text = msgspec.json.encode({**inner, kind.__name__: top}).replace(b'"#/$defs/', b'"#/components/schemas/')
+    components: dict[str, Any] = msgspec.json.decode(text)
+    return components
 
 
 def _operation(route: Route, schema_of: dict[int, Any]) -> dict[str, Any]:

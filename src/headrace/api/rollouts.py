@@ -56,12 +56,10 @@ async def control_rollout(call: Call) -> Reply:
         app=call.name, command=body.command, revision=revision, reason=body.reason, by=call.by, wait=False
     )
     await call.desk.controller.ask(operation)
-    if call.wait and body.command in (Command.PROMOTE, Command.ABORT):
-        try:
-            await call.desk.settled(call.name, revision, call.is_gone)
-        except RolledBackError:
-            if body.command != Command.ABORT:  # for an abort, that is what was asked for
-                raise
+    if call.wait and body.command is Command.PROMOTE:
+        await call.desk.settled(call.name, revision, call.is_gone)
+    elif call.wait and body.command is Command.ABORT:
+        return Reply(await call.desk.aborted(call.name, revision, call.is_gone))
     return Reply(await call.desk.rollout(call.name))
 
 
@@ -71,6 +69,11 @@ async def roll_back(call: Call) -> Reply:
         app=call.name, revision=body.revision, rollout=body.rollout, by=call.by, reason=body.reason, wait=False
     )
     answer = await call.desk.controller.ask(operation)
+    if isinstance(answer, Done):  # the rollout under way is aborted
+        status = await call.desk.rollout(call.name)
+        if call.wait:
+            status = await call.desk.aborted(call.name, status.revision, call.is_gone)
+        return Reply(Standing(revision=status.baseline, outcome=status.outcome, reason=status.reason))
     if not isinstance(answer, Deployed):
         raise unexpected(operation, answer)
     standing = Standing(revision=answer.revision, outcome=answer.outcome, reason=answer.reason)
@@ -132,10 +135,12 @@ async def report_signals(call: Call) -> Reply:
 
 
 async def _done(call: Call, operation: Operation) -> None:
-    answer = await call.desk.controller.ask(operation)
-    if not isinstance(answer, Done):
+    answer = await call.desk.controller.ask(operation, READY_TIMEOUT_S)
+    if not isinstance(answer, Done | Deployed):
         raise unexpected(operation, answer)
 
+
+READY_TIMEOUT_S = 600.0  # replicas of a revision that has had no traffic start first
 
 _APP = "/api/serve/applications/{name}"
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from headrace.spec.declared import Schema
 from headrace.spec.errors import HeadraceError, OptionError, OptionTypeError
 from headrace.spec.names import hint
 
@@ -101,15 +102,17 @@ class Route:
 
 
 def decoded(route: Route, raw: bytes) -> Any:
-    """The body of the request, valid. Raises OptionError, OptionTypeError with the place of what is wrong."""
+    """The body of the request, valid. Raises OptionError, OptionTypeError, ConfigError, which name the place."""
     if route.body is None:
         return None
     if not raw.strip():
         if not route.body_optional:
             raise OptionError("the body is empty: it must be a JSON document")
         raw = b"{}"
+    declared = isinstance(route.body, type) and issubclass(route.body, Schema)
     try:
-        return msgspec.json.decode(raw, type=route.body)
+        body = msgspec.json.decode(raw, type=dict[str, Any] if declared else route.body)
+        return route.body.model_validate(body) if declared else body
     except msgspec.ValidationError as error:
         raise OptionTypeError(f"the body is not right: {error}{_near(route.body, str(error))}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
