@@ -45,11 +45,11 @@ async def deploy_all(arguments: argparse.Namespace) -> list[float]:
     took: list[float] = []
     strategy = STRATEGIES[arguments.strategy]
     for number in range(1, arguments.deploys + 1):
-        if arguments.kill_controller and number % 5 == 0:
-            kill_controller()
         began = time.monotonic()
         application = versioned.application(number, arguments.replicas)
         await asyncio.to_thread(serve.run, application, name="versioned", rollout=strategy)
+        if arguments.kill_controller and number % 5 == 0:
+            kill_controller()  # in the middle of the rollout, where its strategy has one
         await asyncio.to_thread(serve.wait_for_rollout, "versioned", 60.0)
         took.append(time.monotonic() - began)
         print(f"deploy {number}: {took[-1]:.2f} s", file=sys.stderr, flush=True)
