@@ -132,6 +132,9 @@ def parse(text: str | bytes, name: str) -> Node:
         context = f" {error.context}" if error.context else ""
         hint = " (YAML is indented by spaces, not tabs)" if tab else ""
         raise ConfigError(f"{where}: it is no YAML: {error.problem}{context}{hint}") from None
+    except UnicodeEncodeError as error:
+        where = f"{name}:{text.count(chr(10), 0, error.start) + 1}"
+        raise ConfigError(f"{where}: it is no text: {error.reason}") from error
     except yaml.reader.ReaderError as error:
         position = error.position if isinstance(error.position, int) else 0
         where = f"{name}:{text.count(chr(10), 0, position) + 1}"
@@ -223,7 +226,7 @@ class _Composer:
             return float(event.value) if plain and _NUMBER.fullmatch(event.value) else event.value
         try:
             return self._loader.construct_object(yaml.ScalarNode(tag, event.value, mark, event.end_mark))
-        except (ValueError, KeyError, yaml.constructor.ConstructorError) as error:
+        except (ValueError, LookupError, yaml.constructor.ConstructorError) as error:
             raise self._fail(mark, f"{event.value[:40]!r} is no {kind}: {error}") from None
 
     def _check_tag(self, event: Any, kind: str) -> None:

@@ -440,7 +440,7 @@ class gRPCOptionsSchema(Schema):
             "grpc_servicer_functions", Items(Text()), "The functions that protoc made for your services."
         ),
         "request_timeout_s": _grpc("request_timeout_s", Number(), "Seconds that a call has; null: no limit."),
-        "enable_reflection": Field(Flag(), "Ray Serve's.", True),
+        "enable_reflection": Field(Flag(), "Whether clients may ask which services there are: always so.", True),
         "host": _grpc("host", Text(), "Address to listen on; null: that of HTTP."),
         "max_message_bytes": _grpc("max_message_bytes", Number(whole=True), "The longest message of a client."),
         "max_concurrent_rpcs": _grpc("max_concurrent_rpcs", Number(whole=True), "Calls in work at once."),

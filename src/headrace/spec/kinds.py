@@ -63,6 +63,8 @@ def written(path: Path) -> str:
 def _named(path: Path, value: object) -> str:
     """`num_replicas='two'`, as messages name a value."""
     last = path[-1] if path else "the configuration"
+    if "password" in str(last):
+        return f"{last}=..."
     if isinstance(last, int):
         return f"item {last} ({_short.repr(value)})"
     return f"{last}={_short.repr(value)}" if path else last
@@ -252,7 +254,8 @@ class Field(msgspec.Struct, frozen=True):
             try:
                 self.check(self.kind.effective(value))
             except (CallerError, TypeError) as error:
-                findings.problem(path, str(error))
+                text, name = str(error), str(path[-1])
+                findings.problem(path, text if name in text else f"{name}: {text}")
         if self.no_effect and value not in (None, False, self.default):
             findings.note(path, f"{path[-1]!r} has no effect in Headrace: {self.no_effect}")
 
@@ -311,8 +314,8 @@ class Keys(Kind):
 class Tagged(Kind):
     """A mapping that says in one of its keys of which kind it is, which says what others it may have."""
 
-    def __init__(self, tag: str, kinds: Mapping[str, Mapping[str, Field]]) -> None:
-        self._tag, self._kinds = tag, kinds
+    def __init__(self, tag: str, kinds: Mapping[str, Mapping[str, Field]], title: str = "") -> None:
+        self._tag, self._kinds, self._title = tag, kinds, title
         self.what = f"a mapping with {tag!r}"
 
     def fits(self, value: object) -> bool:
@@ -332,6 +335,12 @@ class Tagged(Kind):
             check_keys({**tag, **self._kinds[found]}, value, path, findings)
 
     def schema(self, definitions: dict[str, Any]) -> dict[str, Any]:
+        if not self._title:
+            return self._schema(definitions)
+        definitions.setdefault(self._title, self._schema(definitions))
+        return {"$ref": f"#/$defs/{self._title}"}
+
+    def _schema(self, definitions: dict[str, Any]) -> dict[str, Any]:
         choices = []
         for name, fields in self._kinds.items():
             found = object_schema(fields, definitions)
@@ -343,14 +352,17 @@ class Tagged(Kind):
 
 def check_keys(fields: Mapping[str, Field], given: Mapping[Any, Any], path: Path, findings: Findings) -> None:
     """Find keys that are none, those that are missing, and what is wrong with the values of the others."""
+    meant = set()
     for name, value in given.items():
         field = fields.get(name) if isinstance(name, str) else None
         if field is None:
-            findings.problem((*path, str(name)), f"unknown key {str(name)!r}; {hint(name, known(fields))}", of_key=True)
+            near = hint(name, known(fields))
+            meant.add(near)
+            findings.problem((*path, str(name)), f"unknown key {str(name)!r}; {near}", of_key=True)
         else:
             field.find(value, (*path, name), findings)
     for name, field in fields.items():
-        if field.required and name not in given:
+        if field.required and name not in given and f"did you mean {name!r}?" not in meant:
             findings.problem((*path, name), f"{name!r} is missing: {field.text[:1].lower()}{field.text[1:]}")
 
 

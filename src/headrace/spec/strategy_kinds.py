@@ -114,9 +114,12 @@ def _fields(struct: type[msgspec.Struct]) -> dict[str, Field]:
     return fields
 
 
-ANALYSIS = Items(Either(Text(*CHECKS), Tagged("check", {name: _fields(check) for name, check in CHECKS.items()})))
+ANALYSIS = Items(
+    Either(Text(*CHECKS), Tagged("check", {name: _fields(check) for name, check in CHECKS.items()}, "Check"))
+)
 ROLLOUT = Either(
-    Text(*STRATEGIES), Tagged("strategy", {name: _fields(strategy) for name, strategy in STRATEGIES.items()})
+    Text(*STRATEGIES),
+    Tagged("strategy", {name: _fields(strategy) for name, strategy in STRATEGIES.items()}, "Strategy"),
 )
 STICKY = Either(
     Text(),
