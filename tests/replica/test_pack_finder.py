@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.resources
+import importlib.util
 import inspect
 import linecache
 import logging
+import marshal
+import os
 import pkgutil
 import shutil
 import sys
@@ -165,10 +168,36 @@ def test_bytes_that_are_no_text_are_a_syntax_error(folder: Path) -> None:
     assert linecache.getlines(str(folder / "hrp_bytes.py")) == []
 
 
-def test_nothing_is_written_beside_the_sources(folder: Path, packed: Packed) -> None:
+def test_nothing_is_written_beside_the_sources(folder: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     packed("hrp_one", hrp_one="X = 1\n")
+    (folder / "hrp_one.py").write_text("X = 1\n")
     load("hrp_one")
     assert not list(folder.rglob("*.pyc"))
+
+
+@pytest.mark.parametrize(
+    ("edited", "compiled_after_s", "cached"),
+    [("X = 1\n", 1.0, True), ("X = 1\n", 0.5, False), ("X = 2\n", 1.0, False), (None, 1.0, False)],
+)
+def test_bytecode_of_the_file_is_taken_if_it_is_certain_to_be_of_the_same_source(
+    folder: Path, packed: Packed, edited: str | None, compiled_after_s: float, cached: bool
+) -> None:
+    packed("hrp_one", hrp_one="X = 1\n")
+    file = folder / "hrp_one.py"
+    compiled = Path(importlib.util.cache_from_source(str(file)))
+    compiled.parent.mkdir()
+    # Code that tells where it came from, with the mark of bytecode that was made of this file.
+    mark = importlib.util.MAGIC_NUMBER + (0).to_bytes(4) + (1000).to_bytes(4, "little") + (6).to_bytes(4, "little")
+    compiled.write_bytes(mark + marshal.dumps(compile("X = 'cached'", str(file), "exec")))
+    os.utime(compiled, (1000.0 + compiled_after_s,) * 2)
+    if edited is None:
+        file.unlink()
+    else:
+        file.write_text(edited)
+        os.utime(file, (1000.0, 1000.0))
+    one = importlib.import_module("hrp_one")
+    assert (one.X == "cached") is cached
 
 
 def test_what_was_imported_before_stays_and_is_named(

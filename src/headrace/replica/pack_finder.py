@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -85,14 +86,25 @@ class PackLoader(SourceFileLoader):
         """The content of the file, as it was packed if it is the module's own."""
         return self._source if path == self.path else super().get_data(path)
 
-    def get_code(self, fullname: str) -> CodeType:
-        """The module's code. Nothing is read from or written to a bytecode cache, which belongs to the file on disk.
-
-        From now on its source is what tracebacks show, that of an error in its syntax included.
+    def path_stats(self, path: str) -> Mapping[str, float]:
+        """Of the file on disk, by which bytecode that was compiled of it is known. Raises OSError where that may be of
+        another source than the pack's.
         """
+        found = Path(path).stat()
+        compiled = Path(importlib.util.cache_from_source(path)).stat()
+        # Bytecode tells sources apart by whole seconds: what came later in the same second would be taken for the same.
+        if compiled.st_mtime < int(found.st_mtime) + 1 or super().get_data(path) != self._source:
+            raise OSError(f"{path} is not known to be what was packed")
+        return {"mtime": found.st_mtime, "size": found.st_size}
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        """Nothing: a bytecode cache belongs to the file on disk."""
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """The module's code. From now on its source is what tracebacks show, also of an error in its syntax."""
         linecache.cache[self.path] = _CachedLines(self.path, self._source)
         try:
-            return self.source_to_code(self._source, self.path)
+            return super().get_code(fullname)
         except SyntaxError as error:
             if error.filename == self.path and error.lineno:
                 error.text = linecache.getline(self.path, error.lineno)  # Python looks into the file on disk for it
