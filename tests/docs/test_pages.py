@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 RUN = {"python", "console"}
 SHOWN = {"", "text", "json", "bash", "toml"}  # languages that are for the reader's eyes
-ALLOWED = re.compile(r"^(headrace (run|status|shutdown)|curl|openssl req|python [\w-]+\.py|pytest test_\w+\.py)\b")
+ALLOWED = re.compile(r"^(headrace (run|status|shutdown|api)|curl|openssl req|python [\w-]+\.py|pytest test_\w+\.py)\b")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -37,11 +37,12 @@ def free_port() -> int:
 
 
 class Reader:
-    """Somebody who follows a page in an empty folder, with ports of their own in the places of 8000 and 9000."""
+    """Somebody who follows a page in an empty folder, with ports of their own in the places of 8000, 8265 and 9000."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port, self.grpc_port = free_port(), free_port()
+        self.port, self.grpc_port, self.api_port = free_port(), free_port(), free_port()
+        self.api: subprocess.Popen[str] | None = None
         self.server: subprocess.Popen[str] | None = None
         self.scheme = "http"
         bin_folder = Path(sys.executable).parent
@@ -76,11 +77,14 @@ class Reader:
         assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
 
     def type(self, command: Command) -> None:
-        line = command.line.replace(":8000", f":{self.port}")
+        line = command.line.replace(":8000", f":{self.port}").replace(":8265", f":{self.api_port}")
         assert ALLOWED.match(line), f"a page may not run {line!r}"
         if line.startswith("headrace run"):
             grpc = f" --grpc-port {self.grpc_port}" if "--grpc" in line else ""
             self.serve(f"{line} --port {self.port}{grpc}")
+            return
+        if line.startswith("headrace api"):
+            self.serve_api(f"{line} --port {self.api_port}")
             return
         if line.startswith("curl"):
             line = line.replace("curl", "curl -sS", 1)
@@ -108,6 +112,16 @@ class Reader:
             assert time.monotonic() < end, f"{line} is not ready: {said}"
             time.sleep(0.02)
 
+    def serve_api(self, line: str) -> None:
+        said = self.folder / "api.txt"
+        with said.open("w") as log:
+            self.api = subprocess.Popen(line.split(), cwd=self.folder, env=self.env, stdout=log, stderr=log, text=True)
+        end = time.monotonic() + 60
+        while "the token is in" not in said.read_text():
+            assert self.api.poll() is None, f"{line} ended: {said.read_text()}"
+            assert time.monotonic() < end, f"{line} is not ready: {said.read_text()}"
+            time.sleep(0.02)
+
     def is_ready(self) -> bool:
         """Whether it has said so. Its health alone does not tell: routes appear one by one."""
         try:
@@ -119,6 +133,10 @@ class Reader:
             return False
 
     def stop(self) -> None:
+        if self.api is not None:
+            self.api.terminate()
+            assert self.api.wait(40) == 0, (self.folder / "api.txt").read_text()
+            self.api = None
         if self.server is not None:
             self.server.send_signal(signal.SIGTERM)
             assert self.server.wait(40) == 0, (self.folder / "server.txt").read_text()
@@ -129,9 +147,10 @@ class Reader:
 def reader(tmp_path: Path) -> Iterator[Reader]:
     reader = Reader(tmp_path)
     yield reader
-    if reader.server is not None and reader.server.poll() is None:
-        reader.server.terminate()
-        reader.server.wait(40)
+    for process in (reader.api, reader.server):
+        if process is not None and process.poll() is None:
+            process.terminate()
+            process.wait(40)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=title)

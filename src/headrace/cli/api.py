@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from headrace.cli.instance import add_instance
+from headrace.engine.directory import instance_directory
 from headrace.spec.errors import InstanceError, OptionError
 
 
@@ -26,11 +27,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--app-dir", default=".", metavar="DIR", help="where configs' modules are imported from (default: here)"
     )
+    parser.add_argument(
+        "--token-header",
+        action="store_true",
+        help="serve nothing: print the header that requests need, as `curl -H @FILE` reads it",
+    )
     add_instance(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Serve until stopped. Raises OptionError, InstanceError; the latter, too, where the extra is not installed."""
+    if arguments.token_header:
+        from headrace.api.token import own_token
+
+        directory = instance_directory(arguments.instance)
+        directory.create()
+        print(f"Authorization: Bearer {own_token(directory.api_token)}")
+        return 0
     if not 0 <= arguments.port <= 65535:
         raise OptionError(f"--port {arguments.port} must be from 0 to 65535")
     app_dir = Path(arguments.app_dir)
