@@ -11,10 +11,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from itertools import accumulate
 
 from headrace.spec.snapshot import ApplicationEntry
 
 _PLACES = 1 << 48
+_from_bytes = int.from_bytes
 
 
 class Split:
@@ -23,36 +25,29 @@ class Split:
     `only` is the one revision that has any weight, 0 where there is none or more than one.
     """
 
-    __slots__ = ("_cuts", "_numbers", "_start", "_total", "only")
+    __slots__ = ("_begin", "_cuts", "_numbers", "only")
 
     def __init__(self, weights: Iterable[tuple[int, float]], salt: str = "") -> None:
-        total = 0.0
-        self._cuts: list[float] = []
-        self._numbers: list[int] = []
-        for number, weight in sorted(weights, reverse=True):
-            if weight > 0:
-                total += weight
-                self._cuts.append(total)
-                self._numbers.append(number)
-        self._total = total
-        self._start = _salted(salt)
-        self.only = self._numbers[0] if len(self._numbers) == 1 else 0
+        shares = [(number, weight) for number, weight in sorted(weights, reverse=True) if weight > 0]
+        total = sum(weight for _, weight in shares)
+        # Where each revision's places end. The last one's end is not needed: whatever is beyond the others is its own.
+        self._cuts = [reached / total * _PLACES for reached in accumulate(weight for _, weight in shares[:-1])]
+        self._numbers = [number for number, _ in shares] or [0]
+        self._begin = _salted(salt).copy
+        self.only = shares[0][0] if len(shares) == 1 else 0
 
     def __repr__(self) -> str:
-        return f"<Split {list(zip(self._numbers, self._cuts, strict=True))}>"
+        return f"<Split of {self._numbers} at {[cut / _PLACES for cut in self._cuts]}>"
 
     def at(self, draw: float) -> int:
         """The revision at this place of [0, 1); 0 when no revision has any weight."""
-        if not self._numbers:
-            return 0
-        index = bisect_right(self._cuts, draw * self._total)
-        return self._numbers[min(index, len(self._numbers) - 1)]  # the product may round up to the total
+        return self._numbers[bisect_right(self._cuts, draw * _PLACES)]
 
     def of(self, key: str) -> int:
         """The revision of all requests with this key; 0 when no revision has any weight."""
-        hashed = self._start.copy()
-        hashed.update(key.encode(errors="surrogatepass"))
-        return self.at(int.from_bytes(hashed.digest()) / _PLACES)
+        hashed = self._begin()
+        hashed.update(key.encode("utf-8", "surrogatepass"))
+        return self._numbers[bisect_right(self._cuts, _from_bytes(hashed.digest()))]
 
 
 def draw_revision(

@@ -13,14 +13,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from headrace.core.buckets import COUNT, bucket_of
+from headrace.core.buckets import COUNT
 from headrace.spec.counts import Counted, Mirrored
 
 TIMED_OUT = 408
 
 
 class Tally:
-    """What was counted of one deployment of one revision. `mirrored` is set by who mirrors requests to it."""
+    """What was counted of one deployment of one revision, by the calls themselves (router/call.py). `latency` counts by
+    bucket, `mirrored` is set by who mirrors requests to it.
+    """
 
     __slots__ = ("app", "deployment", "errors", "latency", "mirrored", "requests", "revision", "told")
 
@@ -36,11 +38,6 @@ class Tally:
 
     def __repr__(self) -> str:
         return f"<Tally {self.app}/{self.deployment} {self.revision} {self.requests} requests, {self.errors} errors>"
-
-    def answered(self, seconds: float) -> None:
-        """A request was answered after so long, and well."""
-        self.requests += 1
-        self.latency[bucket_of(seconds)] += 1
 
     def failed(self, status: int) -> None:
         """A request ended with an error of this status and no answer."""

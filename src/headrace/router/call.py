@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from headrace.core.buckets import bucket_of
 from headrace.router.asked import text_of
 from headrace.spec.errors import HeadraceError
 from headrace.spec.hedging import HedgingConfig
@@ -115,7 +116,8 @@ class Call:
             tally.failed(500)
             self.tally = None
         else:
-            tally.answered(perf_counter() - self.came_at)
+            tally.requests += 1
+            tally.latency[bucket_of(perf_counter() - self.came_at)] += 1
 
     def count_failure(self, status: int) -> None:
         """It fails with this status, maybe after the first part of its answer. What was counted as a failure stays."""

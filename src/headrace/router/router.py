@@ -142,7 +142,11 @@ class Router:
             return
         revision = call.revision
         if not revision:
-            revision = routes.only or self._draw(routes, call)
+            revision = routes.only
+            if not revision:
+                # A pure function of the weights and the request's key, else its session, else its id.
+                key = call.key or call.sticky or call.request_id
+                revision = routes.split.of(key) if key else routes.split.at(self.rng.random())
             call.revision = revision
             call.drawn = True
             if routes.doors is not None and call.deployment in routes.doors.values():
@@ -160,11 +164,6 @@ class Router:
                 call.came_at = perf_counter()
             call.tally = tally
         pool.submit(call)
-
-    def _draw(self, routes: Routes, call: Call) -> int:
-        """The revision of a request is a pure function of its key, else its session, else its id, and the weights."""
-        key = call.key or call.sticky or call.request_id
-        return routes.split.of(key) if key else routes.split.at(self.rng.random())
 
     def _refuse_unknown(self, call: Call, routes: Routes | None) -> None:
         call.fail(self._unknown(call.app, call.deployment, call.revision, routes))
