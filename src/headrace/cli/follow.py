@@ -246,10 +246,10 @@ def _ending(
         last = RolloutStatus(app=app, revision=0)
     answer = asked.answer if asked is not None else None
     if isinstance(answer, Deployed):
-        outcome = answer.outcome or RolloutOutcome.PROMOTED
-        return msgspec.structs.replace(
-            last, revision=last.revision or answer.revision, outcome=outcome, reason=answer.reason or last.reason
-        )
+        if not last.revision:  # no rollout was needed: options changed in place
+            return msgspec.structs.replace(last, revision=answer.revision, outcome=RolloutOutcome.PROMOTED)
+        outcome = answer.outcome or last.outcome or RolloutOutcome.PROMOTED
+        return msgspec.structs.replace(last, outcome=outcome, reason=answer.reason or last.reason)
     error = asked.error if asked is not None else None
     if error is None:
         return last

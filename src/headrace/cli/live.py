@@ -13,7 +13,7 @@ from typing import IO
 
 from headrace.cli.failures import gist
 from headrace.cli.terminal import Style
-from headrace.spec.status import RolloutOutcome, RolloutStatus
+from headrace.spec.status import CheckStatus, RolloutOutcome, RolloutStatus
 
 DEFAULT_WIDTH = 80
 LEAST_WIDTH = 16
@@ -51,7 +51,7 @@ def view(status: RolloutStatus, now: float, width: int, style: Style) -> list[st
         lines.append(_shadow(status, style))
     if not status.outcome:
         lines.append([("  ", _as_it_is), (_next(status, now), style.dim)])
-    lines += [_check(check.says, f"{_clean(check.check)}  {_clean(check.text)}", style) for check in status.checks]
+    lines += [_check(check.says, _told(check), style) for check in status.checks]
     if status.outcome:
         reason = [_clean(line) for line in status.reason.strip().splitlines() if line.strip()]
         lines += [[("  ", _as_it_is), (line, _as_it_is)] for line in reason[:MOST_REASON_LINES]]
@@ -64,7 +64,7 @@ def summary(status: RolloutStatus) -> str:
     if status.outcome:
         reason = _clean(in_one_line(status.reason))
         return f"{_title(status)}: {_outcome(status)}{f': {reason}' if reason else ''}"
-    shares = ", ".join(f"{number}: {_percent(weight)}" for number, weight in _newest_first(status.weights))
+    shares = ", ".join(f"{number}: {percent(weight)}" for number, weight in _newest_first(status.weights))
     parts = [_stage(status), f"weights {shares}" if shares else ""]
     parts += [f"{_clean(check.check)} {_clean(check.says)}" for check in status.checks]
     return f"{_title(status)}: {' · '.join(part for part in parts if part)}"
@@ -182,7 +182,7 @@ def _weights(status: RolloutStatus, width: int, style: Style) -> list[Line]:
     """A bar for each revision; figures are left out before bars are, where there is no room for both."""
     rows = _newest_first(status.weights)
     names = [f"  {number}" for number, _ in rows]
-    shares = [_percent(weight) for _, weight in rows]
+    shares = [percent(weight) for _, weight in rows]
     figures = [_figures(status, number) for number, _ in rows]
     left = max(map(cells, names))
     middle = max(map(cells, shares))
@@ -229,7 +229,7 @@ def _figures(status: RolloutStatus, number: int) -> str:
 
 def _shadow(status: RolloutStatus, style: Style) -> Line:
     seen = status.mirrored
-    text = f"  shadow {_percent(status.shadow)}"
+    text = f"  shadow {percent(status.shadow)}"
     if seen is None:
         return [(text, _as_it_is)]
     compared = f"{seen.differed:,} of {seen.compared:,} answers differ"
@@ -259,11 +259,17 @@ def _check(says: str, text: str, style: Style) -> Line:
     return [("  ", _as_it_is), (marks.get(says, "?"), paint), (f" {text}", _as_it_is)]
 
 
+def _told(check: CheckStatus) -> str:
+    """The figures of a check, which mostly begin with what is checked."""
+    name, text = _clean(check.check), _clean(check.text)
+    return text if text.startswith(name.replace("_", " ")) else f"{name}  {text}"
+
+
 def _newest_first(weights: dict[int, float]) -> list[tuple[int, float]]:
     return sorted(weights.items(), reverse=True)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """`25 %`, `2.5 %`; what is nearly nothing or nearly all does not look as if it were."""
     percent = share * 100
     text = f"{percent:.0f}" if abs(percent - round(percent)) < 0.005 else f"{percent:.1f}"

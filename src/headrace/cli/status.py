@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from headrace.cli.instance import add_instance, ask, running
+from headrace.cli.live import percent, stage_of
 from headrace.cli.terminal import Style
 from headrace.spec.errors import HeadraceError
 from headrace.spec.status import DeploymentStatusOverview, ReplicaState, ServeStatus
@@ -50,7 +51,21 @@ def table(status: ServeStatus, style: Style) -> list[str]:
         for name, deployment in app.deployments.items():
             rows.append((f"{app_name}/{name}", deployment.status.value, *_counts(deployment)))
     lines += ["", *_aligned(rows, style)]
-    return lines + _errors(status, style)
+    return lines + _rollouts(status, style) + _errors(status, style)
+
+
+def _rollouts(status: ServeStatus, style: Style) -> list[str]:
+    """Of each application whose traffic is shared or on the move: how."""
+    rows: list[Sequence[str]] = [("APPLICATION", "TRAFFIC BY REVISION", "ROLLOUT")]
+    for name, app in status.applications.items():
+        rollout = app.rollout
+        under_way = rollout is not None and not rollout.outcome
+        if len(app.weights) < 2 and not under_way:
+            continue
+        shares = ", ".join(f"{number}: {percent(weight)}" for number, weight in sorted(app.weights.items()))
+        told = f"revision {rollout.revision}: {stage_of(rollout)}" if rollout is not None and under_way else "-"
+        rows.append((name, shares or "-", told))
+    return ["", *_aligned(rows, style)] if len(rows) > 1 else []
 
 
 def addresses(status: ServeStatus) -> str:
