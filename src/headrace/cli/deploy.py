@@ -14,6 +14,7 @@ from collections.abc import Callable
 import msgspec
 
 from headrace.cli.building import build
+from headrace.cli.deploy_file import deploy_file, is_file
 from headrace.cli.exits import DONE, FAILED, INTERRUPTED, TIMED_OUT, USAGE
 from headrace.cli.follow import Teller, code_of, follow, whoami
 from headrace.cli.instance import add_instance, ask, running
@@ -29,7 +30,7 @@ from headrace.wire.control import Deploy, Deployed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `headrace deploy`."""
-    add_application(parser, "MODULE:APP", "an application, or a function that builds one")
+    add_application(parser, "MODULE:APP | FILE", "an application, a function that builds one, or a config file")
     parser.add_argument(
         "--sticky", metavar="KEY", help="what keeps a client to a revision: header:NAME, cookie:NAME or query:NAME"
     )
@@ -64,6 +65,8 @@ def add_waiting(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Returns an exit code of `cli.exits`."""
+    if is_file(arguments.target):
+        return deploy_file(arguments)
     teller = Teller(sys.stderr)
     try:
         check(arguments)

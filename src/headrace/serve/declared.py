@@ -81,19 +81,22 @@ def deploy_config(
     app_dir: str | Path = ".",
     source: str = "",
     exact: bool = True,
+    timeout_s: float | None = None,
 ) -> dict[str, Declared]:
     """Have the instance's declared applications be those of the schema, and say what became of each, by name.
 
     Those that were declared before and are not any more are deleted (not with `exact` False); those that code deployed
     are left alone. With `wait` each is waited for as `Deploy` says of `until`. `expected` is the newest revision that
-    is known of an application, by name, or of the only one. `on_progress` gets an application's name ("": the
-    instance) and a line. Modules and relative paths are looked for in `app_dir`; `source` is what the schema was read
-    from. Raises InstanceError where the instance does not run, ConfigError for a schema that is not valid.
+    is known of an application, by name, or of the only one. After `timeout_s` seconds what has not ended has failed
+    with RequestTimeoutError, and goes on in the instance. `on_progress` gets an application's name ("": the instance)
+    and a line. Modules and relative paths are looked for in `app_dir`; `source` is what the schema was read from.
+    Raises InstanceError where the instance does not run, ConfigError for a schema that is not valid.
     """
     # What was changed since it was made is checked here.
     schema = ServeDeploySchema.model_validate(schema.model_dump(exclude_unset=True))
     tell = on_progress or (lambda app, line: None)
-    deployer = _Deployer(_running(instance), Path(app_dir).absolute(), wait, until, by, tell, source)
+    directory = _running(instance)
+    deployer = _Deployer(directory, Path(app_dir).absolute(), wait, until, by, tell, source, timeout_s)
     status = deployer.status()
     results = deployer.delete(_not_any_more(schema, status) if exact else ())
     try:
@@ -135,7 +138,15 @@ class _Deployer:
     """One deploy of a configuration."""
 
     def __init__(
-        self, directory: InstanceDirectory, app_dir: Path, wait: bool, until: str, by: str, tell: Tell, source: str
+        self,
+        directory: InstanceDirectory,
+        app_dir: Path,
+        wait: bool,
+        until: str,
+        by: str,
+        tell: Tell,
+        source: str,
+        timeout_s: float | None,
     ) -> None:
         self._directory = directory
         self._app_dir = str(app_dir)
@@ -144,6 +155,7 @@ class _Deployer:
         self._by = by
         self._tell_one = tell
         self._source = source
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._lock = threading.Lock()
         self._deletes: list[threading.Thread] = []
 
@@ -152,21 +164,29 @@ class _Deployer:
             self._tell_one(app, line)
 
     def _ask(self, operation: Operation, on_progress: Callable[[str], None] | None = None) -> Answer:
-        """The controller's answer. Waits for one that is away; what was asked once is not asked again."""
-        client = ControlClient(str(self._directory.control_socket))
-        deadline = time.monotonic() + AWAY_TIMEOUT_S
-        try:
-            while True:
-                try:
-                    client.connect()
-                    break
-                except InstanceError:
-                    if self._directory.keeper_pid() is None or time.monotonic() > deadline:
-                        raise
-                    time.sleep(POLL_S)
-            return client.request(operation, None, on_progress)
-        finally:
-            client.close()
+        """The controller's answer. While it is away and its keeper brings it back, it is asked again; not where that
+        could be another than the first time.
+        """
+        once = isinstance(operation, Deploy) and operation.expected is not None
+        away_since: float | None = None
+        while True:
+            client = ControlClient(str(self._directory.control_socket))
+            sent = False
+            try:
+                client.connect()
+                sent = True
+                left_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+                return client.request(operation, left_s, on_progress)
+            except InstanceError as error:
+                if type(error) is not InstanceError or (sent and once) or self._directory.keeper_pid() is None:
+                    raise
+                now = time.monotonic()
+                away_since = now if sent or away_since is None else away_since
+                if now - away_since > AWAY_TIMEOUT_S:
+                    raise
+                time.sleep(POLL_S)
+            finally:
+                client.close()
 
     def status(self) -> ServeStatus:
         """The instance as it is. Raises InstanceError."""
@@ -202,7 +222,7 @@ class _Deployer:
         """Wait for what is being deleted."""
         if self._wait:
             for thread in self._deletes:
-                thread.join()
+                thread.join(None if self._deadline is None else max(0.0, self._deadline - time.monotonic()))
 
     def start_http(self, schema: ServeDeploySchema, status: ServeStatus) -> None:
         """Serve HTTP, and gRPC if asked to, where nothing is served yet. Raises what StartHTTP does."""
