@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from bench.apps.versioned import application
+from bench.apps.versioned import Door, Inner, application
 from bench.checked_load import Load, Tally
 from bench.deploys import check, kill_controller
 from bench.instance import free_port, wait_for
 from headrace import serve
-from headrace.spec.errors import DeployFailedError
+from headrace.spec.errors import DeployFailedError, ResourcesShortError
 from headrace.spec.status import ReplicaState, RolloutOutcome
 
 APP = "versioned"
@@ -178,3 +178,21 @@ def test_a_rolling_update_goes_on_beside_what_it_replaces(port: int) -> None:
     done.set()
     watcher.join()
     assert {min(counts), max(counts)} <= {3, 4}
+
+
+def test_where_there_is_no_room_beside_the_old_replicas_they_go_first(port: int) -> None:
+    cpus = os.cpu_count() or 1
+
+    def large(version: int) -> serve.Application:
+        inner = Inner.bind(version)
+        return Door.options(num_replicas=1, num_cpus=cpus).bind(inner, version)
+
+    serve.run(large(0), name=APP)
+    clients = Clients(port, rate=50)
+    with pytest.raises(ResourcesShortError, match="max_unavailable=1"):
+        serve.run(large(1), name=APP)
+    assert serve.rollout_status(APP).weights == {1: 1.0}
+    serve.run(large(2), name=APP, rollout=serve.RollingUpdate(max_surge=0, max_unavailable=1))
+    assert serve.rollout_status(APP).weights == {3: 1.0}
+    clients.until_answered(20)
+    assert clients.stop().failures == []  # they waited

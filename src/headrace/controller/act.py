@@ -45,6 +45,10 @@ logger = logging.getLogger(__name__)
 LEAVING = frozenset({Phase.RETIRING, Phase.DRAINING, Phase.FAILED, Phase.STOPPING})
 WORKING = frozenset({Phase.RUNNING, Phase.RETIRING, Phase.DRAINING})
 RESOURCES_WAIT_S = 0.2
+BESIDE = (
+    "; new replicas start beside those that they replace: where there is no room for that, deploy with "
+    "rollout=RollingUpdate(max_surge=0, max_unavailable=1), which stops one before it starts another"
+)
 PRINTED_LAST = "; it printed last:"  # before the last lines of a process that died
 
 
@@ -169,7 +173,10 @@ class Actor:
             return
         if app.deploying and isinstance(error, ResourcesShortError | OptionError):
             failures.final = type(error).__name__
-        self.failed(app, replica, str(error), now, starting=True)
+        text = str(error)
+        if isinstance(error, ResourcesShortError) and app.rollout is not None and app.rollout.base:
+            text += BESIDE
+        self.failed(app, replica, text, now, starting=True)
 
     def failed(
         self, app: Application, replica: Replica, error: str, now: float, *, starting: bool, refused: bool = False
