@@ -13,16 +13,19 @@ PER_OCTAVE = 32
 LOWEST_EXPONENT = -19  # below 2**-20 s, about a microsecond, all is one bucket
 HIGHEST_EXPONENT = 13  # from 2**13 s on, more than two hours, too
 COUNT = (HIGHEST_EXPONENT - LOWEST_EXPONENT + 1) * PER_OCTAVE
+_LAST = COUNT - 1
+_PARTS = 2.0 * PER_OCTAVE
+_FIRST = -(LOWEST_EXPONENT + 1) * PER_OCTAVE
 
 
 def bucket_of(seconds: float) -> int:
     """The bucket, from 0 to COUNT - 1, that a duration falls into."""
-    mantissa, exponent = frexp(seconds)  # mantissa in [0.5, 1)
-    if exponent < LOWEST_EXPONENT or seconds <= 0.0:
-        return 0
-    if exponent > HIGHEST_EXPONENT:
-        return COUNT - 1
-    return (exponent - LOWEST_EXPONENT) * PER_OCTAVE + int((mantissa - 0.5) * 2 * PER_OCTAVE)
+    if seconds > 0.0:
+        mantissa, exponent = frexp(seconds)  # in [0.5, 1): of 64 parts the upper 32
+        bucket = int(mantissa * _PARTS) + exponent * PER_OCTAVE + _FIRST
+        if bucket >= 0:
+            return bucket if bucket < COUNT else _LAST
+    return 0
 
 
 def lower_bound(bucket: int) -> float:
