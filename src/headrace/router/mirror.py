@@ -329,6 +329,8 @@ class Mirror:
             self.skipped()
         elif answer.error and not primary.error:
             self.counts.failed += 1
+            self.counts.compared += 1  # no answer is not the primary's
+            self.counts.differed += 1
             self._show(copy, answer, f"the shadow failed: {answer.error}")
         elif primary.error or primary.status != answer.status:
             same = primary.status == answer.status and kind_of_error(primary.error) == kind_of_error(answer.error)

@@ -27,8 +27,9 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mirrored(msgspec.Struct, kw_only=True):
-    """What became of the requests that were mirrored to a revision: `skipped` for want of spare capacity, `failed` in
-    the shadow, `differed` or not when compared (`compared` counts both).
+    """What became of the requests that were mirrored to a revision: `skipped` for want of spare capacity, `differed` or
+    not when compared (`compared` counts both). `failed`: in the shadow, though not in the primary (these have differed,
+    too), or when they were to be compared.
     """
 
     sent: int = 0
