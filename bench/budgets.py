@@ -284,6 +284,14 @@ BUDGETS = (
         " ×",
         False,
     ),
+    Budget(
+        "all requests mirrored to a shadow twice as slow: p50 against without",
+        _of("shadow", "headrace", "p50_ratio"),
+        1.05,
+        " ×",
+        False,
+    ),
+    Budget("the same: p99 against without", _of("shadow", "headrace", "p99_ratio"), 1.15, " ×", False),
 )
 
 PEERS_NEEDED = ("headrace", "nohop", "uvicorn", "fastapi", "mosec32")

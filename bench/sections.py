@@ -14,6 +14,7 @@ from bench.multiplexing import HOT_MODEL, MULTIPLEXING
 from bench.objective import OBJECTIVE
 from bench.overload import OVERLOAD
 from bench.section import Section
+from bench.shadow import SHADOW
 from bench.slow_reader import SLOW_READER
 
 SECTIONS: dict[str, Section] = {
@@ -31,5 +32,6 @@ SECTIONS: dict[str, Section] = {
         HEDGING,
         MULTIPLEXING,
         HOT_MODEL,
+        SHADOW,
     )
 }
