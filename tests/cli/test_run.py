@@ -1,21 +1,14 @@
 """`headrace run` as a user has it: real processes, real sockets, what the terminal shows."""
 
-import contextlib
 import json
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
-import threading
 import urllib.request
 
 import pytest
-
-HEADRACE = (sys.executable, "-m", "headrace.cli")
-PATIENCE_S = 40
+from terminals import PATIENCE_S
 
 APP = """
     import os
@@ -49,91 +42,9 @@ APP = """
 """
 
 
-class Running:
-    """One `headrace run`, and all that it has printed so far."""
-
-    def __init__(self, process):
-        self.process = process
-        self.lines = []
-        self.changed = threading.Condition()
-        self.ended = False
-        threading.Thread(target=self.read, daemon=True).start()
-
-    def read(self):
-        for line in self.process.stdout:
-            with self.changed:
-                self.lines.append(line.rstrip("\n"))
-                self.changed.notify_all()
-        with self.changed:
-            self.ended = True
-            self.changed.notify_all()
-
-    def wait_for(self, pattern):
-        """The match in the first line that has one."""
-
-        def found():
-            return next((m for line in self.lines if (m := re.search(pattern, line))), None)
-
-        with self.changed:
-            assert self.changed.wait_for(lambda: found() or self.ended, PATIENCE_S), self.lines
-            assert found(), f"no {pattern!r} in:\n" + "\n".join(self.lines)
-            return found()
-
-    def url(self):
-        return self.wait_for(r"ready in .*(http://\S+)")[1]
-
-    def code(self):
-        with self.changed:
-            assert self.changed.wait_for(lambda: self.ended, PATIENCE_S), self.lines
-        return self.process.wait(PATIENCE_S)
-
-    @property
-    def text(self):
-        return "\n".join(self.lines)
-
-
-@pytest.fixture
-def terminal(tmp_path, monkeypatch):
-    """A shell's place: a directory with an application, a private home for instances; nothing is left running."""
-    home = tmp_path / "home"
-    monkeypatch.setenv("HEADRACE_HOME", str(home))
-    for name in ("HEADRACE_INSTANCE", "HEADRACE_RUNTIME_DIR", "HEADRACE_PROCESS_ID"):
-        monkeypatch.delenv(name, raising=False)
-    project = tmp_path / "project"
-    project.mkdir()
-    (project / "greeting.py").write_text(textwrap.dedent(APP))
-    started = []
-
-    class Terminal:
-        path = project
-
-        def run(self, *arguments):
-            process = subprocess.Popen(
-                (*HEADRACE, "run", *arguments),
-                cwd=project,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-            started.append(process)
-            return Running(process)
-
-        def command(self, *arguments):
-            return subprocess.run(
-                (*HEADRACE, *arguments), cwd=project, capture_output=True, text=True, timeout=PATIENCE_S, check=False
-            )
-
-    yield Terminal()
-    for process in started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(PATIENCE_S)
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-        process.stdout.close()
+@pytest.fixture(autouse=True)
+def application(terminal):
+    terminal.write("greeting.py", APP)
 
 
 def get(url):

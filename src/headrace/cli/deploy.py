@@ -14,12 +14,11 @@ from collections.abc import Callable
 import msgspec
 
 from headrace.cli.building import build
-from headrace.cli.deploy_file import deploy_file, is_file
 from headrace.cli.exits import DONE, FAILED, INTERRUPTED, TIMED_OUT, USAGE
 from headrace.cli.follow import Teller, code_of, follow, whoami
 from headrace.cli.instance import add_instance, ask, running
 from headrace.cli.strategy import add_strategy, strategy
-from headrace.cli.target import add_application, check_application
+from headrace.cli.target import add_application, check_application, is_config_file
 from headrace.engine.directory import InstanceDirectory
 from headrace.spec.application import checked_labels
 from headrace.spec.errors import HeadraceError, ImportPathError, OptionError, OptionTypeError, RequestTimeoutError
@@ -65,7 +64,9 @@ def add_waiting(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Returns an exit code of `cli.exits`."""
-    if is_file(arguments.target):
+    if is_config_file(arguments.target):
+        from headrace.cli.deploy_file import deploy_file  # it takes a while to load
+
         return deploy_file(arguments)
     teller = Teller(sys.stderr)
     try:

@@ -21,7 +21,6 @@ from headrace.serve.declared import Declared, deploy_config
 from headrace.spec.config_schema import ServeDeploySchema
 from headrace.spec.errors import ConfigError, HeadraceError, OptionError
 
-SUFFIXES = (".yaml", ".yml", ".json")
 # What the file says itself, with what stands there when nobody gives it.
 _OF_THE_FILE: dict[str, object] = {
     "name": "default",
@@ -32,11 +31,6 @@ _OF_THE_FILE: dict[str, object] = {
     "arguments": [],
     "rollout": None,
 }
-
-
-def is_file(target: str) -> bool:
-    """Whether the target of a deploy is a config file and not an import path."""
-    return target.lower().endswith(SUFFIXES)
 
 
 def deploy_file(arguments: argparse.Namespace) -> int:

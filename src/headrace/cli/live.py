@@ -171,11 +171,8 @@ def _stage(status: RolloutStatus) -> str:
 
 
 def _outcome(status: RolloutStatus) -> str:
-    return _OUTCOMES.get(RolloutOutcome(status.outcome), status.outcome) if _known(status.outcome) else status.outcome
-
-
-def _known(outcome: str) -> bool:
-    return outcome in RolloutOutcome.__members__
+    known = status.outcome in RolloutOutcome.__members__
+    return _OUTCOMES[RolloutOutcome(status.outcome)] if known else _clean(status.outcome)
 
 
 def _weights(status: RolloutStatus, width: int, style: Style) -> list[Line]:

@@ -12,6 +12,13 @@ from headrace.spec.application import checked_request_timeout
 from headrace.spec.errors import OptionError
 from headrace.spec.names import checked_name, checked_route_prefix, split_import_path
 
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def is_config_file(target: str) -> bool:
+    """Whether the target of a deploy is a config file and not an import path."""
+    return target.lower().endswith(CONFIG_SUFFIXES)
+
 
 def add_application(
     command: argparse.ArgumentParser,
