@@ -21,8 +21,9 @@ from markdown_blocks import Block, Command, blocks_of, commands_of
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 RUN = {"python", "console"}
-SHOWN = {"", "text", "json", "bash", "toml"}  # languages that are for the reader's eyes
-ALLOWED = re.compile(r"^(headrace (run|status|shutdown|api)|curl|openssl req|python [\w-]+\.py|pytest test_\w+\.py)\b")
+SHOWN = {"", "text", "json", "bash", "toml", "yaml"}  # languages that are for the reader's eyes
+COMMANDS = "api|build|config|deploy|promote|rollout|run|shutdown|start|status"
+ALLOWED = re.compile(rf"^(headrace ({COMMANDS})|curl|openssl req|python [\w-]+\.py|pytest test_\w+\.py)\b")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -44,6 +45,7 @@ class Reader:
         self.port, self.grpc_port, self.api_port = free_port(), free_port(), free_port()
         self.api: subprocess.Popen[str] | None = None
         self.server: subprocess.Popen[str] | None = None
+        self.started = False  # an instance in the background, which the page ends
         self.scheme = "http"
         bin_folder = Path(sys.executable).parent
         home = folder / ".h"
@@ -83,6 +85,9 @@ class Reader:
             grpc = f" --grpc-port {self.grpc_port}" if "--grpc" in line else ""
             self.serve(f"{line} --port {self.port}{grpc}")
             return
+        if line.startswith("headrace start"):
+            self.started = True
+            line += f" --port {self.port}"
         if line.startswith("headrace api"):
             self.serve_api(f"{line} --port {self.api_port}")
             return
@@ -151,6 +156,8 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         if process is not None and process.poll() is None:
             process.terminate()
             process.wait(40)
+    if reader.started:
+        subprocess.run(["headrace", "shutdown"], env=reader.env, capture_output=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=title)
