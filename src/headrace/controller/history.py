@@ -105,8 +105,8 @@ class Chronicle:
             record = RevisionRecord(
                 number=number,
                 at=at,
-                by=by,
-                source=spec.source,
+                by=_cut(by),
+                source=_cut(spec.source),
                 changes=changes(previous_spec, spec),
                 strategy=name,
                 labels=spec.labels,
@@ -161,6 +161,7 @@ class Chronicle:
         past = self._apps.get(app)
         if past is None:
             return
+        depth = max(depth, 0)
         former = sorted(past.packs.keys() - in_use, reverse=True)
         promoted = [number for number in former if _outcome(past, number) == RolloutOutcome.PROMOTED]
         others = [
