@@ -241,6 +241,13 @@ def test_a_mean_is_not_judged_by_a_few_values() -> None:
     assert says(check, (Arm(), Arm(metrics={"score": Moments(3, 3.0, 3.0)}))) == PASS
 
 
+def test_rare_values_that_have_not_come_to_the_candidate_yet_are_no_evidence() -> None:
+    check = (Metric(name="score", min=0.005),)
+    with_some = Arm(metrics={"score": Moments(2000, 10.0, 10.0)})
+    assert says(check, (with_some, Arm(metrics={"score": Moments(200, 0.0, 0.0)}))) == PASS
+    assert says(check, (with_some, Arm(metrics={"score": Moments(20000, 0.0, 0.0)}))) == FAIL
+
+
 # Broken and hostile reports
 
 numbers = st.integers(-(10**30), 10**30) | st.integers(-10, 1000)

@@ -197,7 +197,11 @@ class MeanCompared(Test):
 
 
 class MeanBounded(Test):
-    """The mean of a metric is at most `bound`; with `sign` -1, at least."""
+    """The mean of a metric is at most `bound`; with `sign` -1, at least.
+
+    The standard deviation is the larger one of both revisions', here too: values that are large and rare may not have
+    come to the candidate yet, which then looks as if it had a small mean that does not vary.
+    """
 
     def __init__(self, check: Metric, bound: float, sign: float) -> None:
         self.name = check.name
@@ -214,14 +218,18 @@ class MeanBounded(Test):
         if new.count < self.least:
             return False
         beyond = self.sign * (new.total - self.bound * new.count)
-        return beyond > _deviation(new) * mean_margin(new.count, alpha)
+        return beyond > self._margin(evidence, new, alpha)
+
+    def _margin(self, evidence: Evidence, new: Moments, alpha: float) -> float:
+        deviation = max(_deviation(new), _deviation(moments_of(evidence.baseline, self.name)))
+        return deviation * mean_margin(new.count, alpha)
 
     def text(self, evidence: Evidence, alpha: float) -> str:
         new = moments_of(evidence.candidate, self.name)
         said = f"{self.name} {_mean(new)}, {self.bound:g} at {'most' if self.sign > 0 else 'least'}"
         if new.count < LEAST_FOR_MEAN:
             return said
-        return f"{said}; give or take {_deviation(new) * mean_margin(new.count, alpha) / new.count:.4g}"
+        return f"{said}; give or take {self._margin(evidence, new, alpha) / new.count:.4g}"
 
 
 @lru_cache(maxsize=256)
