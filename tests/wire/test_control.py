@@ -12,8 +12,20 @@ from hypothesis import strategies as st
 
 from headrace.spec.application import ApplicationSpec, DeploymentSpec, Environment, ImportedCode, PickledCode
 from headrace.spec.config import HTTPOptions
+from headrace.spec.counts import Counted, Mirrored, Signal
 from headrace.spec.errors import ProtocolError
 from headrace.spec.options import DeploymentOptions
+from headrace.spec.rollout import (
+    BlueGreen,
+    Canary,
+    Command,
+    Comparison,
+    Disagreement,
+    ErrorRate,
+    Latency,
+    Metric,
+    ShadowTraffic,
+)
 from headrace.spec.snapshot import (
     ApplicationEntry,
     DeploymentEntry,
@@ -24,9 +36,13 @@ from headrace.spec.snapshot import (
     apply,
     diff,
 )
-from headrace.spec.status import ReplicaState, ServeStatus
+from headrace.spec.status import History, ReplicaState, RevisionRecord, RolloutStatus, ServeStatus
+from headrace.spec.sticky import Sticky
 from headrace.wire.control import (
     MAX_CONTROL_BYTES,
+    Answer,
+    ControlRollout,
+    CountsReport,
     Delete,
     DeltaMessage,
     Deploy,
@@ -35,6 +51,9 @@ from headrace.wire.control import (
     Done,
     DrainReplica,
     Failed,
+    GetHistory,
+    GetRevision,
+    GetRollout,
     GetSnapshot,
     GetStatus,
     Hello,
@@ -42,12 +61,20 @@ from headrace.wire.control import (
     IngressReport,
     Message,
     MessageBuffer,
+    Operation,
+    Past,
     Progress,
     ReconfigureReplica,
     ReplicaReport,
     Request,
     Response,
+    Revision,
+    Rollback,
+    Rollout,
+    SetShadow,
+    SetTraffic,
     Shutdown,
+    Signals,
     SnapshotAck,
     SnapshotMessage,
     StartHTTP,
@@ -86,6 +113,7 @@ SNAPSHOT = Snapshot(
         )
     },
 )
+CANARY = Canary(steps=((0.1, None),), analysis=(ErrorRate(), Latency(), Disagreement(), Metric(name="m", max=1.0)))
 MESSAGES: list[Message] = [
     Hello(role="worker", id="D#1@app", pid=3),
     Subscribe(7),
@@ -111,21 +139,49 @@ MESSAGES: list[Message] = [
     *(
         Request(number, operation)
         for number, operation in enumerate(
-            [Deploy(APP), Delete("app"), GetStatus(), GetSnapshot(), StartHTTP(HTTPOptions(port=0)), Shutdown()]
+            [
+                Deploy(APP),
+                Deploy(APP, rollout=CANARY, until="ready", expected=3, by="me", packs={"p": b"\0"}),
+                Delete("app"),
+                SetTraffic(app="app", weights={1: 0.9, 2: 0.1}, sticky=Sticky(of="cookie", name="uid")),
+                SetShadow(app="app", shadows={2: ShadowTraffic(fraction=0.5, compare=Comparison(kind="numeric"))}),
+                ControlRollout(app="app", command=Command.ABORT, reason="é"),
+                Rollback(app="app", revision=2, rollout=BlueGreen(hold_s=1.0)),
+                GetRollout("app"),
+                GetHistory("app"),
+                GetRevision("app", 3),
+                GetStatus(),
+                GetSnapshot(),
+                StartHTTP(HTTPOptions(port=0)),
+                Shutdown(),
+            ]
         )
     ),
     *(
         Response(number, answer)
         for number, answer in enumerate(
-            [Deployed("app", 1, 2), Done(), Status(ServeStatus()), SnapshotMessage(SNAPSHOT), Failed("E", "m")]
+            [
+                Deployed("app", 1, 2),
+                Done(),
+                Status(ServeStatus()),
+                Rollout(RolloutStatus(app="app", revision=2, weights={1: 1.0}, mirrored=Mirrored(sent=3))),
+                Past(History(app="app", revisions=(RevisionRecord(number=1, at=0.5, changes=("D: added",)),))),
+                Revision(2, APP, {"p": b"\0\xff"}),
+                SnapshotMessage(SNAPSHOT),
+                Failed("E", "m"),
+            ]
         )
     ),
     Progress(1, "line"),
+    CountsReport((Counted(app="app", revision=1, deployment="D", requests=3, latency={7: 3}, mirrored=Mirrored()),)),
+    Signals((Signal(app="app", name="clicks", value=1.0, key="eve"),)),
 ]
 
 
 def test_every_kind_of_message_is_among_them() -> None:
     assert {type(message) for message in MESSAGES} == set(get_args(Message))
+    assert {type(each.operation) for each in MESSAGES if isinstance(each, Request)} == set(get_args(Operation))
+    assert {type(each.answer) for each in MESSAGES if isinstance(each, Response)} == set(get_args(Answer))
 
 
 @given(st.lists(st.sampled_from(MESSAGES), max_size=8), st.data())
