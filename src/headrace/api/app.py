@@ -31,7 +31,7 @@ from headrace.api.errors import (
     headers_of,
     status_of,
 )
-from headrace.api.guard import Guard, check_json
+from headrace.api.guard import Guard, check_head, check_json
 from headrace.api.route import Call, Reply, Route, decoded, query_of
 from headrace.spec.errors import CallerError, HeadraceError, OptionError
 
@@ -93,6 +93,7 @@ class Api:
             self._under_way -= 1
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        check_head(scope["headers"], scope.get("raw_path", b"") + scope["query_string"])
         self._guard.check_sender(scope["headers"], scope["scheme"])
         if self._under_way > MOST_REQUESTS:
             raise Busy(f"{MOST_REQUESTS} requests are under way already")

@@ -72,6 +72,12 @@ class NotJson(CallerError):
     status = 415
 
 
+class HeadTooLarge(CallerError):
+    """The headers of the request are larger than the API takes."""
+
+    status = 431
+
+
 class ControllerAway(ServingError):
     """The controller does not answer: the instance does not run, or its controller is being restarted."""
 

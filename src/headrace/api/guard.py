@@ -11,9 +11,11 @@ import ipaddress
 import re
 from collections.abc import Sequence
 
-from headrace.api.errors import HostRefused, NotJson, OriginRefused, Unauthorized
+from headrace.api.errors import HeadTooLarge, HostRefused, NotJson, OriginRefused, Unauthorized
 
 Headers = Sequence[tuple[bytes, bytes]]  # names in lower case, as ASGI has them
+
+MAX_HEAD_BYTES = 32 * 1024
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?")
 _JSON = re.compile(r'application/json(\s*;\s*charset\s*=\s*"?utf-8"?)?\s*', re.IGNORECASE)
@@ -71,6 +73,12 @@ class Guard:
                 "the API needs its token, as `Authorization: Bearer TOKEN`; `headrace api` says at its start in which "
                 "file it is"
             )
+
+
+def check_head(headers: Headers, target: bytes) -> None:
+    """Raises HeadTooLarge."""
+    if len(target) + sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
+        raise HeadTooLarge(f"path, query and headers are larger than {MAX_HEAD_BYTES} bytes")
 
 
 def check_json(headers: Headers) -> None:

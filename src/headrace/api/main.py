@@ -16,7 +16,7 @@ from headrace.api.controller import Controller
 from headrace.api.deployer import ProcessDeployer
 from headrace.api.desk import Desk
 from headrace.api.guard import Guard, is_loopback
-from headrace.api.server import listening, serve
+from headrace.api.server import listening, server_of
 from headrace.api.token import own_token
 from headrace.engine.directory import instance_directory
 from headrace.observe.logs import log_to_stderr
@@ -34,8 +34,13 @@ def run(instance: str, host: str, port: int, allowed_hosts: Sequence[str], app_d
     hosts = [*allowed_hosts, *(() if host in _ANY else (host,))]
     desk = Desk(Controller(directory), ProcessDeployer(directory.name, app_dir))
     bound = listener.getsockname()[1]
-    print(f"headrace {__version__} · control API of instance {directory.name} · http://{_in_url(host)}:{bound}")
-    print(f"the token is in {directory.api_token}", flush=True)
+    server = server_of(Api(Guard(token, hosts), desk))
+
+    def say() -> None:
+        print(f"headrace {__version__} · control API of instance {directory.name} · http://{_in_url(host)}:{bound}")
+        print(f"the token is in {directory.api_token}", flush=True)
+
+    server.on_started = say
     if not is_loopback(host):
         print(
             f"headrace: {host or 'any address'} can be reached from other machines, and the token crosses the network "
@@ -43,7 +48,7 @@ def run(instance: str, host: str, port: int, allowed_hosts: Sequence[str], app_d
             file=sys.stderr,
             flush=True,
         )
-    serve(Api(Guard(token, hosts), desk), listener)
+    server.run([listener])
 
 
 def _in_url(host: str) -> str:

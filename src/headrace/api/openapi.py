@@ -18,6 +18,7 @@ from headrace.api.errors import (
     Busy,
     ControllerAway,
     ErrorBody,
+    HeadTooLarge,
     HostRefused,
     NotJson,
     OriginRefused,
@@ -138,7 +139,7 @@ def _responses(route: Route, schema_of: dict[int, Any]) -> dict[str, Any]:
 
 def errors_of(route: Route) -> list[type[HeadraceError]]:
     """All errors that the route may answer with."""
-    kinds: list[type[HeadraceError]] = [OptionError, HostRefused, OriginRefused]
+    kinds: list[type[HeadraceError]] = [OptionError, HostRefused, OriginRefused, HeadTooLarge]
     if not route.is_open:
         kinds += [Unauthorized, ControllerAway, Busy, RequestTimeoutError]
     if route.body is not None:

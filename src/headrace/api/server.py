@@ -1,7 +1,7 @@
 """The server below the API: uvicorn, with patience that ends.
 
-In: an ASGI application, a listening socket. Out: whole requests. h11 reads them, whose limit of a head's size holds;
-beyond that, a head has HEAD_TIMEOUT_S to arrive, and there are at most MAX_CONNECTIONS.
+In: an ASGI application, a listening socket. Out: whole requests. h11 reads them, which bounds what it keeps of a head
+that is not whole; a head has HEAD_TIMEOUT_S to arrive, and there are at most MAX_CONNECTIONS.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -18,15 +19,13 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from headrace.api.errors import body_of
+from headrace.api.guard import MAX_HEAD_BYTES
 from headrace.spec.errors import CallerError, InstanceError, PortBusyError
 
 HEAD_TIMEOUT_S = 10.0
 IDLE_TIMEOUT_S = 15
-MAX_HEAD_BYTES = 32 * 1024
 MAX_CONNECTIONS = 256
 STOP_TIMEOUT_S = 3
-
-logger = logging.getLogger(__name__)
 
 
 class PatientProtocol(H11Protocol):
@@ -101,15 +100,22 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Ends at a signal, and then lets its caller go on."""
+    """Ends at a signal, and then lets its caller go on. `on_started` is called once signals are heeded."""
+
+    on_started: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.on_started is not None:
+            self.on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
 
-def serve(app: Any, listener: socket.socket, protocol: type[H11Protocol] = PatientProtocol) -> None:
-    """Serve the application until SIGINT or SIGTERM."""
+def server_of(app: Any, protocol: type[H11Protocol] = PatientProtocol) -> Server:
+    """A server of the application, to be run on a listening socket; SIGINT and SIGTERM end it."""
     config = uvicorn.Config(
         app,
         http=protocol,
@@ -124,5 +130,6 @@ def serve(app: Any, listener: socket.socket, protocol: type[H11Protocol] = Patie
         timeout_graceful_shutdown=STOP_TIMEOUT_S,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
+    # Its warnings are of requests that are none, which anybody can send as often as they like.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    Server(config).run(sockets=[listener])
+    return Server(config)
