@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_router import Asked, Replica, World, echo, until
 
 from headrace.replica.compare import Comparer
@@ -111,8 +114,7 @@ class Shadowed(World):
         mirrors = self.router.mirrors
         await until(lambda: not mirrors.outstanding and not mirrors._pending)
         assert mirrors.kept_bytes == 0
-        for link in self.router.links:
-            await until(lambda link=link: not link.calls)  # type: ignore[misc]
+        await until(lambda: not any(link.calls for link in self.router.links))
         await until(lambda: not any(replica.server.ongoing for replica in self.replicas.values()))
         for pool in self.router._pools.values():
             assert not pool.balancer.queued
@@ -786,3 +788,171 @@ def test_examples_are_few_short_and_drawn_from_all(tmp_path: Path) -> None:
         assert any(int(example.request_id) > 50 for example in counts.examples)
 
     shadowed(test, tmp_path)
+
+
+# --- whatever happens, in any order
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                *(
+                    "ask",
+                    "ask",
+                    "ask",
+                    "ask_http",
+                    "ask_large",
+                    "body",
+                    "nested",
+                    "answer",
+                    "answer",
+                    "answer",
+                    "begin",
+                ),
+                *("go_on", "end", "fail", "fail", "cancel", "expire", "crash", "withdraw", "drain", "tick", "tick"),
+            ]
+        ),
+        st.integers(0, 9),
+    ),
+    min_size=5,
+    max_size=40,
+)
+
+
+class Play:
+    """Two replicas of each revision, requests to them, and whatever may become of both and of their copies."""
+
+    def __init__(self, world: Shadowed) -> None:
+        self.world = world
+        self.calls: list[Asked] = []
+        self.working: list[Incoming] = []
+        self.begun: list[Incoming] = []
+
+    async def begin(self) -> None:
+        for digest in ("1", "2"):
+            for replica in await self.world.add_to(digest, 2):
+                replica.handle = self.working.append
+
+    async def step(self, what: str, which: int) -> None:
+        world = self.world
+        mirrors = world.router.mirrors
+        if what in ("ask", "ask_http", "ask_large", "nested"):
+            self.ask(what, which)
+        elif what == "body" and self.calls:
+            call = self.calls[which % len(self.calls)]
+            if call.more and not call.end.is_set():
+                world.router.send_body(call, bytes(50_000), which > 4)
+        elif what in ("cancel", "expire"):
+            copies = world.under_way(Copy) + world.under_way(Question)
+            if what == "expire" and copies:
+                copies[which % len(copies)].expire()
+            elif what == "cancel" and self.calls:
+                call = self.calls[which % len(self.calls)]
+                if not call.end.is_set():
+                    world.router.cancel(call)
+                    call.end.set()
+        elif what in ("crash", "drain"):
+            await self.replace(what, "2" if which > 2 else "1")
+        elif what == "withdraw":
+            world.shadow = None if world.shadow is not None else ShadowTraffic(fraction=1.0)
+            world.publish()
+        elif what == "tick":
+            await self.settle(which)
+        else:
+            self.work(what, which)
+        assert 0 <= mirrors.outstanding <= MOST_OUTSTANDING
+        assert mirrors.kept_bytes >= 0
+
+    def ask(self, what: str, which: int) -> None:
+        call = Reading(bytes(which), request_id=str(len(self.calls)), router=self.world.router)
+        if what == "ask_http":
+            call.kind, call.http, call.more = HTTP, HTTP_HEAD, which > 6
+        elif what == "ask_large":
+            call.buffers = [memoryview(bytes(200_000 * which))]
+        elif what == "nested":
+            call.revision, call.mirrored, call.hedge = 1 + which % 2, True, False
+        else:
+            call.whole = True
+        self.calls.append(call)
+        self.world.router.submit(call)
+
+    async def settle(self, turns: int = 9) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    async def replace(self, how: str, digest: str) -> None:
+        """A replica ends, and another comes."""
+        world = self.world
+        name = world.names[digest].pop(0)
+        old = world.replicas.pop(name)
+        (new,) = await world.add_to(digest)
+        new.handle = self.working.append
+        if how == "crash":
+            old.crash()
+        else:
+            old.server.drain()
+
+    def work(self, what: str, which: int) -> None:
+        """What the code of a replica does, which ends each call once."""
+        if what in ("go_on", "end"):
+            if self.begun:
+                incoming = self.begun[which % len(self.begun)]
+                incoming.write(bytes(10_000 * which))
+                if what == "end":
+                    self.begun.remove(incoming)
+                    incoming.end()
+        elif self.working:
+            incoming = self.working.pop(which % len(self.working))
+            flags = incoming.flags & HTTP
+            if what == "fail":
+                incoming.fail(BROKEN)
+            elif what == "begin" and flags:
+                incoming.start_reply(b"begin", b"", flags)
+                self.begun.append(incoming)
+            else:
+                incoming.reply(encode(which).data * (1 if which < 8 else 30_000), b"", flags)
+
+    async def end(self) -> None:
+        """All that is under way comes to its end."""
+        world = self.world
+        for call in self.calls:
+            if call.more and not call.end.is_set():
+                world.router.send_body(call, b"", False)
+        async with asyncio.timeout(20):
+            while (
+                not all(call.end.is_set() for call in self.calls)
+                or world.router.mirrors.outstanding
+                or any(replica.server.ongoing for replica in world.replicas.values())
+                or any(link.calls for link in world.router.links)
+            ):
+                for incoming in self.begun:
+                    incoming.end()
+                self.begun.clear()
+                for incoming in self.working:
+                    incoming.reply(b"", b"", incoming.flags & HTTP)
+                self.working.clear()
+                await asyncio.sleep(0)
+        await world.settled()
+        assert all(call.end.is_set() for call in self.calls)
+        assert all(call.watch is None for call in self.calls)
+        counts = world.counts if world.router.mirrors._mirrors else Mirrored()
+        assert counts.differed <= counts.compared <= counts.sent
+        assert len(counts.examples) <= MOST_EXAMPLES
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS, st.integers(1, 4))
+def test_in_the_end_no_slot_is_taken_and_nothing_is_kept(steps: list[tuple[str, int]], limit: int) -> None:
+    async def run() -> None:
+        with tempfile.TemporaryDirectory(prefix="hr") as folder:
+            world = Shadowed(Path(folder), limit)
+            play = Play(world)
+            try:
+                await play.begin()
+                for what, which in steps:
+                    await play.step(what, which)
+                await play.end()
+            finally:
+                await world.close()
+
+    asyncio.run(run())
