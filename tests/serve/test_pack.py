@@ -13,6 +13,7 @@ import pytest
 from headrace import serve
 from headrace.serve.graph import ByValue, build
 from headrace.serve.pack import packs_of
+from headrace.serve.run_target import RunTarget
 from headrace.serve.sources import Sources
 from headrace.wire.pack import PackedModule, name_of, unpack
 
@@ -119,6 +120,29 @@ def test_classes_in_arguments_and_modules_of_code_by_value_come_along(folder: Pa
     exec("class Holder:\n    def __init__(self, held): pass", namespace)
     modules = packed(serve.deployment(namespace["Holder"]).bind(inner.rate))
     assert sorted(modules) == ["shopping", "shopping.deep", "shopping.deep.inner"]
+
+
+def test_what_code_by_value_imports_while_it_runs_comes_along(folder: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__", "__package__": "shopping.deep"}
+    exec("def by_value():\n    from .. import prices\n    from .inner import rate\n    import shopping_late", namespace)
+    modules = packed(serve.deployment(namespace["by_value"]).bind())
+    assert sorted(modules) == ["shopping", "shopping.deep", "shopping.deep.inner", "shopping.prices", "shopping_late"]
+    # Many names before it, so that the import's own are far down in the tables of the code.
+    many = "\n".join(f"    x{i} = 'c{i}'.n{i}" for i in range(600))
+    exec(f"def by_value():\n{many}\n    from shopping import prices", namespace)
+    assert sorted(packed(serve.deployment(namespace["by_value"]).bind())) == ["shopping", "shopping.prices"]
+
+
+def test_functions_that_compare_a_shadow_come_along(folder: Path) -> None:
+    prices = importlib.import_module("shopping.prices")
+    exec("def compare(one, other): return True", vars(prices))
+    packing = ByValue()
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec("def by_value(): return 1", namespace)
+    app = serve.deployment(namespace["by_value"]).bind()
+    RunTarget(app, rollout=serve.Shadow(fraction=0.1, compare=prices.compare)).spec(app, packing)
+    ((_, data),) = packing.packs().items()
+    assert "shopping.prices" in unpack(data)
 
 
 def test_request_routers_come_along(folder: Path) -> None:

@@ -28,11 +28,11 @@ import secrets
 import stat
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from headrace.serve.sources import Sources
+from headrace.serve.sources import Sources, absolute_name
 from headrace.spec.ingress import Ingress
 from headrace.spec.options import DeploymentOptions
 from headrace.wire.code import found_by_import
@@ -177,7 +177,8 @@ class _Walk:
             if name in function.__globals__:
                 found = function.__globals__[name]
                 parts += [name.encode(), self.value(found), *self._submodules(found, names)]
-        parts += [self._sources.of(name) for name in sorted(_imports(code))]
+        package = function.__globals__.get("__package__") or ""
+        parts += [self._sources.of(name) for name in sorted(set(_imports(code, package)))]
         return _mix("function", parts)
 
     def _submodules(self, found: Any, names: Iterable[str]) -> list[bytes]:
@@ -294,11 +295,16 @@ def _names(code: types.CodeType) -> set[str]:
     return {name for part in _codes(code) for name in part.co_names}
 
 
-def _imports(code: types.CodeType) -> set[str]:
-    """The modules that the code imports while it runs."""
-    return {
-        str(instruction.argval)
-        for part in _codes(code)
-        for instruction in dis.get_instructions(part)
-        if instruction.opname == "IMPORT_NAME" and instruction.argval
-    }
+def _imports(code: types.CodeType, package: str) -> Iterator[str]:
+    """The modules that the code may import while it runs. `package` is what '.' means in it."""
+    for part in _codes(code):
+        level: Any = 0
+        names: Any = None  # what is imported from the module; these two are loaded right before an import
+        for instruction in dis.get_instructions(part):
+            if instruction.opname == "IMPORT_NAME":
+                base = absolute_name(str(instruction.argval), level, package)
+                if base:
+                    yield base
+                    yield from (f"{base}.{name}" for name in names or () if name != "*")
+            elif instruction.opname != "EXTENDED_ARG":
+                level, names = names, instruction.argval

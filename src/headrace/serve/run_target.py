@@ -46,6 +46,9 @@ class RunTarget:
 
     def spec(self, application: Application, packing: Packing) -> ApplicationSpec:
         """The specification of what `target` is or built. Raises what `build` does."""
+        compare = getattr(self.rollout, "compare", None)
+        if compare is not None:
+            packing.reach(getattr(compare, "__module__", None) or "")  # replicas of the shadow import it
         return build(
             application,
             self.name,

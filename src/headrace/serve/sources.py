@@ -121,7 +121,10 @@ class Sources:
             path = outer.submodule_search_locations
         for finder in sys.meta_path:
             find_spec = getattr(finder, "find_spec", None)
-            spec = find_spec(name, path) if find_spec is not None else None
+            try:
+                spec = find_spec(name, path) if find_spec is not None else None
+            except KeyError:  # a namespace package: its path asks for the module around it, which is not imported
+                spec = _namespace(name, path or ())
             if isinstance(spec, ModuleSpec):
                 return spec
         return None
@@ -142,6 +145,13 @@ def _content(spec: ModuleSpec, path: Path) -> bytes:
     return path.read_bytes()
 
 
+def _namespace(name: str, path: Sequence[str]) -> ModuleSpec:
+    spec = ModuleSpec(name, None, is_package=True)
+    inside = (Path(entry) / name.rpartition(".")[2] for entry in path)
+    spec.submodule_search_locations = [str(place) for place in inside if place.is_dir()]
+    return spec
+
+
 def _with_parents(name: str) -> Iterator[str]:
     """`a.b.c`: a, a.b and a.b.c."""
     parts = name.split(".")
@@ -159,7 +169,7 @@ def _imports(source: bytes, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node.module or "", node.level, package)
+            base = absolute_name(node.module or "", node.level, package)
             if base:
                 yield base
                 yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
@@ -177,7 +187,8 @@ def _statements(tree: ast.Module) -> Iterator[ast.AST]:
                 waiting += inner
 
 
-def _absolute(module: str, level: int, package: str) -> str:
+def absolute_name(module: str, level: int, package: str) -> str:
+    """What `from ..module import` (level 2) names in this package; "" when it leads out of it."""
     if not level:
         return module
     parts = package.split(".")
