@@ -1,4 +1,4 @@
-"""Each request is counted once, however it ends: as an error when the server failed, not at all when its client left."""
+"""Each request is counted once, however it ends: as an error when the server failed, not at all if its client left."""
 
 from __future__ import annotations
 
