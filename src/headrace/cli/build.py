@@ -52,7 +52,7 @@ def say(line: str) -> None:
 
 
 def named(targets: list[str]) -> list[tuple[str, str, str]]:
-    """Import path, name and route prefix of each: one alone has the defaults, several are called as their attributes."""
+    """Import path, name and route prefix of each; of several, as their attributes are called."""
     paths = [with_colon(target) for target in targets]
     attributes = [split_import_path(path)[1].rpartition(".")[2] for path in paths]
     if len(paths) == 1:
