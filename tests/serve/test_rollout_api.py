@@ -208,8 +208,18 @@ def test_waiting_has_an_end(headrace_local: LocalTesting, model: Any) -> None:
     with pytest.raises(RequestTimeoutError, match=r"revision 2 of application 'default' has not ended within 0\.01 s"):
         serve.wait_for_rollout("default", 0.01, seen.append)
     assert seen[0].revision == 2
+    assert len(seen) == 1
     serve.abort_rollout("default")
-    assert serve.wait_for_rollout("default").outcome == RolloutOutcome.ROLLED_BACK
+    assert serve.wait_for_rollout("default", 0, seen.append).outcome == RolloutOutcome.ROLLED_BACK
+    assert seen[-1].outcome == RolloutOutcome.ROLLED_BACK
+
+
+def test_who_waits_is_told_when_it_moves_and_not_more_often(headrace_local: LocalTesting, model: Any) -> None:
+    headrace_local.run(Model.bind(2), rollout=serve.Canary(steps=[(0.5, 0.5)], analysis=[]))
+    seen: list[Any] = []
+    assert serve.wait_for_rollout("default", 30, seen.append).outcome == RolloutOutcome.PROMOTED
+    positions = [(status.stage, status.paused, tuple(status.weights.items())) for status in seen]
+    assert len(positions) == len(set(positions)) >= 2
 
 
 def test_who_waits_for_a_rollout_that_another_replaces_is_told(headrace_local: LocalTesting, model: Any) -> None:

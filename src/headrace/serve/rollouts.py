@@ -202,8 +202,9 @@ def wait_for_rollout(
 ) -> RolloutStatus:
     """Wait until the rollout of the application that is under way now has ended, and return how.
 
-    `on_change` is called with each status that differs from the one before. Raises RequestTimeoutError after
-    `timeout_s` seconds, ApplicationNotFound. One that waits for a word (`promote`, `resume_rollout`) is waited for.
+    `on_change` is called with the status now and each time that the rollout has moved: its stage, step, weights, what
+    its checks say. One that waits for a word (`promote`, `resume_rollout`) is waited for. Raises RequestTimeoutError
+    after `timeout_s` seconds, ApplicationNotFound.
     """
     if timeout_s is not None and (isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float)):
         raise OptionTypeError(f"timeout_s={timeout_s!r} must be a number of seconds, or None")
@@ -222,10 +223,16 @@ def wait_for_rollout(
         status = rollout_status(app_name)
         if status.revision != first.revision:
             status = _as_it_ended(app_name, first)
-        if on_change is not None and status != last:
+        if on_change is not None and _position(status) != _position(last):
             on_change(status)
         last = status
     return last
+
+
+def _position(status: RolloutStatus) -> tuple[Any, ...]:
+    """Where a rollout stands, without what changes with every request."""
+    says = tuple(check.says for check in status.checks)
+    return (status.revision, status.stage, status.step, status.paused, status.weights, says, status.outcome)
 
 
 def _as_it_ended(app_name: str, status: RolloutStatus) -> RolloutStatus:
