@@ -11,6 +11,7 @@ import argparse
 import math
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ class Scenario:
     times_at: Callable[[float], float] = always
     worse_from: float = 0.0
     thresholds: bool = True  # whether the other rules are asked, too
+    most: bool = False  # whether it is played as often as asked for, and not a fifth of that
 
 
 class Sequential:
@@ -241,9 +243,9 @@ def rush(at: float) -> float:
 ONE = Revision()
 ALL = (ErrorRate(max=0.05), Latency(), Metric(name="score", better="higher"))
 GOOD = (
-    Scenario("as good, errors 0.1 %", Revision(0.001), Revision(0.001)),
-    Scenario("as good, errors 1 %", ONE, ONE),
-    Scenario("as good, errors 5 %", Revision(0.05), Revision(0.05)),
+    Scenario("as good, errors 0.1 %", Revision(0.001), Revision(0.001), most=True),
+    Scenario("as good, errors 1 %", ONE, ONE, most=True),
+    Scenario("as good, errors 5 %", Revision(0.05), Revision(0.05), most=True),
     Scenario("as good, 1 %, then 10 % of both from the second step on", ONE, ONE, errors_at=incident),
     Scenario("as good, three checks (four tests)", ONE, ONE, ALL, thresholds=False),
     Scenario(
@@ -252,7 +254,7 @@ GOOD = (
 )
 BAD = (
     Scenario("errors 1 % → 1.5 %", ONE, Revision(0.015)),
-    Scenario("errors 1 % → 2 %", ONE, Revision(0.02)),
+    Scenario("errors 1 % → 2 %", ONE, Revision(0.02), most=True),
     Scenario("errors 1 % → 5 %", ONE, Revision(0.05)),
     Scenario("errors 1 % → 20 %", ONE, Revision(0.2)),
     Scenario("errors 0.1 % → 1 %", Revision(0.001), Revision(0.01)),
@@ -268,18 +270,33 @@ def _play_many(job: tuple[int, str, int, int]) -> list[Result]:
     return [play(scenario, rule, seed) for seed in range(first, first + count)]
 
 
-def played(rollouts: int, checks_rollouts: int, processes: int) -> list[Outcomes]:
-    """All scenarios by all rules; those with latencies and metrics, whose requests are drawn one by one, less often."""
+def count_of(scenario: Scenario, rule: str, rollouts: int) -> int:
+    """How often a scenario is played: the other rules, and the lesser scenarios, less often; least of all those with
+    latencies and metrics, whose requests are drawn one by one.
+    """
+    if not scenario.thresholds:
+        return max(1, rollouts // 20)
+    return rollouts if scenario.most and rule == Sequential.name else max(1, rollouts // 5)
+
+
+def played(rollouts: int, processes: int) -> list[Outcomes]:
+    """All scenarios by all rules."""
     jobs, outcomes = [], {}
     for number, scenario in enumerate((*GOOD, *BAD)):
-        count = rollouts if scenario.thresholds else checks_rollouts
         for rule in RULES if scenario.thresholds else (Sequential.name,):
             outcomes[number, rule] = Outcomes(scenario.title, rule)
-            for first in range(0, count, 250):
-                jobs.append((number, rule, first, min(250, count - first)))
+            count = count_of(scenario, rule, rollouts)
+            for first in range(0, count, 100):
+                jobs.append((number, rule, first, min(100, count - first)))
     with multiprocessing.get_context("forkserver").Pool(processes) as pool:
         for job, results in zip(jobs, pool.imap(_play_many, jobs), strict=True):
-            outcomes[job[0], job[1]].results.extend(results)
+            seen = outcomes[job[0], job[1]]
+            seen.results.extend(results)
+            if len(seen.results) == count_of((*GOOD, *BAD)[job[0]], job[1], rollouts):
+                back = (
+                    f"{_percent(seen.share())} rolled back, {_percent(seen.share(WITHIN))} within {WITHIN:,} requests"
+                )
+                print(f"{seen.scenario}, {seen.rule}: {len(seen.results):,} rollouts, {back}", file=sys.stderr)
     return list(outcomes.values())
 
 
@@ -319,15 +336,14 @@ def write_page(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.rollouts", description=__doc__)
-    parser.add_argument("--rollouts", type=int, default=10_000, help="of each scenario (default: 10,000)")
     parser.add_argument(
-        "--with-all-checks", type=int, default=1000, help="of each scenario with latencies (default: 1,000)"
+        "--rollouts", type=int, default=10_000, help="of the main scenarios; others have fewer (default: 10,000)"
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write-docs", action="store_true", help=f"put the tables into {PAGE.name}")
     given = parser.parse_args()
     began = time.monotonic()
-    text = tables(played(given.rollouts, given.with_all_checks, given.processes))
+    text = tables(played(given.rollouts, given.processes))
     print(text)
     print(f"\n{time.monotonic() - began:.0f} s")
     if given.write_docs:
