@@ -237,6 +237,16 @@ def test_a_place_that_cannot_be_entered_fails_the_replica() -> None:
     run(check())
 
 
+def test_a_replica_without_its_sources_does_not_run_those_of_today() -> None:
+    async def check() -> None:
+        async with worker(once(), Environment(sys_path=(str(HERE), *sys.path), pack="0" * 64)) as process:
+            report = await process.until_reported(S.FAILED)
+            assert "the sources of this revision cannot be read from" in report.error
+            assert f"packs/{'0' * 64} (No such file or directory): deploy the application again" in report.error
+
+    run(check())
+
+
 def test_a_crash_tells_where_it_happened() -> None:
     async def check() -> None:
         async with worker(once()) as process:
