@@ -52,6 +52,12 @@ def test_about_when_weights_change_it_is_known_only_where_it_does_not_matter(apa
     assert found == {1, None}, "those that stayed with revision 1 are known"
 
 
+def test_a_request_that_was_answered_was_not_made_while_no_revision_had_any_weight() -> None:
+    known = timeline((0, {}), (100, {1: 1.0}), (200, {}), (300, {2: 1.0}))
+    assert [known.revision_of(START + at, key="k") for at in (99, 101, 199, 201, 301)] == [1, 1, 1, 1, 2]
+    assert known.revision_of(START + 250, key="k") is None
+
+
 def test_by_its_id_alone_a_request_that_may_have_had_a_key_is_not_known() -> None:
     known = timeline((0, {1: 1.0}), (100, HALVES), keyed=True)
     assert known.revision_of(START + 50, request_id="r") == 1, "there was no choice"

@@ -83,7 +83,9 @@ class Timeline:
             if at < entries[0].at:
                 return None
             first = 0  # made after its first weights, if barely
-        found = {self._drawn(index, key, request_id) for index in range(first, max(last, first + 1))}
+        # While no revision had any weight, nobody was answered.
+        indices = (index for index in range(first, max(last, first + 1)) if entries[index].weights)
+        found = {self._drawn(index, key, request_id) for index in indices}
         return found.pop() if len(found) == 1 else None
 
     def _drawn(self, index: int, key: str, request_id: str) -> int | None:

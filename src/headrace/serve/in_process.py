@@ -115,8 +115,9 @@ class InProcess:
 
     async def _begin(self, directory: InstanceDirectory) -> None:
         loop = asyncio.get_running_loop()
-        runtime = Runtime(Router(loop, self.name), loop, threading.get_ident())
+        # First of all: of what is older than it, it takes for counted what has been counted.
         controller = Controller(self.engine, directory, self.name, QUICK, synced=False)
+        runtime = Runtime(Router(loop, self.name), loop, threading.get_ident())
         link = ControlLink(
             str(directory.control_socket),
             Hello(role="driver", id=self.name, pid=0),
