@@ -58,7 +58,7 @@ bench: $(STAMPS)/bench  ## measure beside the peers (BENCH="--quick --only headr
 	$(BIN)/python -m bench $(BENCH)
 
 clean:  ## remove .venv, the bench's environments, the trained model and all caches
-	rm -rf .venv bench/.envs bench/results build dist $(DIGITS) examples/digits/accuracy.json $(SHOP) examples/search/vectors.npz
+	rm -rf .venv bench/.envs bench/results build dist examples/digits/*.joblib examples/digits/accuracy.json $(SHOP) examples/search/vectors.npz
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
