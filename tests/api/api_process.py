@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from conformity import check_answer
+
 PATIENCE_S = 30.0
 
 
@@ -60,7 +62,9 @@ class ApiProcess:
         answer = connection.getresponse()
         text = answer.read()
         connection.close()
-        return answer.status, json.loads(text) if text else None
+        found = json.loads(text)
+        check_answer(method, path.partition("?")[0], answer.status, found)
+        return answer.status, found
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conformity import check_answer
 from scripted_controller import ScriptedController
 from starlette.testclient import TestClient
 
@@ -64,7 +65,16 @@ def deployer() -> NotingDeployer:
 def client_of(directory: InstanceDirectory, deployer: NotingDeployer, token: str = TOKEN) -> TestClient:
     desk = Desk(Controller(directory, away_timeout_s=0.1), deployer)
     api = Api(Guard(TOKEN, ("api.example",)), desk, max_body_bytes=100_000)
-    return TestClient(api, "http://localhost", headers={"authorization": f"Bearer {token}"})
+    client = TestClient(api, "http://localhost", headers={"authorization": f"Bearer {token}"})
+    client.event_hooks["response"].append(_check)
+    return client
+
+
+def _check(answer: Any) -> None:
+    answer.read()
+    request = answer.request
+    if answer.headers["content-type"] == "application/json" and request.method != "HEAD":
+        check_answer(request.method, request.url.path, answer.status_code, answer.json())
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_a_config_that_is_not_right_says_where(
     assert deployer.declared == deployer.deployed == []
 
 
-@pytest.mark.parametrize("error", [ImportPathError("no module 'shop'"), RevisionConflictError("revision 5 is newer")])
+@pytest.mark.parametrize("error", [ImportPathError("no module 'shop'"), DeployFailedError("it did not come up")])
 def test_what_the_build_says_is_the_answer(client: TestClient, deployer: NotingDeployer, error: HeadraceError) -> None:
     deployer.taken = error
     answer = client.put(ALL, json=CONFIG)
@@ -306,7 +306,6 @@ def test_a_controller_that_goes_in_the_middle_too(client: TestClient, controller
     [
         (InstanceError("it is shutting down"), 503),
         (RequestTimeoutError("too slow"), 504),
-        (DeployFailedError("no disk"), 500),
         (HeadraceError("?"), 500),
     ],
 )

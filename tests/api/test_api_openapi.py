@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conformity import DOCUMENT
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.testclient import TestClient
 
 from headrace.api.app import all_routes
-from headrace.api.openapi import document, errors_of
+from headrace.api.openapi import errors_of
 from headrace.api.route import Route
 
 ROUTES = all_routes()
-DOCUMENT = document(ROUTES)
 REFERENCE = Path(__file__).parents[2] / "docs/reference/rest.md"
 
 

@@ -15,6 +15,7 @@ from headrace.serve.schema import ServeInstanceDetails
 from headrace.spec.config_schema import ServeApplicationSchema, ServeDeploySchema
 from headrace.spec.errors import (
     ApplicationNotFound,
+    ConfigError,
     DeployFailedError,
     GraphError,
     ImportPathError,
@@ -97,7 +98,7 @@ async def _standings(call: Call, taken: Taken) -> dict[str, Standing]:
 
 _ALL = "/api/serve/applications"
 _APP = f"{_ALL}/{{name}}"
-_BUILDING = (ImportPathError, GraphError, DeployFailedError, RolledBackError, RolloutError)
+_BUILDING = (ConfigError, ImportPathError, GraphError, DeployFailedError, RolledBackError, RolloutError)
 
 ROUTES = (
     Route(

@@ -28,7 +28,14 @@ from headrace.api.errors import (
 )
 from headrace.api.route import Parameter, Route
 from headrace.spec.declared import Schema
-from headrace.spec.errors import HeadraceError, OptionError, OptionTypeError, RequestTimeoutError
+from headrace.spec.errors import (
+    HeadraceError,
+    InstanceError,
+    OptionError,
+    OptionTypeError,
+    RequestTimeoutError,
+    RevisionConflictError,
+)
 
 API_VERSION = "1"
 _REF = "#/components/schemas/{name}"
@@ -141,12 +148,12 @@ def errors_of(route: Route) -> list[type[HeadraceError]]:
     """All errors that the route may answer with."""
     kinds: list[type[HeadraceError]] = [OptionError, HostRefused, OriginRefused, HeadTooLarge]
     if not route.is_open:
-        kinds += [Unauthorized, ControllerAway, Busy, RequestTimeoutError]
+        kinds += [Unauthorized, ControllerAway, Busy, InstanceError, RequestTimeoutError, HeadraceError]
     if route.body is not None:
         kinds += [OptionTypeError, BodyTimeout, BodyTooLarge, NotJson]
     if route.conditional:
-        kinds.append(PreconditionFailed)
-    return [*kinds, *route.errors]
+        kinds += [PreconditionFailed, RevisionConflictError]
+    return list(dict.fromkeys((*kinds, *route.errors)))
 
 
 def _sentence(kind: type[HeadraceError]) -> str:
