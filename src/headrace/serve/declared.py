@@ -23,7 +23,13 @@ from headrace.engine.directory import InstanceDirectory, instance_directory
 from headrace.serve.build_declared import DeclaredJob
 from headrace.spec.config import http_options
 from headrace.spec.config_schema import ServeApplicationSchema, ServeDeploySchema
-from headrace.spec.errors import ApplicationNotFound, DeployFailedError, HeadraceError, InstanceError
+from headrace.spec.errors import (
+    ApplicationNotFound,
+    DeployFailedError,
+    HeadraceError,
+    InstanceError,
+    RequestTimeoutError,
+)
 from headrace.spec.grpc import GrpcService
 from headrace.spec.status import ApplicationStatus, ServeStatus
 from headrace.spec.strategy_kinds import declared_rollout
@@ -155,6 +161,7 @@ class _Deployer:
         self._by = by
         self._tell_one = tell
         self._source = source
+        self._timeout_s = timeout_s
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._lock = threading.Lock()
         self._deletes: list[threading.Thread] = []
@@ -263,7 +270,9 @@ class _Deployer:
                     data = _built(job, self._directory, app.name, self._tell)
                 return self._deploy_one(app, data, expected[app.name])
             except HeadraceError as error:
-                return Declared(app=app.name, action="failed", error=type(error).__name__, reason=str(error))
+                late = isinstance(error, RequestTimeoutError) and self._deadline is not None
+                reason = f"it has not ended within {self._timeout_s:g} s, and goes on" if late else str(error)
+                return Declared(app=app.name, action="failed", error=type(error).__name__, reason=reason)
 
         if not schema.applications:
             return {}

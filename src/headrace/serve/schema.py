@@ -13,14 +13,13 @@ import msgspec
 from headrace.serve.unsupported import unsupported_class
 from headrace.spec.config_schema import (
     DeploymentSchema,
-    HTTPOptionsSchema,
     LoggingConfig,
     RayActorOptionsSchema,
     ServeApplicationSchema,
     ServeDeploySchema,
     TracingConfig,
-    gRPCOptionsSchema,
 )
+from headrace.spec.listening_schema import HTTPOptionsSchema, gRPCOptionsSchema
 from headrace.spec.status import (
     ApplicationStatus,
     ApplicationStatusOverview,
