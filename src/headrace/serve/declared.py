@@ -104,9 +104,9 @@ def deploy_config(
     directory = _running(instance)
     deployer = _Deployer(directory, Path(app_dir).absolute(), wait, until, by, tell, source, timeout_s)
     status = deployer.status()
+    deployer.start_http(schema, status)  # first: a port that is taken leaves all as it was
     results = deployer.delete(_not_any_more(schema, status) if exact else ())
     try:
-        deployer.start_http(schema, status)
         wanted = {app.name: _expected(expected, app.name) for app in schema.applications}
         results |= deployer.deploy(schema, wanted)
     finally:
