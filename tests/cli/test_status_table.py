@@ -1,3 +1,5 @@
+import msgspec
+
 from headrace.cli.status import table
 from headrace.cli.terminal import Style, shown_name
 from headrace.spec.status import (
@@ -9,6 +11,7 @@ from headrace.spec.status import (
     ProxyStatus,
     ReplicaDetails,
     ReplicaState,
+    RolloutStatus,
     ServeStatus,
 )
 
@@ -57,6 +60,21 @@ def test_what_runs():
         "app/Digits  HEALTHY   2 running, 1 starting  3         3",
         "app/Other   UPDATING  none                   0         0",
     ]
+
+
+def test_traffic_that_is_shared_or_moves_is_told():
+    def shared(weights, rollout=None):
+        app = ApplicationStatusOverview(status=ApplicationStatus.RUNNING, weights=weights, rollout=rollout)
+        return table(ServeStatus(applications={"app": app}), PLAIN)
+
+    assert shared({1: 0.9, 2: 0.1})[-2:] == [
+        "APPLICATION  TRAFFIC BY REVISION  ROLLOUT",
+        "app          1: 90 %, 2: 10 %     -",
+    ]
+    canary = RolloutStatus(app="app", revision=2, strategy="canary", stage="watching", step=0, steps=3)
+    assert shared({1: 1.0}, canary)[-1] == "app          1: 100 %             revision 2: step 1 of 3 · watching"
+    ended = msgspec.structs.replace(canary, outcome="ROLLED_BACK")
+    assert not any("ROLLOUT" in line for line in shared({1: 1.0}, ended))
 
 
 def test_what_is_not_well_is_told_once():

@@ -38,14 +38,15 @@ def free_port() -> int:
 
 
 class Reader:
-    """Somebody who follows a page in an empty folder, with ports of their own in the places of 8000, 8265 and 9000."""
+    """Somebody who follows a page in an empty folder, with ports of their own in the places of the usual ones."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port, self.grpc_port, self.api_port = free_port(), free_port(), free_port()
         self.api: subprocess.Popen[str] | None = None
         self.server: subprocess.Popen[str] | None = None
-        self.started = False  # an instance in the background, which the page ends
+        self.second_port = free_port()
+        self.started: list[str] = []  # instances in the background, which the page ends
         self.scheme = "http"
         bin_folder = Path(sys.executable).parent
         home = folder / ".h"
@@ -80,14 +81,16 @@ class Reader:
 
     def type(self, command: Command) -> None:
         line = command.line.replace(":8000", f":{self.port}").replace(":8265", f":{self.api_port}")
+        line = line.replace("8001", str(self.second_port))
         assert ALLOWED.match(line), f"a page may not run {line!r}"
         if line.startswith("headrace run"):
             grpc = f" --grpc-port {self.grpc_port}" if "--grpc" in line else ""
             self.serve(f"{line} --port {self.port}{grpc}")
             return
         if line.startswith("headrace start"):
-            self.started = True
-            line += f" --port {self.port}"
+            named = re.search(r"--instance (\S+)", line)
+            self.started.append(named[1] if named else "default")
+            line += "" if "--port" in line else f" --port {self.port}"
         if line.startswith("headrace api"):
             self.serve_api(f"{line} --port {self.api_port}")
             return
@@ -98,7 +101,7 @@ class Reader:
         )
         said = done.stdout + done.stderr
         assert done.returncode == 0, f"{line}: {said}"
-        wanted = command.output.replace(":8000", f":{self.port}")
+        wanted = command.output.replace(":8000", f":{self.port}").replace("8001", str(self.second_port))
         if wanted:
             matches = doctest.OutputChecker().check_output(wanted, said.rstrip("\n") + "\n", FLAGS)
             assert matches, f"{line}\nis to print:\n{wanted}\nand prints:\n{said}"
@@ -156,8 +159,9 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         if process is not None and process.poll() is None:
             process.terminate()
             process.wait(40)
-    if reader.started:
-        subprocess.run(["headrace", "shutdown"], env=reader.env, capture_output=True, timeout=60, check=False)
+    for name in reader.started:
+        command = ["headrace", "shutdown", "--instance", name]
+        subprocess.run(command, env=reader.env, capture_output=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=title)

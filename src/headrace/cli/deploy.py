@@ -20,7 +20,7 @@ from headrace.cli.instance import add_instance, ask, running
 from headrace.cli.strategy import add_strategy, strategy
 from headrace.cli.target import add_application, check_application, is_config_file
 from headrace.engine.directory import InstanceDirectory
-from headrace.spec.application import checked_labels
+from headrace.spec.application import checked_history, checked_labels
 from headrace.spec.errors import HeadraceError, ImportPathError, OptionError, OptionTypeError, RequestTimeoutError
 from headrace.spec.status import RolloutOutcome, RolloutStatus
 from headrace.spec.sticky import sticky
@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--label", action="append", default=[], metavar="KEY=VALUE", help="a note in the history (several times)"
+    )
+    parser.add_argument(
+        "--history", type=int, metavar="N", help="how many former revisions are kept to go back to (default: 10)"
     )
     add_strategy(parser)
     add_deploying(parser)
@@ -74,12 +77,18 @@ def main(arguments: argparse.Namespace) -> int:
         rollout = strategy(arguments)
         key = sticky(arguments.sticky)
         labels = checked_labels(dict(pair.partition("=")[::2] for pair in arguments.label))
+        depth = None if arguments.history is None else checked_history(arguments.history)
     except (OptionError, OptionTypeError, ImportPathError) as error:
         return wrong(error)
 
     def deploy(directory: InstanceDirectory) -> Deploy:
         built = build(arguments, directory, lambda line: teller.say(teller.style.dim(line)))
-        spec = msgspec.structs.replace(built.spec, sticky=key or built.spec.sticky, labels=labels)
+        spec = msgspec.structs.replace(
+            built.spec,
+            sticky=key or built.spec.sticky,
+            history=built.spec.history if depth is None else depth,
+            labels=labels,
+        )
         return Deploy(
             spec,
             wait=arguments.wait,

@@ -28,6 +28,7 @@ _OF_THE_FILE: dict[str, object] = {
     "request_timeout": None,
     "sticky": None,
     "label": [],
+    "history": None,
     "arguments": [],
     "rollout": None,
 }
