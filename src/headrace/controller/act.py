@@ -334,7 +334,8 @@ class Actor:
             app.fallback = {}
             app.weights_at = None
         self._registry.keep(app)
-        logger.error("application %r, revision %d, %s: %s", app.name, app.target, what, last_line(error))
+        level = logging.WARNING if app.rolled_back else logging.ERROR
+        logger.log(level, "application %r, revision %d, %s: %s", app.name, app.target, what, last_line(error))
         self._waiters.end_deploy(app.name, Failed(kind, message))
         outcome = rollout.outcome if rollout is not None else RolloutOutcome.FAILED.value
         self._waiters.end_rollout(

@@ -77,6 +77,7 @@ class Delivery:
         self._routed = routed
         self._mirrored = mirrored
         self._again = again
+        self._epoch_s = time.time() - time.monotonic()  # taken once: times that are told do not jitter
         self.waiting: dict[str, tuple[Deploy, Waiter]] = {}
 
     def __repr__(self) -> str:
@@ -211,7 +212,7 @@ class Delivery:
         return {name: status for name, status in found.items() if status is not None}
 
     def _status(self, app: Application, now: float) -> RolloutStatus | None:
-        return rollout_status(app, self._routed(now), now, time.time(), self._mirrored(app))
+        return rollout_status(app, self._routed(now), now, now + self._epoch_s, self._mirrored(app))
 
     def rollout(self, name: str, now: float) -> Rollout:
         """How far the rollout is. Raises RolloutError where there was none."""
