@@ -516,6 +516,26 @@ def test_no_replica_of_the_shadow_is_there(tmp_path: Path) -> None:
     shadowed(test, tmp_path)
 
 
+def test_a_copy_that_the_shadow_has_no_slot_for_after_all_is_skipped(tmp_path: Path) -> None:
+    async def test(world: Shadowed) -> None:
+        _, shadow = await world.begin()
+        shadow.handle = shadow.calls.append
+        other = Router(asyncio.get_running_loop(), "test#1")
+        world.publish(router=other)
+        taken = world.ask(router=other, revision=2)
+        (mine,) = await shadow.until_calls(1)
+        assert await world.ask(b"x").outcome() == b"x"
+        await until(lambda: world.counts.skipped)
+        mine.reply(b"")
+        assert await taken.outcome() == b""
+        counts = await world.settled()
+        assert (counts.sent, counts.skipped, counts.compared, counts.failed) == (1, 1, 0, 0)
+        assert len(shadow.calls) == 1
+        await other.close()
+
+    shadowed(test, tmp_path, limit=1)
+
+
 def test_replicas_that_are_shared_keep_room_for_requests(tmp_path: Path) -> None:
     async def test(world: Shadowed) -> None:
         (primary, _) = await world.begin()
