@@ -28,6 +28,8 @@ COMMANDS = {
     "rollout": "look at and steer how a revision takes over the traffic",
     "promote": "bring a revision of one instance, unchanged, to another",
     "status": "show what runs, and what is not well",
+    "build": "write a config file of what applications declare in their code",
+    "config": "show the config that applications were deployed by, or check a file",
     "api": "serve the control API over HTTP, in the foreground, until Ctrl-C",
     "shutdown": "end an instance with all that runs on it",
 }
