@@ -13,6 +13,7 @@ from test_hedges import EAGER, KNOWN, Hedged, hedged
 from test_result_items import AskedForItems
 from test_router import Replica, World, echo, in_world, until
 
+from headrace.ingress.grpc_calls import UnaryCall
 from headrace.observe.tally import Tally
 from headrace.replica.grpc_call import fault_of
 from headrace.replica.incoming import Incoming
@@ -357,3 +358,24 @@ def test_replicas_say_which_http_answers_are_failures(status: int, fault: bool) 
 
 def test_replicas_say_which_statuses_of_rpcs_are_failures() -> None:
     assert {code for code in range(17) if fault_of(GrpcStatus(code))} == GRPC_FAULTS
+
+
+@pytest.mark.parametrize(
+    ("deadline_in_s", "end", "counted"),
+    [(60.0, "expire", (1, 1, 0)), (0.0, "leave", (1, 1, 0)), (60.0, "leave", (0, 0, 0)), (None, "leave", (0, 0, 0))],
+)
+def test_an_rpc_whose_time_is_over_is_an_error_whoever_keeps_the_time(
+    tmp_path: Path, deadline_in_s: float | None, end: str, counted: tuple[int, int, int]
+) -> None:
+    async def test(world: World) -> None:
+        (replica,) = await world.add()
+        call = UnaryCall(world.router)
+        call.app, call.deployment = "app", "Model"
+        world.router.submit(call)
+        await replica.until_calls(1)
+        if deadline_in_s is not None:
+            call.deadline = world.router.loop.time() + deadline_in_s
+        getattr(call, end)()
+        assert counts(world) == counted
+
+    in_world(test, tmp_path)
