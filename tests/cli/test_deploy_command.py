@@ -1,12 +1,17 @@
 """`headrace start` and `headrace deploy` as people and pipelines have them: exit codes, and what is printed."""
 
 import json
+import os
 import re
+import signal
 import threading
 import urllib.request
+from pathlib import Path
 
 import pytest
 from terminals import PATIENCE_S, OnTerminal
+
+from headrace.engine.directory import InstanceDirectory
 
 APP = """
     import os
@@ -179,6 +184,8 @@ def test_a_revision_that_fails_requests_is_rolled_back_with_code_2(shop):
     status = json.loads(done.stdout)
     assert (status["revision"], status["outcome"]) == (2, "ROLLED_BACK")
     assert "error rate" in status["reason"]
+    assert status["requests"]["2"] >= 20
+    assert status["errors"]["2"] == status["requests"]["2"]
     assert get(shop, "guarded") == "hello"
 
 
@@ -199,3 +206,26 @@ def test_on_a_terminal_the_view_is_redrawn_and_ctrl_c_leaves_the_rollout_alone(s
     assert "Traceback" not in shown.raw
     assert json.loads(shop.command("rollout", "status", "seen", "--json").stdout)["paused"]
     assert shop.command("rollout", "abort", "seen", "--wait").returncode == 0
+
+
+def controller_pid(shop):
+    """Of the keeper's children the one that runs the controller."""
+    keeper = InstanceDirectory(Path(shop.env["HEADRACE_HOME"]) / "default").keeper_pid()
+    for child in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split():
+        if b"headrace.controller" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return int(child)
+    return None
+
+
+def test_who_waits_goes_on_waiting_when_the_controller_is_killed(shop):
+    assert deploy(shop, "lasting", "greeting:app", "--wait").returncode == 0
+    arguments = ("deploy", "greeting:build", "greeting=x", "--name", "lasting", "--route-prefix", "/lasting")
+    waiting = shop.popen(*arguments, "--wait", "--rollout", "canary", "--steps", "25%,50%")
+    waiting.wait_for("step 1 of 2 · watching")
+    killed = controller_pid(shop)
+    os.kill(killed, signal.SIGKILL)
+    promoted = shop.command("rollout", "promote", "lasting", "--wait")
+    assert promoted.returncode == 0, promoted.stderr
+    assert controller_pid(shop) not in (None, killed)
+    assert waiting.code() == 0, waiting.text
+    assert waiting.lines[-1] == "promoted: application lasting, revision 2"

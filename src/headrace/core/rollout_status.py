@@ -6,6 +6,7 @@ In: an application's record, and the time on both clocks. Out: a RolloutStatus, 
 from __future__ import annotations
 
 from headrace.core import rollout as rollouts
+from headrace.core.evidence import Arm
 from headrace.core.fleet import Application
 from headrace.core.plan import shares_ready
 from headrace.core.rollout import Rollout, Seen, Stage
@@ -31,6 +32,7 @@ def rollout_status(
     due = rollouts.due_at(rollout)
     shadow = rollouts.shadow_of(rollout)
     ended = rollout.stage is Stage.ENDED
+    arms = _arms(app, rollout)
     return RolloutStatus(
         app=app.name,
         revision=rollout.revision,
@@ -49,7 +51,18 @@ def rollout_status(
         reason=rollouts.why(rollout, seen, now),
         checks=app.verdict.checks,
         mirrored=mirrored,
+        requests={number: arm.requests for number, arm in arms.items()},
+        errors={number: arm.errors for number, arm in arms.items()},
     )
+
+
+def _arms(app: Application, rollout: Rollout) -> dict[int, Arm]:
+    """What its analysis has seen of the candidate, and of the baseline where that is one revision; {} without any."""
+    seen = app.evidence
+    if not seen.candidate.requests and not seen.baseline.requests:
+        return {}
+    others = [number for number in rollout.base if number != rollout.revision]
+    return {rollout.revision: seen.candidate} | ({others[0]: seen.baseline} if len(others) == 1 else {})
 
 
 def _steps(rollout: Rollout) -> int:
