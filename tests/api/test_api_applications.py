@@ -140,6 +140,7 @@ def test_one_that_does_not_come_through_is_told_of(
         ({"applications": [{"import_path": "a:b", "nmae": "shop"}]}, "did you mean 'name'"),
         ({"applications": [{"import_path": "a:b"}, {"import_path": "c:d"}]}, "name='default' already"),
         ([], "Expected `object`"),
+        ({"applications": [{"import_path": "a:b", "args": {"n": 10**30}}]}, "more than 64 bits"),
     ],
 )
 def test_a_config_that_is_not_right_says_where(

@@ -74,7 +74,16 @@ def test_an_abort_that_is_waited_for_ends_well(client: TestClient, controller: S
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"command": "stop"}, {"command": "pause", "why": "x"}, {"command": "pause", "revision": -1}, [], "pause", 7],
+    [
+        {},
+        {"command": "stop"},
+        {"command": "pause", "why": "x"},
+        {"command": "pause", "revision": -1},
+        {"command": "pause", "revision": 10**30},
+        [],
+        "pause",
+        7,
+    ],
 )
 def test_a_command_that_is_none(client: TestClient, controller: ScriptedController, body: Any) -> None:
     assert client.post(f"{APP}/rollout", json=body).status_code == 400
@@ -153,6 +162,8 @@ def test_a_split_of_what_was_seen(client: TestClient, controller: ScriptedContro
         {"weights": {"1": 0.5, "2": 0.6}},
         {"weights": {"1": -1, "2": 2}},
         {"weights": {"0": 1}},
+        {"weights": {"99999999999999999999999": 1}},
+        {"weights": {"1": 99999999999999999999999}},
         {"weights": {"one": 1}},
         {"weights": {"1": "1"}},
         {"weights": {"1": True}},

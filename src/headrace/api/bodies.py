@@ -10,7 +10,8 @@ from headrace.api.desk import Standing
 from headrace.spec.rollout import Command, Strategy
 
 Reason = Annotated[str, msgspec.Meta(max_length=2000)]
-Revision = Annotated[int, msgspec.Meta(ge=0)]
+Revision = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Number = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]  # of a revision that is named
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 MOST_SIGNALS = 10_000
@@ -37,7 +38,7 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     with it, and left out it stays as it is.
     """
 
-    weights: dict[int, Share]
+    weights: dict[Number, Share]
     sticky: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
@@ -59,7 +60,7 @@ class MirroredShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class Shadows(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Revision -> what is mirrored to it; to no other is anything mirrored."""
 
-    shadows: dict[int, MirroredShare]
+    shadows: dict[Number, MirroredShare]
 
 
 class Reported(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

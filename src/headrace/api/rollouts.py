@@ -114,8 +114,6 @@ async def set_shadows(call: Call) -> Reply:
     body: Shadows = call.body
     shadows = {}
     for revision, share in body.shadows.items():
-        if revision < 1:
-            raise OptionError(f"shadows: {revision!r} must be the number of a revision")
         compare = Comparison(kind=share.compare.kind, rtol=share.compare.rtol, atol=share.compare.atol)
         shadows[revision] = ShadowTraffic(fraction=share.fraction, compare=compare)
     await _done(call, SetShadow(app=call.name, shadows=shadows, by=call.by))

@@ -112,7 +112,10 @@ def decoded(route: Route, raw: bytes) -> Any:
     declared = isinstance(route.body, type) and issubclass(route.body, Schema)
     try:
         body = msgspec.json.decode(raw, type=dict[str, Any] if declared else route.body)
+        msgspec.msgpack.encode(body)  # what the controller could not be told is refused here
         return route.body.model_validate(body) if declared else body
+    except OverflowError:
+        raise OptionError("the body is not right: a whole number in it has more than 64 bits") from None
     except msgspec.ValidationError as error:
         raise OptionTypeError(f"the body is not right: {error}{_near(route.body, str(error))}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
