@@ -141,6 +141,14 @@ def test_what_cannot_be_built_is_not_deployed(shop, target, message):
     assert "never" not in json.loads(shop.command("status", "--json").stdout)["applications"]
 
 
+def test_what_an_import_leaves_running_ends_with_it(shop):
+    shop.write("leaky.py", APP + "\n    import subprocess\n    print(subprocess.Popen(['sleep', '600']).pid)\n")
+    done = deploy(shop, "leaky", "leaky:app", "--wait")
+    assert done.returncode == 0, done.stderr
+    pid = re.search(r"leaky \| (\d+)", done.stderr)[1]
+    assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def test_patience_ends_before_the_rollout_does(shop):
     assert deploy(shop, "slow", "greeting:app", "--wait").returncode == 0
     canary = ("--rollout", "canary", "--steps", "10%")

@@ -6,11 +6,13 @@ In: `module:app` with what belongs to it, checked. Out: the application as data,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 
 from headrace.engine.directory import InstanceDirectory
@@ -62,8 +64,11 @@ def build(arguments: argparse.Namespace, directory: InstanceDirectory, say: Call
             stderr=subprocess.STDOUT,
             env=builder_environment(os.environ, directory),
             pass_fds=(result.fileno(),),
+            start_new_session=True,  # a group of its own, which ends with it
         )
         assert process.stdout is not None
+        end = threading.Thread(target=_end_group, args=(process.pid,), name="builder", daemon=True)
+        end.start()
         try:
             for raw in process.stdout:
                 line = raw.decode("utf-8", "replace").rstrip("\n")
@@ -74,9 +79,11 @@ def build(arguments: argparse.Namespace, directory: InstanceDirectory, say: Call
                         say(text)
                     case None:
                         say(f"{module} | {line}")
+            end.join()
             code = process.wait()
         except BaseException:
             process.kill()
+            end.join()
             process.wait()
             raise
         finally:
@@ -90,6 +97,13 @@ def build(arguments: argparse.Namespace, directory: InstanceDirectory, say: Call
     if built is None:
         raise DeployFailedError(f"the process that imports {arguments.target} ended before it had built anything")
     return built
+
+
+def _end_group(pid: int) -> None:
+    """Once the builder has ended, end what it has started: that may hold the pipe open that is read here."""
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # not reaped yet: the number is still the group's
+        os.killpg(pid, signal.SIGKILL)
 
 
 def builder_environment(inherited: Mapping[str, str], directory: InstanceDirectory) -> dict[str, str]:
