@@ -271,6 +271,9 @@ def test_one_is_deleted_only_if_the_condition_holds(client: TestClient, controll
     has(controller, shop=3)
     assert client.delete(f"{ALL}/shop", headers={"if-match": '"2"'}).status_code == 412
     assert controller.asked_for(Delete) == []
+    controller.answers[Delete] = RevisionConflictError("revision 4 is newer")  # it came in between
+    assert client.delete(f"{ALL}/shop", headers={"if-match": '"3"'}).status_code == 409
+    assert controller.asked_for(Delete) == [Delete("shop", 3)]
 
 
 def test_all_are_deleted(client: TestClient, controller: ScriptedController) -> None:

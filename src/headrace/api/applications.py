@@ -10,7 +10,7 @@ import asyncio
 from headrace.api.bodies import Declared, Deleted
 from headrace.api.deployer import Taken
 from headrace.api.desk import Standing
-from headrace.api.route import BY, WAIT, Call, Condition, Reply, Route, condition_of
+from headrace.api.route import BY, WAIT, Call, Reply, Route, condition_of
 from headrace.serve.schema import ServeInstanceDetails
 from headrace.spec.config_schema import ServeApplicationSchema, ServeDeploySchema
 from headrace.spec.errors import (
@@ -65,10 +65,8 @@ async def put_application(call: Call) -> Reply:
 
 
 async def delete_application(call: Call) -> Reply:
-    condition = condition_of(call.headers)
-    if condition != Condition():
-        await call.desk.revision_meant(call.name, condition)
-    await call.desk.delete(call.name, call.wait)
+    expected = await call.desk.revision_meant(call.name, condition_of(call.headers))
+    await call.desk.delete(call.name, call.wait, expected)
     return Reply(Deleted(deleted=(call.name,)))
 
 

@@ -96,10 +96,13 @@ class Desk:
                 return status
             await asyncio.sleep(POLL_S)
 
-    async def delete(self, name: str, wait: bool) -> None:
-        """Delete the application. Returns when it is being deleted; with `wait`, when its last replica is gone."""
+    async def delete(self, name: str, wait: bool, expected: int | None = None) -> None:
+        """Delete the application, if `expected` is its newest revision (None: any).
+
+        Returns when it is being deleted; with `wait`, when its last replica is gone.
+        """
         _found(await self.controller.status(), name)
-        gone = asyncio.create_task(self._until_gone(name))
+        gone = asyncio.create_task(self._until_gone(name, expected))
         self._deleting.add(gone)
         gone.add_done_callback(self._deleting.discard)
         while not wait and not gone.done():
@@ -110,8 +113,8 @@ class Desk:
             await asyncio.wait([gone], timeout=POLL_S)
         await gone
 
-    async def _until_gone(self, name: str) -> None:
-        await self.controller.ask(Delete(name), timeout_s=None)
+    async def _until_gone(self, name: str, expected: int | None) -> None:
+        await self.controller.ask(Delete(name, expected), timeout_s=None)
 
 
 def _found(status: ServeStatus, name: str) -> ApplicationStatusOverview:

@@ -94,7 +94,7 @@ class Delivery:
         if app is not None and app.deleting:
             self._wait_for_deletion(operation, waiter)
             return
-        self._check_expected(spec.name, app, operation.expected)
+        self.check_expected(spec.name, app, operation.expected)
         self.prune_packs()
         self._packs.keep(operation.packs, spec.environment.pack)
         if operation.parked:
@@ -159,7 +159,8 @@ class Delivery:
             # Not as it is: to a driver it would mean that there is no controller now, and to ask again.
             raise DeployFailedError(str(error)) from error
 
-    def _check_expected(self, name: str, app: Application | None, expected: int | None) -> None:
+    def check_expected(self, name: str, app: Application | None, expected: int | None) -> None:
+        """Raise RevisionConflictError where another revision is the newest than is expected."""
         newest = app.newest if app is not None else 0
         if expected is not None and expected != newest:
             present = f"its newest revision is {newest}" if newest else "there is no such application"
@@ -173,7 +174,7 @@ class Delivery:
     def set_traffic(self, operation: SetTraffic, waiter: Waiter) -> None:
         """Share the traffic as it is asked for, until somebody changes it."""
         app = self._present(operation.app)
-        self._check_expected(app.name, app, operation.expected)
+        self.check_expected(app.name, app, operation.expected)
         weights = checked_weights(operation.weights)
         self._check_no_rollout(app)
         self._check_store()

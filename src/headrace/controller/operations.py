@@ -136,8 +136,8 @@ class Operations:
                 self._delivery.control(operation, waiter, now)
             case Rollback():
                 self._delivery.roll_back(operation, waiter, now)
-            case Delete(app=name):
-                self._delete(name, waiter)
+            case Delete(app=name, expected=expected):
+                self._delete(name, expected, waiter)
             case StartHTTP(options=options, grpc=grpc):
                 self._start_http(options, grpc, waiter)
 
@@ -175,10 +175,11 @@ class Operations:
 
     # --- applications -----------------------------------------------------------------------------------------------
 
-    def _delete(self, name: str, waiter: Waiter) -> None:
+    def _delete(self, name: str, expected: int | None, waiter: Waiter) -> None:
         app = self._registry.apps.get(name)
         if app is None:
             raise self._not_found(name)
+        self._delivery.check_expected(name, app, expected)
         self._waiters.add_delete(name, waiter)
         self.begin_delete(app)
 

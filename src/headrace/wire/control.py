@@ -163,9 +163,10 @@ class Deploy(msgspec.Struct, frozen=True, tag=True):
 
 
 class Delete(msgspec.Struct, frozen=True, tag=True):
-    """Delete the application; answered when its last replica is gone."""
+    """Delete the application; answered when its last replica is gone. `expected` is as for Deploy."""
 
     app: str
+    expected: int | None = None
 
 
 class SetTraffic(msgspec.Struct, frozen=True, tag=True, kw_only=True):
