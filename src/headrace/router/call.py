@@ -70,14 +70,14 @@ class Call:
     about: Payload | None = None  # the arguments that it is about, where its body does not say
     reader: RecordReader | None = None  # set where `kind` has STREAM and not HTTP: the result comes by on_items
 
-    counts = True  # it is a request, whose end is counted
+    counts = True  # it is a request, and does not only keep a slot for one
 
     # What the router keeps.
     pool: Pool | None = None
     watch: Watch | None = None  # it is to be mirrored
     tally: Tally | None = None  # that counts its end; None: none does, or it has counted a failure
     came_at = 0.0  # on time.perf_counter: the loop's own clock may stand still for a millisecond
-    counted = False  # its answer, or the first part of it
+    counted = False  # of streams of items: the first of them
     link: Link | None = None
     stream = 0
     drawn = False  # the router chose the revision, and may choose again while the call has not started
@@ -108,10 +108,10 @@ class Call:
         self.method = method
 
     def count(self, flags: int) -> None:
-        """Its answer has come, or the first part of it. Called once, where `tally` is set and before `on_reply`."""
+        """Its answer has come, or the first part of it. Called once, when it is `answered`, and before `on_reply`."""
         tally = self.tally
-        assert tally is not None
-        self.counted = True
+        if tally is None:
+            return
         if flags & FAULT:
             tally.failed(500)
             self.tally = None
@@ -124,7 +124,7 @@ class Call:
         tally, self.tally = self.tally, None
         if tally is None:
             return
-        if self.counted:
+        if self.answered and (self.counted or self.reader is None):
             tally.broke(status)
         else:
             tally.failed(status)

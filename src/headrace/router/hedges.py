@@ -57,8 +57,7 @@ class HedgeCopy(Call):
 
     def on_reply(self, flags: int, meta: bytes, payload: bytes) -> None:
         self._hedges.win(self)
-        if self.call.tally is not None:
-            self.call.count(flags)
+        self.call.count(flags)
         self.call.on_reply(flags, meta, payload)
 
     def on_error(self, error: HeadraceError | ErrorInfo) -> None:

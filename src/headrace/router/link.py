@@ -334,8 +334,7 @@ class Link(Connection):
                 call.answered = True
                 if call.buffers:
                     call.buffers = ()  # those of the arguments
-                if call.tally is not None:
-                    call.count(flags)
+                call.count(flags)
                 call.on_reply(flags, meta, payload)
         elif flags & ARENAS:
             self._buffers.discard(payload)
@@ -353,8 +352,7 @@ class Link(Connection):
         if flags & ARENAS:
             data, call.buffers = self._buffers.unwrap(payload)
             payload = bytes(data)
-        if call.tally is not None:
-            call.count(flags)
+        call.count(flags)
         call.on_reply(flags & ~ARENAS, meta, payload)
 
     def _on_data(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
@@ -433,6 +431,7 @@ class Link(Connection):
         fault = bool(call.kind & GRPC and items and items[-1][0] == STATUS and _is_fault(items[-1][1]))
         if not call.counted and (not more or any(kind == PLAIN for kind, *_ in items)):
             call.count(FAULT if fault else 0)
+            call.counted = True
         elif fault:
             call.count_failure(500)
 

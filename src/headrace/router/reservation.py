@@ -28,6 +28,12 @@ class Reservation(Call):
     counts = False
     used = False  # the call that it is for has left
 
+    def count(self, flags: int) -> None:
+        """It is no request."""
+
+    def count_failure(self, status: int) -> None:
+        """Likewise."""
+
     @property
     def stands(self) -> bool:
         """Whether there is a slot now that no call has used."""

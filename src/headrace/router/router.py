@@ -35,7 +35,7 @@ FEW_LINKS = 8
 class Routes:
     """One application, resolved: revision number -> deployment name -> pool and tally; how its traffic is split."""
 
-    __slots__ = ("doors", "entry", "mirrors", "only", "revisions", "split")
+    __slots__ = ("doors", "entry", "mirrors", "only", "revisions", "special", "split")
 
     def __init__(self, entry: ApplicationEntry, pools: dict[str, Pool], tallies: Tallies, mirrors: Mirrors) -> None:
         self.entry = entry
@@ -53,6 +53,7 @@ class Routes:
         self.split = Split(((revision.number, revision.weight) for revision in entry.revisions), entry.name)
         self.only = self.split.only  # where all new calls go, when there is no choice
         self.mirrors = mirrors.of(entry)  # where copies of some of them go; None: there are none
+        self.special = self.doors is not None or self.mirrors is not None
 
 
 class Router:
@@ -149,20 +150,20 @@ class Router:
                 revision = routes.split.of(key) if key else routes.split.at(self.rng.random())
             call.revision = revision
             call.drawn = True
-            if routes.doors is not None and call.deployment in routes.doors.values():
-                call.deployment = routes.doors.get(revision, call.deployment)
-            if routes.mirrors is not None:
-                self.mirrors.look(routes.mirrors, call)
+            if routes.special:
+                if routes.doors is not None and call.deployment in routes.doors.values():
+                    call.deployment = routes.doors.get(revision, call.deployment)
+                if routes.mirrors is not None:
+                    self.mirrors.look(routes.mirrors, call)
         deployments = routes.revisions.get(revision)
         found = deployments.get(call.deployment) if deployments is not None else None
         if found is None:
             self._refuse_unknown(call, routes)
             return
         pool, tally = found
-        if call.counts:
-            if call.tally is None:  # else its revision has gone, and it is drawn again
-                call.came_at = perf_counter()
-            call.tally = tally
+        if call.tally is None:  # else its revision has gone, and it is drawn again
+            call.came_at = perf_counter()
+        call.tally = tally
         pool.submit(call)
 
     def _refuse_unknown(self, call: Call, routes: Routes | None) -> None:
