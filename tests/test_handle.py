@@ -11,6 +11,7 @@ import pytest
 from headrace import context, runtime
 from headrace.context import RequestContext
 from headrace.handle import DeploymentHandle, cancel_calls
+from headrace.observe.tally import Tallies
 from headrace.runtime import Runtime
 from headrace.spec.errors import (
     InstanceError,
@@ -34,6 +35,7 @@ class LocalRouter:
         self.loop = loop
         self.deployments = deployments
         self.snapshot = Snapshot()
+        self.tallies = Tallies()
         self.calls = []
         self.cancelled = []
         self.held = []

@@ -9,6 +9,7 @@ replicas there are, and what became of mirrored requests so far: [replicas, sent
 import asyncio
 import http.server
 import json
+import signal
 import sys
 
 from headrace import serve
@@ -60,7 +61,11 @@ class Control(http.server.BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     port, control_port = map(int, sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(Model.bind(SLOW_S), name=NAME, route_prefix="/")
-    serve.run(Model.bind(FAST_S), name=NAME, route_prefix="/")
-    http.server.HTTPServer(("127.0.0.1", control_port), Control).serve_forever()
+    try:
+        serve.run(Model.bind(SLOW_S), name=NAME, route_prefix="/")
+        serve.run(Model.bind(FAST_S), name=NAME, route_prefix="/")
+        http.server.HTTPServer(("127.0.0.1", control_port), Control).serve_forever()
+    finally:
+        serve.shutdown()
