@@ -15,8 +15,8 @@ import msgspec
 
 from headrace.cli.building import build
 from headrace.cli.exits import DONE, FAILED, INTERRUPTED, TIMED_OUT, USAGE
-from headrace.cli.follow import Teller, code_of, follow, whoami
-from headrace.cli.instance import add_instance, ask, running
+from headrace.cli.follow import Teller, code_of, follow
+from headrace.cli.instance import add_instance, ask, running, whoami
 from headrace.cli.strategy import add_strategy, strategy
 from headrace.cli.target import add_application, check_application, is_config_file
 from headrace.engine.directory import InstanceDirectory

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import msgspec
 
 from headrace.cli.exits import DONE, FAILED, INTERRUPTED, ROLLED_BACK, TIMED_OUT, USAGE
-from headrace.cli.follow import Teller, whoami
-from headrace.cli.instance import running
+from headrace.cli.follow import Teller
+from headrace.cli.instance import running, whoami
 from headrace.serve.config_file import read_config
 from headrace.serve.declared import Declared, deploy_config
 from headrace.spec.config_schema import ServeDeploySchema

@@ -6,8 +6,6 @@ it, or lines, on a stream; its last status, and the exit code that this makes.
 
 from __future__ import annotations
 
-import contextlib
-import getpass
 import os
 import queue
 import threading
@@ -171,15 +169,6 @@ def ask_rollout(directory: InstanceDirectory, app: str) -> RolloutStatus:
     if not isinstance(answer, Rollout):
         raise HeadraceError(f"the controller answered GetRollout with {type(answer).__name__}")
     return answer.status
-
-
-def whoami(given: str | None) -> str:
-    """Who asks, as the history tells it: as given, else the user's name."""
-    if given is not None:
-        return given
-    with contextlib.suppress(KeyError, OSError):
-        return getpass.getuser()
-    return str(os.getuid())  # a user that has no name, as in containers
 
 
 class _Asked:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import getpass
 import os
 import time
 
@@ -56,3 +58,12 @@ def ask(directory: InstanceDirectory, operation: Operation, timeout_s: float = A
             time.sleep(POLL_S)
         finally:
             client.close()
+
+
+def whoami(given: str | None) -> str:
+    """Who asks, as the history tells it: as given, else the user's name."""
+    if given is not None:
+        return given
+    with contextlib.suppress(KeyError, OSError):
+        return getpass.getuser()
+    return str(os.getuid())  # a user that has no name, as in containers

@@ -10,8 +10,8 @@ import argparse
 import sys
 
 from headrace.cli.deploy import add_deploying, check_waiting, perform, wrong
-from headrace.cli.follow import Teller, whoami
-from headrace.cli.instance import ask, running
+from headrace.cli.follow import Teller
+from headrace.cli.instance import ask, running, whoami
 from headrace.cli.strategy import add_strategy, strategy
 from headrace.engine.directory import InstanceDirectory
 from headrace.spec.application import ImportedCode

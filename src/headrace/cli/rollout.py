@@ -16,8 +16,8 @@ import msgspec
 
 from headrace.cli.deploy import add_waiting, check_waiting, interrupted, wrong
 from headrace.cli.exits import DONE, INTERRUPTED, TIMED_OUT
-from headrace.cli.follow import Teller, ask_rollout, code_of, follow, whoami
-from headrace.cli.instance import add_instance, ask, running
+from headrace.cli.follow import Teller, ask_rollout, code_of, follow
+from headrace.cli.instance import add_instance, ask, running, whoami
 from headrace.cli.live import DEFAULT_WIDTH, Painter, in_one_line, view
 from headrace.cli.strategy import add_strategy, share, strategy
 from headrace.cli.terminal import Style

@@ -18,8 +18,7 @@ from pathlib import Path
 from headrace import __version__
 from headrace.cli.building import application_flags, builder_command, ending
 from headrace.cli.failures import StartFailures, gist
-from headrace.cli.follow import whoami
-from headrace.cli.instance import add_instance
+from headrace.cli.instance import add_instance, whoami
 from headrace.cli.listening import add_listening, check_listening
 from headrace.cli.target import add_application, check_application
 from headrace.cli.terminal import Style, shown_name
