@@ -17,6 +17,10 @@ from typing import Any
 import pytest
 from api_process import ApiProcess, until
 
+from headrace.spec.errors import RevisionConflictError
+from headrace.wire.client import ControlClient
+from headrace.wire.control import Delete
+
 ALL = "/api/serve/applications"
 CODE = """
 import os
@@ -124,6 +128,14 @@ def test_of_many_deployers_who_saw_the_same_one_gets_through(stage: Stage) -> No
     assert answers[0] == 200
     assert set(answers[1:]) <= {409, 412}
     assert stage.api.ask("GET", f"{ALL}/race")[1]["newest"] == 2
+
+    # Nor is it deleted by who has missed that.
+    assert stage.api.ask("DELETE", f"{ALL}/race", headers={"if-match": '"1"'})[0] == 412
+    client = ControlClient(str(stage.home / "d" / "control.sock"))
+    with pytest.raises(RevisionConflictError, match="revision 1 was expected"):
+        client.request(Delete("race", 1), 30)
+    client.close()
+    assert stage.api.ask("DELETE", f"{ALL}/race?wait=true", headers={"if-match": '"2"'})[0] == 200
 
 
 def test_code_that_hangs_holds_up_nobody(stage: Stage) -> None:

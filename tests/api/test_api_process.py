@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import stat
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from api_process import ApiProcess, Raw, said
 
+from headrace.api.token import own_token
 from headrace.cli import main
 
 STATUS = "/api/serve/status"
@@ -51,8 +50,10 @@ def test_it_says_where_it_is_and_keeps_its_token_to_itself(api: ApiProcess) -> N
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_when_it_is_told_to_whoever_is_connected(home: Path, end: signal.Signals) -> None:
+def test_it_ends_when_it_is_told_to_whoever_is_connected(home: Path, api: ApiProcess, end: signal.Signals) -> None:
+    token = api.token
     with ApiProcess(home) as api:
+        assert api.token == token  # that of the start before
         idle, half = Raw(api.port), Raw(api.port)
         half.send(b"GET / HT")
         assert api.ask("GET", "/healthz")[0] == 200
@@ -61,43 +62,38 @@ def test_it_ends_when_it_is_told_to_whoever_is_connected(home: Path, end: signal
         assert idle.rest() == b""
 
 
-def test_it_starts_with_the_same_token_again(home: Path, api: ApiProcess) -> None:
-    with ApiProcess(home) as again:
-        assert again.token == api.token
-
-
-def refusal(home: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "headrace.cli", "api", *arguments]
-    env = {**os.environ, "HEADRACE_HOME": str(home)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    return done.stderr
-
-
-def test_it_does_not_start_with_a_token_that_others_can_read(home: Path) -> None:
-    with ApiProcess(home, instance="open") as api:
-        pass
-    api.token_file.chmod(0o644)
-    assert "has mode 0644, and 0600 is needed" in refusal(home, "--instance", "open", "--port", "0")
-
-
-def test_it_does_not_start_on_a_port_that_is_taken(home: Path, api: ApiProcess) -> None:
-    assert "choose another port with --port" in refusal(home, "--port", str(api.port))
-
-
-def test_it_does_not_start_where_it_cannot_listen(home: Path) -> None:
-    assert "cannot listen on 192.0.2.1" in refusal(home, "--host", "192.0.2.1", "--port", "0")
-    assert "cannot listen on no.such.host.invalid" in refusal(home, "--host", "no.such.host.invalid")
-
-
-def test_without_the_extra_it_says_which(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def refusal(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What the command says when it does not start."""
     monkeypatch.setenv("HEADRACE_HOME", str(home))
+
+    def refused(*arguments: str) -> str:
+        assert main(["api", *arguments]) == 1
+        return capsys.readouterr().err
+
+    return refused
+
+
+def test_it_does_not_start_with_a_token_that_others_can_read(home: Path, refusal: Callable[..., str]) -> None:
+    directory = home / "open"
+    directory.mkdir(mode=0o700)
+    own_token(directory / "api.token")
+    (directory / "api.token").chmod(0o644)
+    assert "has mode 0644, and 0600 is needed" in refusal("--instance", "open", "--port", "0")
+
+
+def test_it_does_not_start_on_a_port_that_is_taken(api: ApiProcess, refusal: Callable[..., str]) -> None:
+    assert "choose another port with --port" in refusal("--port", str(api.port))
+
+
+def test_it_does_not_start_where_it_cannot_listen(refusal: Callable[..., str]) -> None:
+    assert "cannot listen on 192.0.2.1" in refusal("--host", "192.0.2.1", "--port", "0")
+    assert "cannot listen on no.such.host.invalid" in refusal("--host", "no.such.host.invalid")
+
+
+def test_without_the_extra_it_says_which(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert main(["api", "--port", "0"]) == 1
-    assert "pip install 'headrace[api]'" in capsys.readouterr().err
+    assert "pip install 'headrace[api]'" in refusal("--port", "0")
 
 
 def test_the_header_for_curl(
@@ -112,8 +108,8 @@ def test_the_header_for_curl(
     ("arguments", "message"),
     [(["--port", "70000"], "--port 70000"), (["--app-dir", "/no/where"], "--app-dir"), (["--instance", "a/b"], "a/b")],
 )
-def test_arguments_that_are_not_right(home: Path, arguments: list[str], message: str) -> None:
-    assert message in refusal(home, *arguments)
+def test_arguments_that_are_not_right(refusal: Callable[..., str], arguments: list[str], message: str) -> None:
+    assert message in refusal(*arguments)
 
 
 # --- who may ask ----------------------------------------------------------------------------------------------------

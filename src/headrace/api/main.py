@@ -26,7 +26,6 @@ _ANY = ("", "0.0.0.0", "::")
 
 def run(instance: str, host: str, port: int, allowed_hosts: Sequence[str], app_dir: Path) -> None:
     """Serve the API of the instance. Raises InstanceError (no private token), PortBusyError."""
-    log_to_stderr()
     directory = instance_directory(instance)
     directory.create()
     token = own_token(directory.api_token)
@@ -48,6 +47,7 @@ def run(instance: str, host: str, port: int, allowed_hosts: Sequence[str], app_d
             file=sys.stderr,
             flush=True,
         )
+    log_to_stderr()
     server.run([listener])
 
 
