@@ -166,3 +166,18 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         store.open()
     with pytest.raises(InstanceError, match="not open"):
         store.applications()
+
+
+def test_notes_of_clients_come_back_by_the_beginnings_of_their_names(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path / "state.db")
+    store.keep_notes({"a/1": b"one", "a/2": b"\x00two", "b%_": b"", "gone": b"x"})
+    store.keep_notes({"gone": None, "a/1": b"uno", "never": None})
+    store.close()
+    again = Store(tmp_path / "state.db")
+    again.open()
+    assert again.notes("") == {"a/1": b"uno", "a/2": b"\x00two", "b%_": b""}
+    assert again.notes("a/") == {"a/1": b"uno", "a/2": b"\x00two"}
+    assert again.notes("b%") == {"b%_": b""}
+    assert again.notes("%") == {}
+    assert again.set_aside is None
+    again.close()

@@ -32,6 +32,7 @@ from headrace.spec.errors import (
     HeadraceError,
     InstanceError,
     PortBusyError,
+    RevisionConflictError,
     RevisionNotFound,
 )
 from headrace.spec.grpc import GrpcService
@@ -42,10 +43,13 @@ from headrace.wire.control import (
     Done,
     Failed,
     GetHistory,
+    GetNotes,
     GetRevision,
     GetRollout,
     GetSnapshot,
     GetStatus,
+    KeepNotes,
+    Notes,
     Operation,
     Past,
     Revision,
@@ -117,6 +121,8 @@ class Operations:
                 waiter.answer(self._past(name))
             case GetRevision(app=name, number=number):
                 waiter.answer(self._revision(name, number))
+            case GetNotes(prefix=prefix):
+                waiter.answer(Notes(self._store.notes(prefix)))
             case GetSnapshot():
                 waiter.answer(SnapshotMessage(self._feed.snapshot))
             case Shutdown():
@@ -136,6 +142,9 @@ class Operations:
                 self._delivery.control(operation, waiter, now)
             case Rollback():
                 self._delivery.roll_back(operation, waiter, now)
+            case KeepNotes(notes=notes, absent=absent):
+                self._keep_notes(notes, absent)
+                waiter.answer(Done())
             case Delete(app=name, expected=expected):
                 self._delete(name, expected, waiter)
             case StartHTTP(options=options, grpc=grpc):
@@ -168,6 +177,16 @@ class Operations:
             kept = ", ".join(map(str, self._history.kept(name))) or "none"
             raise RevisionNotFound(f"revision {number} of application {name!r} is not kept; those that are: {kept}")
         return Revision(number, spec, self._packs.load([spec.environment.pack]))
+
+    def _keep_notes(self, notes: dict[str, bytes | None], absent: tuple[str, ...]) -> None:
+        for name in absent:
+            if name in self._store.notes(name):
+                raise RevisionConflictError(f"there is a note {name!r} already: somebody else was faster")
+        try:
+            self._store.check()
+        except InstanceError as error:
+            raise DeployFailedError(str(error)) from error  # as it is, it would mean that no instance runs
+        self._store.keep_notes(notes)
 
     def _not_found(self, name: str) -> ApplicationNotFound:
         known = ", ".join(sorted(self._registry.apps)) or "none"

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import sqlite3
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ class _Traffic(msgspec.Struct, kw_only=True):
     rolled_back: bool = False
 
 
+_NOTE = "note:"  # what the names of facts begin with that are notes of clients
 _KEEP_SPEC = "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)"
 
 _decode_traffic = msgspec.msgpack.Decoder(_Traffic).decode
@@ -248,6 +250,24 @@ class Store:
     def keep_fact(self, name: str, value: str) -> None:
         """Keep a fact under this name."""
         self._write(("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value)))
+
+    def notes(self, prefix: str) -> dict[str, bytes]:
+        """The notes of clients whose names begin so."""
+        named = f"{_NOTE}{prefix}"
+        rows = self._open.execute(
+            "SELECT name, value FROM facts WHERE substr(name, 1, ?) = ? ORDER BY name", (len(named), named)
+        )
+        return {str(name).removeprefix(_NOTE): bytes(value) for name, value in rows}
+
+    def keep_notes(self, notes: Mapping[str, bytes | None]) -> None:
+        """Keep these notes of clients, and no more those that are None here."""
+        keep, forget = "INSERT OR REPLACE INTO facts VALUES (?, ?)", "DELETE FROM facts WHERE name = ?"
+        self._write(
+            *(
+                (forget, (_NOTE + name,)) if note is None else (keep, (_NOTE + name, note))
+                for name, note in notes.items()
+            )
+        )
 
     def http_options(self) -> HTTPOptions | None:
         """How the ingress should listen; None when it was never started."""

@@ -234,6 +234,22 @@ class GetRevision(msgspec.Struct, frozen=True, tag=True):
     number: int = 0
 
 
+class KeepNotes(msgspec.Struct, frozen=True, tag=True):
+    """Keep these notes of a client's own for all clients, by name, and no more those that are None here.
+
+    Refused (RevisionConflictError), all of it, where there is one of the names `absent` already.
+    """
+
+    notes: dict[str, bytes | None]
+    absent: tuple[str, ...] = ()
+
+
+class GetNotes(msgspec.Struct, frozen=True, tag=True):
+    """Answered by the Notes whose names begin so."""
+
+    prefix: str
+
+
 class GetStatus(msgspec.Struct, frozen=True, tag=True):
     """Answered by a ServeStatus."""
 
@@ -265,6 +281,8 @@ Operation = (
     | GetRollout
     | GetHistory
     | GetRevision
+    | KeepNotes
+    | GetNotes
     | GetStatus
     | GetSnapshot
     | StartHTTP
@@ -313,6 +331,12 @@ class Revision(msgspec.Struct, frozen=True, tag=True):
     packs: dict[str, bytes] = {}
 
 
+class Notes(msgspec.Struct, frozen=True, tag=True):
+    """Notes that clients keep, by name."""
+
+    notes: dict[str, bytes]
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The operation failed: `error` names a class of `headrace.spec.errors`, `message` is its message."""
 
@@ -320,7 +344,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Answer = Deployed | Done | Status | Rollout | Past | Revision | SnapshotMessage | Failed
+Answer = Deployed | Done | Status | Rollout | Past | Revision | Notes | SnapshotMessage | Failed
 
 
 class Response(msgspec.Struct, frozen=True, tag=True):
