@@ -145,6 +145,7 @@ class Folder:
             assert self.changed.wait_for(
                 lambda: {path.rpartition("/")[2] for path in self.told} >= set(names), PATIENCE_S
             ), self.told
+            self.last = [path.rpartition("/")[2] for path in self.told]
             self.told.clear()
 
 
@@ -180,11 +181,26 @@ def test_files_elsewhere_count_from_when_they_were_read(tmp_path, folder):
     folder.wait_for("c.py")
     elsewhere.write_text("2")
     folder.wait_for("c.py")
+    folder.watcher.add([str(elsewhere)], 0.0)  # once more, after another build
     elsewhere.unlink()
     folder.wait_for("c.py")
     folder.watcher.add([str(tmp_path / "never.py")], read_at)
+    folder.wait_for("never.py")
     (tmp_path / "never.py").write_text("1")
     folder.wait_for("never.py")
+
+
+def test_a_file_that_is_gone_is_told_once(tmp_path, folder):
+    inside = tmp_path / "inside" / "a.py"
+    folder.watcher.add([str(inside), str(tmp_path / "never.py")], inside.stat().st_mtime)
+    folder.wait_for("never.py")
+    inside.unlink()
+    folder.wait_for("a.py")
+    folder.watcher.add([str(inside)], 0.0)
+    folder.wait_for("a.py")
+    (tmp_path / "inside" / "b.py").write_text("1")
+    folder.wait_for("b.py")
+    assert set(folder.last) == {"b.py"}
 
 
 def test_what_is_no_source_of_the_application_is_not_looked_at(tmp_path):

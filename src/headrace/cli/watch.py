@@ -29,7 +29,8 @@ class Watcher:
     def __init__(self, directory: str, on_change: Callable[[list[str]], None]) -> None:
         self._directory = str(Path(directory).resolve())
         self._on_change = on_change
-        self._others: dict[str, float] = {}
+        self._others: set[str] = set()
+        self._added: dict[str, float] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._seen: dict[str, Stamp] = {}
@@ -45,8 +46,7 @@ class Watcher:
     def add(self, files: Iterable[str], read_at: float) -> None:
         """Watch these too, which were read after `read_at` (seconds since the epoch): a later change counts."""
         with self._lock:
-            for file in files:
-                self._others.setdefault(file, read_at)
+            self._added |= dict.fromkeys(files, read_at)
 
     def stop(self) -> None:
         """Look no more."""
@@ -72,16 +72,16 @@ class Watcher:
     def _look(self) -> dict[str, Stamp]:
         found = dict(sources_in(self._directory))
         with self._lock:
-            others = list(self._others.items())
-        for file, read_at in others:
-            if file in found:
-                continue
+            added, self._added = self._added, {}
+        new = added.keys() - found.keys() - self._seen.keys() - self._others
+        self._others |= new
+        for file in self._others:
             stamp = stamp_of(file)
             if stamp is not None:
                 found[file] = stamp
-            if file not in self._seen:  # new to us: as it was when it was read, as far as can be told
-                fresh = stamp is None or stamp[0] > read_at * 1e9
-                self._seen[file] = CHANGED if fresh else stamp or CHANGED
+        for file in new:  # as it was when it was read, as far as can be told
+            stamp = found.get(file)
+            self._seen[file] = stamp if stamp is not None and stamp[0] <= added[file] * 1e9 else CHANGED
         return found
 
 
