@@ -21,7 +21,7 @@ from headrace.serve import Shadow
 from headrace.spec.counts import Mirrored
 
 HERE = Path(__file__).parent
-REQUESTS = 60
+REQUESTS = 40
 
 
 @pytest.fixture(scope="module")
