@@ -1,7 +1,8 @@
 """`headrace run module:app`: this process becomes an instance's keeper, and a builder deploys the application on it.
 
-In: arguments; lines that the instance's processes print; reports of the builder. Out: the terminal of whoever ran it,
-and the exit code: 0 after Ctrl-C, SIGTERM or `headrace shutdown`, 1 when the application or the instance failed.
+In: arguments; lines that the instance's processes print; reports of the builder; with `--reload` changes of files, each
+of which gets a builder. Out: the terminal of whoever ran it, and the exit code: 0 after Ctrl-C, SIGTERM or `headrace
+shutdown`, 1 when the application or the instance failed.
 """
 
 from __future__ import annotations
