@@ -242,7 +242,9 @@ class Actor:
         spec = app.wanted().get(replica.key) or plan.specification(app, replica.key)
         if spec is None:
             return
-        number = replica.revision if replica.revision in app.revisions else max(app.revisions)
+        number = replica.revision
+        if number not in app.revisions:  # whose replicas it shares has the same code, and perhaps other surroundings
+            number = max(each for each in app.revisions if app.deployment_of(each, replica.key) is not None)
         if replica.phase is not Phase.RECOVERING:
             replica.configured = spec  # one that hosts it already goes by what it was told before
         self._send(
@@ -285,7 +287,7 @@ class Actor:
         if before:
             self._waiters.progress(app.name, f"the traffic goes {shares}")
         self._history.event(app.name, number, "traffic", shares, at=time.time())
-        if number in weights:
+        if number in weights and (app.rollout is None or app.rollout.stage is not Stage.RETREATING):
             self._waiters.reached(app.name, Deployed(app.name, number, self._version()))
 
     def _advance(self, app: Application, rollout: Rollout) -> None:
@@ -320,22 +322,24 @@ class Actor:
             app.rollout, app.ended = None, rollout
             app.rolled_back = rollout.outcome == RolloutOutcome.ROLLED_BACK
             self.ended(app, rollout)
+        number = app.target
         if app.before is not None:
             what = "did not take its new options, and goes on with those before"
+        elif rollout is None and app.fallback:
+            shares = ", ".join(f"{weight:.1%} to revision {each}" for each, weight in app.fallback.items())
+            what = f"did not come up; the traffic goes as before: {shares}"
         elif app.rolled_back:
             what = f"was rolled back; revision {rollouts.heaviest(app.base())} has the traffic"
         elif app.current:
             what = f"did not come up; revision {app.current} goes on serving as before"
-        message = f"application {app.name!r}, revision {app.target}, {what}: {error}"
-        self._registry.restore_target(app)
+        message = f"application {app.name!r}, revision {number}, {what}: {error}"
+        self._restore(app)
         if rollout is None and app.fallback:
-            app.current = app.target = rollouts.heaviest(app.fallback)
-            app.split = app.fallback if len(app.fallback) > 1 else {}
-            app.fallback = {}
-            app.weights_at = None
+            self._history.event(app.name, app.target, "not shared", f"it stays as it was: {error}", at=time.time())
+            self._registry.fall_back(app)
         self._registry.keep(app)
         level = logging.WARNING if app.rolled_back else logging.ERROR
-        logger.log(level, "application %r, revision %d, %s: %s", app.name, app.target, what, last_line(error))
+        logger.log(level, "application %r, revision %d, %s: %s", app.name, number, what, last_line(error))
         self._waiters.end_deploy(app.name, Failed(kind, message))
         outcome = rollout.outcome if rollout is not None else RolloutOutcome.FAILED.value
         self._waiters.end_rollout(
@@ -351,27 +355,45 @@ class Actor:
             app.failures_of(key).starts = 0
         self._registry.keep(app)
         logger.info("application %r runs as revision %d", app.name, app.current)
-        outcome, reason = (app.ended.outcome, app.ended.reason) if app.ended is not None else ("", "")
-        answer = Deployed(app.name, app.current, self._version(), outcome, reason)
+        # Options may have changed in place, or the split: then the last rollout, however it ended, is long past.
+        outcome = RolloutOutcome.PROMOTED.value
+        answer = Deployed(app.name, app.current, self._version(), outcome)
         self._waiters.end_deploy(app.name, answer)
         self._waiters.end_rollout(app.name, answer)
 
     def ended(self, app: Application, rollout: Rollout) -> None:
         """Note how a rollout has ended, and keep no more of the past than the application asks for."""
         self._history.end(app.name, rollout.revision, rollout.outcome, rollout.reason, time.time())
-        in_use = {app.target, app.current, *app.weights, *app.split, *app.shadows, *app.base()}
+        in_use = {app.target, app.current, *app.weights, *app.split, *app.fallback, *app.shadows, *app.base()}
         self._history.prune(app.name, app.spec.history, in_use)
 
-    def supersede(self, app: Application, by: int) -> None:
-        """Tell those who wait for the deploy before this one that it will not be."""
-        if app.rollout is not None:
-            reason = f"revision {by} was deployed meanwhile"
-            ended = msgspec.structs.replace(app.rollout, outcome=RolloutOutcome.SUPERSEDED.value, reason=reason)
-            self.ended(app, ended)
-        error = DeployFailedError(
-            f"application {app.name!r} was deployed again meanwhile: revision {by} takes its place"
-        )
+    def supersede(self, app: Application, reason: str) -> None:
+        """What is being deployed will not be: tell those who wait for it. Options that were to change in place, or a
+        split that was not there yet, are as before again. A rollout that was going back already has ended as it was to.
+        """
+        rollout = app.rollout
+        if rollout is not None and not rollout.outcome:
+            rollout = msgspec.structs.replace(rollout, outcome=RolloutOutcome.SUPERSEDED.value, reason=reason)
+        if rollout is not None:
+            self.ended(app, rollout)
+        number = app.target
+        self._restore(app)
+        if rollout is None and app.fallback:
+            self._registry.fall_back(app)
+        ended = rollout or app.ended
+        if ended is not None:
+            good, version = rollouts.heaviest(app.base()), self._version()
+            self._waiters.end_rollout(app.name, Deployed(app.name, good, version, ended.outcome, ended.reason))
+        error = DeployFailedError(f"application {app.name!r}, revision {number}, was given up: {reason}")
         self._waiters.end_deploy(app.name, Failed(type(error).__name__, str(error)))
+
+    def _restore(self, app: Application) -> None:
+        """Put the target back as it was before its options were changed in place, if they were."""
+        refused = app.revisions.get(app.target)
+        if app.before is None or refused is None:
+            return
+        self._registry.restore_target(app)
+        self._history.changed(app.name, app.target, app.spec, "", time.time(), refused)
 
     def started(self, replica: Replica) -> None:
         """The replica takes calls: tell who waits."""
