@@ -163,6 +163,15 @@ def test_what_is_wrong_with_one_application_is_told_of_it_alone(shop):
     assert "9" in conflict.stderr
 
 
+def test_what_takes_too_long_to_import_is_ended_and_leaves_the_others(shop):
+    shop.write("hangs.py", "import threading; threading.Event().wait()")
+    (shop.path / "late.json").write_text(json.dumps({"applications": [app("late", import_path="hangs:app")]}))
+    done = shop.command("deploy", "late.json", "--wait", "--timeout", "2", "--json")
+    assert done.returncode == 124
+    late = json.loads(done.stdout)["applications"]["late"]
+    assert late["reason"].startswith("hangs:app was not built in time")
+
+
 def test_packages_directories_and_capacity(shop):
     inner = shop.path / "inner"
     inner.mkdir()

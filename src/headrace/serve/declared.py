@@ -12,8 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +139,35 @@ def _expected(expected: int | Mapping[str, int] | None, app: str) -> int | None:
     return expected.get(app) if isinstance(expected, Mapping) else expected
 
 
+class _Builders:
+    """The processes that build now. Once they are ended, none goes on; `deadline` is when none may any more."""
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline
+        self._lock = threading.Lock()
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._ended = False
+
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        """It has started."""
+        with self._lock:
+            self._processes.add(process)
+            if self._ended:
+                process.kill()
+
+    def remove(self, process: subprocess.Popen[bytes]) -> None:
+        """It has ended, and was waited for."""
+        with self._lock:
+            self._processes.discard(process)
+
+    def end(self) -> None:
+        """Kill them all."""
+        with self._lock:
+            self._ended = True
+            for process in self._processes:
+                process.kill()
+
+
 class _Deployer:
     """One deploy of a configuration."""
 
@@ -165,6 +193,7 @@ class _Deployer:
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._lock = threading.Lock()
         self._deletes: list[threading.Thread] = []
+        self._builders = _Builders(self._deadline)
 
     def _tell(self, app: str, line: str) -> None:
         with self._lock:  # applications are built beside each other
@@ -265,19 +294,44 @@ class _Deployer:
                 target_capacity=None if capacity is None or capacity == 100 else capacity,
                 source=f"{self._source}: {app.import_path}" if self._source else app.import_path,
             )
+            built = False
             try:
                 with builds:
-                    data = _built(job, self._directory, app.name, self._tell)
+                    data = _built(job, self._directory, app.name, self._tell, self._builders)
+                built = True
                 return self._deploy_one(app, data, expected[app.name])
             except HeadraceError as error:
-                late = isinstance(error, RequestTimeoutError) and self._deadline is not None
+                late = isinstance(error, RequestTimeoutError) and built
                 reason = f"it has not ended within {self._timeout_s:g} s, and goes on" if late else str(error)
                 return Declared(app=app.name, action="failed", error=type(error).__name__, reason=reason)
 
-        if not schema.applications:
-            return {}
-        with ThreadPoolExecutor(len(schema.applications), "deploy") as pool:
-            return {result.app: result for result in pool.map(one, schema.applications)}
+        return self._each(one, schema.applications)
+
+    def _each(
+        self, one: Callable[[ServeApplicationSchema], Declared], apps: Sequence[ServeApplicationSchema]
+    ) -> dict[str, Declared]:
+        """What `one` makes of each, at once. Who interrupts it waits for none of them: their builders are ended."""
+        results: dict[str, Declared] = {}
+        errors: list[BaseException] = []
+
+        def run(app: ServeApplicationSchema) -> None:
+            try:
+                results[app.name] = one(app)
+            except BaseException as error:  # the top of a thread: who waits for all of them gets it
+                errors.append(error)
+
+        threads = [threading.Thread(target=run, args=(app,), name=f"deploy {app.name}", daemon=True) for app in apps]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except BaseException:
+            self._builders.end()
+            raise
+        if errors:
+            raise errors[0]
+        return {app.name: results[app.name] for app in apps}
 
     def _deploy_one(self, app: ServeApplicationSchema, data: bytes, expected: int | None) -> Declared:
         built = decode_built(data)
@@ -304,9 +358,12 @@ class _Deployer:
         )
 
 
-def _built(job: DeclaredJob, directory: InstanceDirectory | None, app: str, tell: Tell) -> bytes:
+def _built(
+    job: DeclaredJob, directory: InstanceDirectory | None, app: str, tell: Tell, builders: _Builders | None = None
+) -> bytes:
     """What a builder made of the job. Raises DeployFailedError with what it told, or with how it died."""
     what = job.application.get("import_path") or "the gRPC services"
+    builders = builders or _Builders()
     failure = ""
     with tempfile.TemporaryFile() as result:
         process = subprocess.Popen(
@@ -318,9 +375,19 @@ def _built(job: DeclaredJob, directory: InstanceDirectory | None, app: str, tell
             cwd=job.app_dir,
             pass_fds=(result.fileno(),),
         )
+        builders.add(process)
         assert process.stdin is not None
         assert process.stdout is not None
-        watch = threading.Timer(BUILD_TIMEOUT_S, process.kill)
+        left_s = BUILD_TIMEOUT_S
+        if builders.deadline is not None:
+            left_s = max(0.0, min(left_s, builders.deadline - time.monotonic()))
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        watch = threading.Timer(left_s, stop)
         watch.daemon = True
         watch.start()
         try:
@@ -344,7 +411,10 @@ def _built(job: DeclaredJob, directory: InstanceDirectory | None, app: str, tell
             raise
         finally:
             watch.cancel()
+            builders.remove(process)
             process.stdout.close()
+        if late.is_set() and code:
+            raise RequestTimeoutError(f"{what} was not built in time: does it wait for something while it is imported?")
         if failure:
             raise DeployFailedError(failure.rstrip())
         if code:
