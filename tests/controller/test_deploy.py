@@ -317,7 +317,7 @@ def test_the_later_of_two_deploys_wins() -> None:
         await shop.until(lambda: shop.started)
         answer = await shop.deploy(application(deployment("D", "ok")))
         assert isinstance(answer, Deployed)
-        with pytest.raises(DeployFailedError, match="deployed again meanwhile: revision 2"):
+        with pytest.raises(DeployFailedError, match="revision 1, was given up: revision 2 was deployed meanwhile"):
             await first
         await shop.until(lambda: list(shop.controller.registry.apps["app"].replicas) == ["D#2"])
 

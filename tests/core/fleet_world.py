@@ -57,6 +57,8 @@ class World:
             and {d.name: d.digest for d in app.spec.deployments} == {d.name: d.digest for d in spec.deployments}
         )
         if not same:
+            if app.deploying and app.fallback:
+                self.fall_back()
             base = app.base()
             app.newest += 1
             app.target = app.newest
@@ -71,12 +73,19 @@ class World:
     def split(self, weights: dict[int, float]) -> None:
         """What `serve.set_traffic` has the controller do, among revisions that are there."""
         app = self.app
-        app.fallback, app.split = app.base(), dict(weights) if len(weights) > 1 else {}
+        app.fallback, app.split = app.fallback or app.base(), dict(weights) if len(weights) > 1 else {}
         app.current = app.target = rollouts.heaviest(weights)
         app.failure, app.rolled_back, app.deploying, app.weights_at = "", False, True, None
         for failures in app.failures.values():
             failures.starts, failures.final = 0, ""
             failures.restarts.forgive()
+
+    def fall_back(self) -> None:
+        app = self.app
+        app.current = app.target = rollouts.heaviest(app.fallback)
+        app.split = app.fallback if len(app.fallback) > 1 else {}
+        app.fallback, app.weights_at = {}, None
+        assert app.current in app.revisions
 
     def command(self, given: Command) -> None:
         assert self.app.rollout is not None
@@ -169,9 +178,7 @@ class World:
             case plan.Abandon(error=error, rollout=rollout):
                 app.failure, app.deploying = error, False
                 if rollout is None and app.fallback:
-                    app.current = app.target = rollouts.heaviest(app.fallback)
-                    app.split = app.fallback if len(app.fallback) > 1 else {}
-                    app.fallback, app.weights_at = {}, None
+                    self.fall_back()
                 if rollout is not None:
                     app.rollout, app.ended = None, rollout
                     app.rolled_back = rollout.outcome == RolloutOutcome.ROLLED_BACK

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from headrace.controller.act import Actor
-from headrace.controller.history import Chronicle
+from headrace.controller.history import Chronicle, cut
 from headrace.controller.packs import Packs
 from headrace.controller.registry import Registry
 from headrace.controller.store import Store
 from headrace.controller.waiters import Waiter, Waiters
 from headrace.core import rollout as rollouts
 from headrace.core.fleet import Application, callees_first
+from headrace.core.rollout import Stage
 from headrace.core.rollout_status import rollout_status
 from headrace.spec.application import ApplicationSpec
 from headrace.spec.counts import Mirrored
@@ -100,8 +101,7 @@ class Delivery:
         if operation.parked:
             self._park(app, operation, waiter)
             return
-        alive = app is not None and (not app.failure or (app.target == app.current and not app.rolled_back))
-        if app is not None and alive and same_code(app.spec, spec):
+        if app is not None and is_alive(app) and same_code(app.spec, spec):
             before = app.spec
             self._registry.replace_target(app, spec, time.time())
             self._history.changed(app.name, app.target, spec, operation.by, time.time(), before)
@@ -109,7 +109,7 @@ class Delivery:
             app = self._registry.application(spec.name, self._history.newest(spec.name))
             number = max(app.newest, self._history.newest(spec.name)) + 1
             if app.deploying:
-                self._actor.supersede(app, number)
+                self._actor.supersede(app, f"revision {number} was deployed meanwhile")
             previous = app.revisions.get(app.current)
             strategy = operation.rollout or RollingUpdate()
             self._registry.begin_rollout(app, number, spec, strategy, now, time.time())
@@ -117,6 +117,9 @@ class Delivery:
             logger.info("deploying application %r as revision %d", spec.name, number)
         if not operation.wait:
             waiter.answer(Deployed(spec.name, app.target, self._version()))
+            return
+        if operation.until == "ready" and app.rollout is not None and has_begun(app.rollout, app.weights):
+            waiter.answer(Deployed(spec.name, app.target, self._version()))  # only its options are others now
             return
         self._waiters.add_deploy(spec.name, waiter, to_the_end=operation.until != "ready" or app.rollout is None)
         what = ", ".join(
@@ -178,8 +181,12 @@ class Delivery:
         weights = checked_weights(operation.weights)
         self._check_no_rollout(app)
         self._check_store()
-        for number in weights:
-            self._registry.revive(app, number, self._spec_of(app, number))
+        specs = {number: self._spec_of(app, number) for number in weights}
+        check_route(specs[rollouts.heaviest(weights)], self._registry.apps)
+        if app.before is not None:
+            self._actor.supersede(app, "the traffic was shared otherwise meanwhile")
+        for number, spec in specs.items():
+            self._registry.revive(app, number, spec)
         if operation.sticky is not None or operation.keyless:
             app.sticky, app.keyless = operation.sticky, operation.keyless
         self._registry.share_traffic(app, weights, time.time())
@@ -195,8 +202,9 @@ class Delivery:
             if not 0.0 <= shadow.fraction <= 1.0:
                 raise OptionError(f"shadows: {number}: {shadow.fraction!r} must be a share of requests, from 0 to 1")
         self._check_store()
-        for number in shadows:
-            self._registry.revive(app, number, self._spec_of(app, number))
+        specs = {number: self._spec_of(app, number) for number in shadows}
+        for number, spec in specs.items():
+            self._registry.revive(app, number, spec)
         app.shadows = shadows
         self._registry.keep(app)
         shares = ", ".join(f"{each.fraction:g} to revision {number}" for number, each in shadows.items()) or "none"
@@ -234,9 +242,9 @@ class Delivery:
                 f"the rollout of application {app.name!r} under way is of revision {app.rollout.revision}, not of "
                 f"{operation.revision}"
             )
-        reason = operation.reason
+        reason = cut(operation.reason)
         if operation.command is Command.ABORT:
-            reason = f"aborted{f' by {operation.by}' if operation.by else ''}{f': {reason}' if reason else ''}"
+            reason = f"aborted{f' by {cut(operation.by)}' if operation.by else ''}{f': {reason}' if reason else ''}"
         told = rollouts.command(app.rollout, operation.command, now, reason)
         app.rollout = told
         self._registry.keep(app)
@@ -266,9 +274,10 @@ class Delivery:
         if number == app.current and app.rollout is None and not app.split:
             raise RolloutError(f"revision {number} of application {app.name!r} has the traffic already")
         spec = self._spec_of(app, number)
+        check_route(spec, self._registry.apps)
         self._check_store()
         if app.deploying:
-            self._actor.supersede(app, number)
+            self._actor.supersede(app, f"the application is rolled back to revision {number}")
         strategy = operation.rollout or RollingUpdate()
         self._registry.begin_rollout(app, number, spec, strategy, now, time.time())
         self._history.begin(app.name, number, spec, strategy, operation.by, time.time())
@@ -304,6 +313,18 @@ class Delivery:
         return spec
 
 
+def is_alive(app: Application) -> bool:
+    """Whether the target may go on with other options: it has not failed, and does not give back its traffic."""
+    if app.rollout is not None and app.rollout.stage is Stage.RETREATING:
+        return False
+    return not app.failure or (app.target == app.current and not app.rolled_back)
+
+
+def has_begun(rollout: rollouts.Rollout, weights: Mapping[int, float]) -> bool:
+    """Whether the revision has its first traffic, or what a shadow gets of it."""
+    return rollout.stage is Stage.WATCHING or rollout.revision in weights
+
+
 def same_code(one: ApplicationSpec, other: ApplicationSpec) -> bool:
     """Whether two specifications are of one revision: the same deployments by digest, and the same at the door."""
     return one.ingress == other.ingress and digests(one) == digests(other)
@@ -325,10 +346,15 @@ def check_application(spec: ApplicationSpec, apps: dict[str, Application]) -> No
             f"application {spec.name!r}: {spec.ingress!r} should take its requests, but its deployments are "
             f"{', '.join(names) or 'none'}"
         )
+    if spec.route_prefix is not None and not spec.route_prefix.startswith("/"):
+        raise OptionError(f"route_prefix={spec.route_prefix!r} of application {spec.name!r} must start with '/'")
+    check_route(spec, apps)
+
+
+def check_route(spec: ApplicationSpec, apps: Mapping[str, Application]) -> None:
+    """Raise OptionError where another application has the route."""
     if spec.route_prefix is None:
         return
-    if not spec.route_prefix.startswith("/"):
-        raise OptionError(f"route_prefix={spec.route_prefix!r} of application {spec.name!r} must start with '/'")
     for other in apps.values():
         numbers = () if other.deleting or other.name == spec.name else (other.target, other.current)
         taken = {other.revisions[number].route_prefix for number in numbers if number}

@@ -105,8 +105,8 @@ class Chronicle:
             record = RevisionRecord(
                 number=number,
                 at=at,
-                by=_cut(by),
-                source=_cut(spec.source),
+                by=cut(by),
+                source=cut(spec.source),
                 changes=changes(previous_spec, spec),
                 strategy=name,
                 labels=spec.labels,
@@ -141,14 +141,14 @@ class Chronicle:
         past = self._of(app)
         record = past.records.get(number)
         if record is not None:
-            record = msgspec.structs.replace(record, outcome=outcome, reason=_cut(reason), ended_at=at)
+            record = msgspec.structs.replace(record, outcome=outcome, reason=cut(reason), ended_at=at)
             past.records[number] = record
             self._store.keep_record(app, record)
         self.event(app, number, _ENDS[outcome], reason, by, at=at)
 
     def event(self, app: str, revision: int, what: str, reason: str = "", by: str = "", *, at: float) -> None:
         """Something happened to the traffic. `begin`, `changed` and `end` have their events by themselves."""
-        event = HistoryEvent(at=at, revision=revision, what=what, reason=_cut(reason), by=_cut(by))
+        event = HistoryEvent(at=at, revision=revision, what=what, reason=cut(reason), by=cut(by))
         self._of(app).events.append(event)
         self._store.keep_event(app, event, MOST_EVENTS)
 
@@ -246,6 +246,6 @@ def _outcome(past: _Past, number: int) -> str:
     return record.outcome if record is not None else ""
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
     """The text with its end, where it is too long: of a traceback the end says most."""
     return text if len(text) <= LONGEST_TEXT else f"…{text[-LONGEST_TEXT + 1 :]}"

@@ -7,6 +7,7 @@ acts on; answers, at once or when it is done.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -36,6 +37,7 @@ from headrace.spec.errors import (
     RevisionNotFound,
 )
 from headrace.spec.grpc import GrpcService
+from headrace.spec.status import RolloutOutcome
 from headrace.wire.control import (
     ControlRollout,
     Delete,
@@ -111,6 +113,9 @@ class Operations:
             self._take(operation, waiter, now)
         except HeadraceError as error:
             waiter.fail(error)
+        except Exception as error:  # the top of an operation: whoever waits for it must get an answer
+            logger.exception("a %s could not be taken up", type(operation).__name__)
+            waiter.fail(HeadraceError(f"{type(operation).__name__}: the controller failed: {error!r}"))
         self._wake()
 
     def _take(self, operation: Operation, waiter: Waiter, now: float) -> None:
@@ -211,7 +216,11 @@ class Operations:
         self._registry.keep(app)
         logger.info("deleting application %r", app.name)
         error = DeployFailedError(f"application {app.name!r} was deleted while it was being deployed")
-        self._waiters.end_deploy(app.name, Failed(type(error).__name__, str(error)))
+        self._waiters.end_all(app.name, Failed(type(error).__name__, str(error)))
+        if app.rollout is not None:
+            why = "the application was deleted"
+            outcome = app.rollout.outcome or RolloutOutcome.SUPERSEDED.value
+            self._history.end(app.name, app.rollout.revision, outcome, app.rollout.reason or why, time.time())
 
     # --- HTTP and gRPC ----------------------------------------------------------------------------------------------
 

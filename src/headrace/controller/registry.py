@@ -80,7 +80,7 @@ class Registry:
 
     def share_traffic(self, app: Application, weights: dict[int, float], now_s: float) -> None:
         """Share the traffic so, until somebody changes it. All revisions named are there."""
-        app.fallback = app.base()
+        app.fallback = app.fallback or app.base()  # of those before, the last that all came to be
         app.split = dict(weights) if len(weights) > 1 else {}
         app.current = app.target = rollouts.heaviest(weights)
         app.weights_at = None
@@ -113,6 +113,13 @@ class Registry:
             for failures in app.failures.values():
                 failures.final = ""
             self._store.keep_revision(app, app.target)
+
+    def fall_back(self, app: Application) -> None:
+        """Share the traffic as it was before it was asked for otherwise."""
+        app.current = app.target = rollouts.heaviest(app.fallback)
+        app.split = app.fallback if len(app.fallback) > 1 else {}
+        app.fallback = {}
+        app.weights_at = None
 
     def keep(self, app: Application) -> None:
         """Keep a change of the application itself."""

@@ -77,6 +77,11 @@ class Waiters:
         for waiter in self._first.pop(app, ()):
             waiter.answer(answer)
 
+    def end_all(self, app: str, answer: Answer) -> None:
+        """Answer all who wait for a deploy or for the end of a rollout: neither will be."""
+        self.end_deploy(app, answer)
+        self.end_rollout(app, answer)
+
     def add_delete(self, app: str, waiter: Waiter) -> None:
         """The waiter wants to know when the application is gone."""
         self._deletes.setdefault(app, []).append(waiter)

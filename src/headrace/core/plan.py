@@ -183,7 +183,9 @@ class _Planner:
     def failure_of_target(self) -> tuple[str, str]:
         """Why the target that is being deployed will not come up, and the class of the error; "" while it may."""
         app = self.app
-        numbers = dict.fromkeys((app.target, *app.split)) if app.deploying else {}
+        # What a rollout began with is not to come up, but to be gone back to.
+        asked = app.split if app.rollout is None else {}
+        numbers = dict.fromkeys((app.target, *asked)) if app.deploying else {}
         specs = [app.revisions[number] for number in numbers if number in app.revisions]
         for deployment in (each for spec in specs for each in callees_first(spec)):
             failures = app.failures.get(entry_key(app.name, deployment))
@@ -375,7 +377,7 @@ class _Planner:
                 self.actions.append(Vanish())
             return
         present = {replica.key for replica in app.replicas.values()}
-        kept = {app.target, app.current, *app.capacity(), *app.base(), *app.former}
+        kept = {app.target, app.current, *app.capacity(), *app.base(), *app.former, *app.fallback}
         for number, spec in app.revisions.items():
             keys = {entry_key(app.name, deployment) for deployment in spec.deployments}
             if number not in kept and not (keys - self.wanted.keys()) & present:
