@@ -80,6 +80,12 @@ class World:
             failures.starts, failures.final = 0, ""
             failures.restarts.forgive()
 
+    def weigh(self, weights: dict[int, float]) -> None:
+        app = self.app
+        for number, weight in app.weights.items():
+            app.former[number] = max(app.former.get(number, 0.0), weight)
+        app.weights, app.weights_at = weights, None
+
     def fall_back(self) -> None:
         app = self.app
         app.current = app.target = rollouts.heaviest(app.fallback)
@@ -161,9 +167,7 @@ class World:
                 app.replicas[id].configured = spec
             case plan.Share(weights=weights):
                 self.check_weights(weights)
-                for number, weight in app.weights.items():
-                    app.former[number] = max(app.former.get(number, 0.0), weight)
-                app.weights, app.weights_at = weights, None
+                self.weigh(weights)
             case plan.Advance(rollout=rollout):
                 app.rollout = rollout
             case plan.Promote(rollout=rollout):
@@ -182,6 +186,8 @@ class World:
                 if rollout is not None:
                     app.rollout, app.ended = None, rollout
                     app.rolled_back = rollout.outcome == RolloutOutcome.ROLLED_BACK
+                    if not rollout.base:
+                        self.weigh({})
             case plan.Settle():
                 app.failure, app.deploying, app.fallback = "", False, {}
             case plan.Forget(revision=revision):

@@ -188,6 +188,69 @@ def test_callees_first_takes_long_chains_and_refuses_circles() -> None:
     assert [each.name for each in callees_first(application(*diamond, deployment("D")))] == ["D", "B", "C", "A"]
 
 
+def test_a_first_revision_that_is_aborted_as_it_gets_the_traffic_has_none() -> None:
+    world = World()
+    world.deploy(application(deployment("D")))
+    world.round()
+    world.ready("D#1")
+    world.round()
+    world.routed = world.snapshot.version
+    assert world.round() == [Share({1: 1.0})]
+    world.command(Command.ABORT)
+    world.run()
+    assert (world.app.weights, world.app.replicas) == ({}, {})
+    assert "failed to deploy" in world.snapshot.applications["app"].failed
+
+
+def test_a_split_that_breaks_before_it_is_whole_goes_back_to_a_revision_that_is_still_there() -> None:
+    world = running(application(deployment("D")))
+    world.deploy(application(deployment("D", digest="2")), Canary(steps=((0.5, None),), analysis=()))
+    world.run()
+    world.command(Command.ABORT)
+    world.run()
+    world.split({2: 1.0})
+    while world.app.weights != {2: 1.0}:
+        world.routed = world.snapshot.version
+        world.round()
+        for id, phase in world.phases().items():
+            if phase is Phase.LAUNCHING:
+                world.ready(id)
+    for _ in range(4):
+        for replica in list(world.app.of("app/D@2")):
+            if replica.phase in COUNTED:
+                world.exit(replica.id)
+        world.now += 10.0
+        world.settle()
+        for replica in list(world.app.of(KEY)):
+            if replica.phase is Phase.DRAINING:
+                world.exit(replica.id)
+    assert world.app.failure
+    world.run()
+    assert (world.app.weights, world.app.current) == ({1: 1.0}, 1)
+    assert world.serving(KEY) == 1
+
+
+def test_a_rollout_does_not_fail_for_what_it_began_with() -> None:
+    world = running(application(deployment("D")))
+    world.deploy(application(deployment("D", digest="2")), Canary(steps=((0.5, None),), analysis=()))
+    world.run()
+    world.command(Command.ABORT)
+    world.run()
+    world.split({1: 0.5, 2: 0.5})
+    world.run()
+    world.deploy(application(deployment("D", digest="3")), Canary(steps=((0.5, None),), analysis=()))
+    world.run()
+    for _ in range(5):
+        for replica in list(world.app.of("app/D@2")):
+            world.exit(replica.id)
+        world.now += 10.0
+        world.settle()
+    assert world.app.rollout is not None
+    assert world.app.rollout.stage is Stage.WATCHING
+    world.run()
+    assert world.app.weights == pytest.approx({1: 0.25, 2: 0.25, 3: 0.5})
+
+
 STRATEGIES: list[Strategy] = [
     RollingUpdate(),
     RollingUpdate(max_surge=1),

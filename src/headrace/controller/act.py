@@ -276,10 +276,8 @@ class Actor:
     # --- revisions --------------------------------------------------------------------------------------------------
 
     def _share(self, app: Application, weights: dict[int, float]) -> None:
-        for number, weight in app.weights.items():
-            app.former[number] = max(app.former.get(number, 0.0), weight)
-        before, app.weights = app.weights, weights
-        app.weights_at = None
+        before = app.weights
+        self._registry.weigh(app, weights)
         self._registry.keep(app)
         shares = ", ".join(f"{weight:.1%} to revision {number}" for number, weight in weights.items())
         logger.info("the traffic of application %r goes %s", app.name, shares)
@@ -322,6 +320,8 @@ class Actor:
             app.rollout, app.ended = None, rollout
             app.rolled_back = rollout.outcome == RolloutOutcome.ROLLED_BACK
             self.ended(app, rollout)
+            if not rollout.base:  # a first revision, which may have had the traffic for a moment
+                self._registry.weigh(app, {})
         number = app.target
         if app.before is not None:
             what = "did not take its new options, and goes on with those before"

@@ -114,6 +114,13 @@ class Registry:
                 failures.final = ""
             self._store.keep_revision(app, app.target)
 
+    def weigh(self, app: Application, weights: dict[int, float]) -> None:
+        """Give the revisions these weights; those of before count until every router knows."""
+        for number, weight in app.weights.items():
+            app.former[number] = max(app.former.get(number, 0.0), weight)
+        app.weights = weights
+        app.weights_at = None
+
     def fall_back(self, app: Application) -> None:
         """Share the traffic as it was before it was asked for otherwise."""
         app.current = app.target = rollouts.heaviest(app.fallback)
