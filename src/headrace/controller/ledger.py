@@ -32,7 +32,7 @@ MOST_EXAMPLES = 20
 LONGEST_TEXT = 10_000
 MOST_METRICS = 100  # names of one application
 LONGEST_NAME = 100
-LARGEST = 1e150  # of a reported value, whose square is summed up
+LARGEST = 1e70  # of a reported value, whose square is summed up
 MOST_COMPLAINTS = 1000
 
 Key = tuple[str, int, str]  # application, revision, deployment
