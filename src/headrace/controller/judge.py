@@ -53,6 +53,7 @@ class Judge:
         before = self._looked.get(app.name)
         if before is None or before.revision != rollout.revision:
             self._looked[app.name] = self._sums(app, rollout)
+            self._take_metrics(app, rollout)  # what was reported before is no evidence
             app.verdict = analysis.judge(app.evidence, checks, false_rollback)
             return False
         if app.name not in self._news:
@@ -61,11 +62,13 @@ class Judge:
         if not checks:
             return False
         now = self._looked[app.name] = self._sums(app, rollout)
+        baseline, candidate = _since(now.baseline, before.baseline), _since(now.candidate, before.candidate)
+        baseline.metrics, candidate.metrics = self._take_metrics(app, rollout)
         analysis.add(
             app.evidence,
             checks,
-            _since(now.baseline, before.baseline),
-            _since(now.candidate, before.candidate),
+            baseline,
+            candidate,
             max(0, now.mirrored.compared - before.mirrored.compared),
             max(0, now.mirrored.differed - before.mirrored.differed),
         )
@@ -89,6 +92,17 @@ class Judge:
         mirrored = self._ledger.mirrored(app.name, rollout.revision)
         return _Looked(rollout.revision, baseline, self._arm(app, rollout.revision), mirrored)
 
+    def _take_metrics(self, app: Application, rollout: Rollout) -> tuple[dict[str, Moments], dict[str, Moments]]:
+        """What was reported since the last look, of the revisions of before together and of the candidate."""
+        baseline: dict[str, Moments] = {}
+        for number in rollout.base.keys() - {rollout.revision}:
+            for name, moments in self._ledger.take_metrics(app.name, number).items():
+                mine = baseline.setdefault(name, Moments())
+                mine.count += moments.count
+                mine.total += moments.total
+                mine.squares += moments.squares
+        return baseline, self._ledger.take_metrics(app.name, rollout.revision)
+
     def _arm(self, app: Application, number: int) -> Arm:
         spec = app.revisions.get(number)
         return self._ledger.arm(app.name, number, spec.ingress) if spec is not None else Arm()
@@ -100,23 +114,12 @@ def _merge(into: Arm, other: Arm) -> None:
     latency = Counter(into.latency)
     latency.update(other.latency)
     into.latency = dict(latency)
-    for name, moments in other.metrics.items():
-        mine = into.metrics.setdefault(name, Moments())
-        mine.count += moments.count
-        mine.total += moments.total
-        mine.squares += moments.squares
 
 
 def _since(now: Arm, before: Arm) -> Arm:
     """What came between two looks; nothing where sums have fallen, for a process and its counts may be forgotten."""
-    metrics: dict[str, Moments] = {}
-    for name, moments in now.metrics.items():
-        old = before.metrics.get(name, Moments())
-        if moments.count > old.count:
-            metrics[name] = Moments(moments.count - old.count, moments.total - old.total, moments.squares - old.squares)
     return Arm(
         requests=max(0, now.requests - before.requests),
         errors=max(0, now.errors - before.errors),
         latency=analysis.difference(now.latency, before.latency),
-        metrics=metrics,
     )

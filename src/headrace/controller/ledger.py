@@ -66,6 +66,7 @@ class Ledger:
         self._on_news = on_news
         self._entries: dict[Key, _Entry] = {}
         self._metrics: dict[tuple[str, int], dict[str, Moments]] = {}
+        self._fresh: dict[tuple[str, int], dict[str, Moments]] = {}  # the same since they were last taken
         self._heard: set[str] = set()  # processes that have reported, aside from those gone for good
         self._gone: dict[str, None] = {}  # the one that left first, first
         self._forgotten: dict[str, None] = {}  # gone for good, likewise
@@ -143,9 +144,11 @@ class Ledger:
                     self._complain(process, signal, f"{signal.app} has {MOST_METRICS} metrics already")
                     continue
                 moments = metrics[signal.name] = Moments()
-            moments.count += 1
-            moments.total += signal.value
-            moments.squares += signal.value * signal.value
+            fresh = self._fresh.setdefault((signal.app, revision), {}).setdefault(signal.name, Moments())
+            for each in (moments, fresh):
+                each.count += 1
+                each.total += signal.value
+                each.squares += signal.value * signal.value
             news[signal.app] = None
         for app in news:
             self._on_news(app)
@@ -192,6 +195,7 @@ class Ledger:
             del self._entries[key]
         for app, revision in [each for each in self._metrics if not self._known(*each, "")]:
             del self._metrics[app, revision]
+            self._fresh.pop((app, revision), None)
         for app in [app for app in self.unattributed if not self._known(app, 0, "")]:
             del self.unattributed[app]
 
@@ -212,6 +216,12 @@ class Ledger:
         """What an analysis goes by: all since the controller began, of the deployment at the door of the revision."""
         total = self.totals(app, revision, ingress)
         return Arm(total.requests, total.errors, total.latency, self.metrics(app, revision))
+
+    def take_metrics(self, app: str, revision: int) -> dict[str, Moments]:
+        """What users have reported of the revision's requests since this was last asked: not a difference of sums, in
+        which one huge value would swallow all that come after it.
+        """
+        return self._fresh.pop((app, revision), {})
 
     def metrics(self, app: str, revision: int) -> dict[str, Moments]:
         """What users reported of the revision's requests, by name; copies."""

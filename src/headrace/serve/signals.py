@@ -18,7 +18,7 @@ from headrace.spec.errors import OptionError, OptionTypeError
 
 LONGEST_NAME = 100
 LONGEST_ID = 1024  # as long as a key may be at the door
-LARGEST = 1e150  # values are squared and summed up
+LARGEST = 1e70  # values are squared and summed up
 
 
 def observe(
