@@ -72,8 +72,10 @@ def test_a_new_life_forgets_all_but_the_count(tmp_path: Path) -> None:
     store, _ = filled(tmp_path / "state.db")
     store.keep_ingress(HTTPOptions(), None)
     store.keep_fact("version", "17")
+    store.keep_notes({"of a client": b"x"})
     store.forget_all()
     assert store.applications() == {}
+    assert store.notes("") == {}
     assert store.http_options() is None
     assert store.fact("version") == "17"
     store.close()

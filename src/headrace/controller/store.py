@@ -366,8 +366,9 @@ class Store:
 
     def forget_all(self) -> None:
         """Forget everything but histories, and the facts that name the instance and count its versions."""
-        facts = "DELETE FROM facts WHERE name IN ('http', 'grpc')"
-        self._write(("DELETE FROM applications", ()), ("DELETE FROM weights", ()), (facts, ()))
+        facts = "DELETE FROM facts WHERE name IN ('http', 'grpc') OR substr(name, 1, ?) = ?"
+        notes = (len(_NOTE), _NOTE)
+        self._write(("DELETE FROM applications", ()), ("DELETE FROM weights", ()), (facts, notes))
 
     # --- how traffic was shared -------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace import runtime as runtimes
 from headrace.context import current_replica
@@ -39,6 +39,9 @@ from headrace.spec.grpc import GrpcService, gRPCOptions
 from headrace.spec.snapshot import ApplicationEntry
 from headrace.spec.status import ServeStatus
 from headrace.wire.control import Delete, Deploy, Deployed, GetStatus, StartHTTP, Status
+
+if TYPE_CHECKING:
+    from headrace.serve.older.client import Client
 
 __all__ = [
     "RunTarget",
@@ -69,8 +72,13 @@ def start(
     controller_options: Any = None,
     *,
     detached: bool = False,
-) -> None:
+    http_host: str | None = None,
+    http_port: int | None = None,
+) -> Client:
     """Start the instance, and HTTP and (where `grpc_options` say so) gRPC on it, where they do not run yet.
+
+    Returns what code of 2020 makes its backends and endpoints by; `http_host` and `http_port` are its names for what
+    `http_options` say.
 
     The instance is that of `HEADRACE_INSTANCE`, else `default`; it ends with this process unless `detached`. Called
     again with other options than it runs with, it warns and changes nothing. Raises OptionError, ImportPathError,
@@ -82,7 +90,7 @@ def start(
         ("controller_options", controller_options),
     ):
         _warn_ignored(name, value)
-    options = _http_options(http_options, proxy_location)
+    options = _http_options(_with_address(http_options, http_host, http_port), proxy_location)
     grpc = grpc_service(grpc_options)
     if grpc is not None and options is not None and not options.ingress_workers:
         raise OptionError(
@@ -96,6 +104,9 @@ def start(
         if started:
             tie.shutdown()  # half an instance helps nobody, and holds the port
         raise
+    from headrace.serve.older.client import Client  # loaded where somebody starts an instance by hand
+
+    return Client()
 
 
 def run(
@@ -320,6 +331,16 @@ def _application(name: str, meant: Tie) -> ApplicationEntry:
         known = ", ".join(sorted(snapshot.applications)) or "none"
         raise ApplicationNotFound(f"no application is called {name!r}; there are: {known}")
     return entry
+
+
+def _with_address(given: Any, host: str | None, port: int | None) -> Any:
+    """What was asked for, with these for its host and port."""
+    address = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    if not address:
+        return given
+    if given is not None:
+        raise OptionError(f"http_options and http_{next(iter(address))} say the same thing: give http_options alone")
+    return address
 
 
 def _http_options(given: HTTPOptions | Mapping[str, Any] | None, proxy_location: Any) -> HTTPOptions | None:

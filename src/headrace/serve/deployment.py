@@ -6,11 +6,13 @@ a specification. Nothing runs here: binding only notes.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar, overload
 
+from headrace.serve.older.mark import taken_apart
 from headrace.spec.errors import OptionTypeError
 from headrace.spec.method import options_of
 from headrace.spec.names import checked_name
@@ -51,10 +53,17 @@ class Application:
 class Deployment:
     """A class or function with its options, made by `@serve.deployment`. `.bind()` makes an application of it."""
 
-    def __init__(self, func_or_class: Callable[..., Any], name: str, options: DeploymentOptions) -> None:
+    def __init__(
+        self,
+        func_or_class: Callable[..., Any],
+        name: str,
+        options: DeploymentOptions,
+        older: Mapping[str, Any] | None = None,
+    ) -> None:
         self._func_or_class = func_or_class
         self._name = name
         self._options = options
+        self._older = dict(older or {})  # options of 2021, which only `deploy` takes
         self.__doc__ = func_or_class.__doc__
         self.__module__ = getattr(func_or_class, "__module__", __name__)
         self.__wrapped__ = func_or_class
@@ -69,6 +78,7 @@ class Deployment:
             self._func_or_class is other._func_or_class
             and self._name == other._name
             and self._options == other._options
+            and self._older == other._older
         )
 
     def __hash__(self) -> int:
@@ -112,8 +122,11 @@ class Deployment:
     def bind(self, *args: Any, **kwargs: Any) -> Application:
         """An application of this deployment, whose constructor will get these arguments in each replica.
 
-        Raises OptionTypeError at once when the constructor cannot take them.
+        Raises OptionTypeError at once when the constructor cannot take them, OptionError for options that only
+        `deploy` takes.
         """
+        if self._older:
+            deployment_options(self._older)  # its error says what took the place of each
         self._check_arguments(args, kwargs)
         return Application(self, args, kwargs)
 
@@ -124,7 +137,65 @@ class Deployment:
         """
         name = checked_name(changes.pop("name", self._name))
         target = self._func_or_class if func_or_class is None else checked_target(func_or_class)
-        return Deployment(target, name, deployment_options(changes, self._options))
+        present, older = taken_apart(changes)
+        return Deployment(target, name, deployment_options(present, self._options), {**self._older, **older})
+
+    # ---- as of 2021
+
+    @property
+    def version(self) -> str | None:
+        """What names its code and arguments, for `deploy`."""
+        return self._older.get("version")
+
+    @property
+    def prev_version(self) -> str | None:
+        """The version that must run for `deploy` to take place."""
+        return self._older.get("prev_version")
+
+    @property
+    def init_args(self) -> tuple[Any, ...]:
+        """The positional arguments of its constructor, for `deploy`."""
+        return tuple(self._older.get("init_args") or ())
+
+    @property
+    def init_kwargs(self) -> dict[str, Any]:
+        """The keyword arguments of its constructor, for `deploy`."""
+        return dict(self._older.get("init_kwargs") or {})
+
+    @property
+    def route_prefix(self) -> str | None:
+        """Where `deploy` has it answer HTTP; None: nowhere."""
+        given: str | None = self._older.get("route_prefix", f"/{self._name}")
+        return given
+
+    @property
+    def max_concurrent_queries(self) -> int | None:
+        """How many calls a replica works on at once; None: chosen by the kind of its methods."""
+        given: int | None = self._older.get("max_concurrent_queries", self._options.max_ongoing_requests)
+        return given
+
+    @property
+    def url(self) -> str | None:
+        """Where it answers HTTP now; None where it does not."""
+        found: str | None = _of_2021().url(self._name)
+        return found
+
+    def deploy(self, *init_args: Any, _blocking: bool = True, **init_kwargs: Any) -> None:
+        """Deploy it by itself, as an application of its name, as code of 2021 does; `serve.run(....bind(...))` is how
+        it is done now. Raises ValueError where `prev_version` is not what runs, OptionError, DeployFailedError.
+        """
+        _of_2021().deploy(self, init_args, init_kwargs, _blocking)
+
+    def delete(self) -> None:
+        """Delete what `deploy` made."""
+        _of_2021().delete(self._name)
+
+    def get_handle(self, sync: bool = True) -> Any:
+        """A handle to what `deploy` made; with `sync` False, `await handle.remote()` gives a response to await.
+
+        Raises ApplicationNotFound (a KeyError).
+        """
+        return _of_2021().get_handle(self._name, sync)
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         target = self._func_or_class
@@ -146,6 +217,11 @@ class Deployment:
             f"the deployment {self._name!r} is not called directly: {self._name}.bind(...) makes an application of it "
             f"for serve.run, and {self._name}.func_or_class is the plain class or function, to use as it is"
         )
+
+
+def _of_2021() -> Any:
+    # By its name: it stands above this module, and few need it.
+    return importlib.import_module("headrace.serve.older.deployments")
 
 
 def checked_target(target: object) -> Callable[..., Any]:
@@ -179,7 +255,8 @@ def deployment(
     func_or_class = options.pop("_func_or_class", None) if target is None else target
     if isinstance(func_or_class, str):
         given_name, func_or_class = func_or_class, None
-    parsed = deployment_options(options)
+    present, older = taken_apart(options)
+    parsed = deployment_options(present)
     if given_name is not None:
         checked_name(given_name)
 
@@ -190,6 +267,6 @@ def deployment(
         if silent:
             told = f"{checked.__name__}.{', '.join(silent)} will not be called: not supported yet"
             warnings.warn(told, stacklevel=2 if func_or_class is None else 3)
-        return Deployment(checked, checked_name(given_name or checked.__name__), parsed)
+        return Deployment(checked, checked_name(given_name or checked.__name__), parsed, older)
 
     return decorate if func_or_class is None else decorate(func_or_class)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from headrace import runtime as runtimes
 from headrace.serve.comparators import comparison, exact, numeric, with_comparator
@@ -46,6 +46,9 @@ from headrace.wire.control import (
     SetTraffic,
 )
 from headrace.wire.who import who
+
+if TYPE_CHECKING:
+    from headrace.serve.older.client import Client
 
 __all__ = [
     "BlueGreen",
@@ -90,7 +93,7 @@ UNSET: Final = Unset.UNSET
 
 def set_traffic(
     app_name: str,
-    weights: Mapping[int, float],
+    weights: Mapping[int, float] | Mapping[str, float],
     *,
     sticky: Sticky | str | Mapping[str, str] | Unset | None = UNSET,
     expected: int | None = None,
@@ -103,7 +106,14 @@ def set_traffic(
 
     Raises OptionError, OptionTypeError, ApplicationNotFound, RevisionNotFound, RolloutError while a rollout is under
     way, RevisionConflictError when there is a newer revision than `expected`.
+
+    Code of 2020 shares an endpoint's among backends: `{"v1": 0.9, "v2": 0.1}`.
     """
+    if isinstance(weights, Mapping) and weights and all(isinstance(each, str) for each in weights):
+        client = _client_of_endpoint(app_name)
+        if client is not None:
+            client.set_traffic(app_name, {str(tag): weight for tag, weight in weights.items()})
+            return
     shares = parse_weights(weights)
     key = None if sticky is UNSET else parse_sticky(sticky)
     _ask(
@@ -118,7 +128,9 @@ def set_traffic(
     )
 
 
-def shadow_traffic(app_name: str, shadows: Mapping[int, float | ShadowTraffic], *, compare: Any = None) -> None:
+def shadow_traffic(
+    app_name: str, shadows: Mapping[int, float | ShadowTraffic], proportion: Any = None, *, compare: Any = None
+) -> None:
     """Mirror these shares of the application's requests to these revisions, `{3: 0.1}`, and to no other; {}: to none.
 
     Nobody gets their answers: they are compared with those that callers got, by `compare`: `serve.exact()` (the
@@ -126,7 +138,14 @@ def shadow_traffic(app_name: str, shadows: Mapping[int, float | ShadowTraffic], 
     `rollout_status(...).mirrored`.
 
     Raises OptionError, OptionTypeError, PayloadError, ApplicationNotFound, RevisionNotFound, RolloutError.
+
+    Code of 2020 names an endpoint, a backend and a `proportion`.
     """
+    if isinstance(shadows, str) and proportion is not None:
+        client = _client_of_endpoint(app_name)
+        if client is not None:
+            client.shadow_traffic(app_name, shadows, proportion)
+            return
     if not isinstance(shadows, Mapping):
         raise OptionTypeError(f"shadows={shadows!r} must be a dict of revision and share, such as {{3: 0.1}}")
     compared = comparison(compare)
@@ -257,6 +276,14 @@ def _control(app_name: str, command: Command, revision: int, reason: str = "") -
     number = checked_revision("revision", revision) or 0
     _ask(ControlRollout(app=_checked(app_name), command=command, revision=number, reason=_text(reason), by=who()))
     return rollout_status(app_name)
+
+
+def _client_of_endpoint(name: object) -> Client | None:
+    """What the names of 2020 go to, where this is an endpoint."""
+    from headrace.serve.older.client import Client  # for the few who use them
+
+    client = Client()
+    return client if client.has_endpoint(name) else None
 
 
 def _checked(app_name: object) -> str:
