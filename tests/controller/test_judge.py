@@ -25,7 +25,7 @@ class Desk:
     """A judge, the ledger that it goes by, and an application whose revision 2 is rolled out over 1."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger(_NoTimelines(), lambda *key: True, lambda app: self.judge.heard(app))  # type: ignore[arg-type]
+        self.ledger = Ledger(_NoTimelines(), 0.0, lambda *key: True, lambda app: self.judge.heard(app))  # type: ignore[arg-type]
         self.judge = Judge(self.ledger)
         spec = application(deployment("D"))
         self.app = Application(name="app", revisions={1: spec, 2: spec}, target=2, current=1)
