@@ -58,6 +58,7 @@ class Pool:
         self.hedges = Hedges(self)
         self._special = entry.multiplexed or self.hedges.on  # what is done with a call depends on the call
         self._adopt_policy()
+        self.closed = False  # the entry is gone: what comes back is the router's to place elsewhere
         self.serving = True  # requests come here whose answers somebody gets: mirrored ones take only what those leave
         self._addresses: dict[str, str] = {}
         self._announcing = False
@@ -106,6 +107,7 @@ class Pool:
 
     def close(self) -> list[Call]:
         """The entry is gone. The calls that had not started are the caller's to place elsewhere."""
+        self.closed = True
         self.places.close()
         for replica_id in list(self._addresses):
             self._forget(replica_id)
@@ -345,6 +347,10 @@ class Pool:
         if call.queued_since is None:
             call.queued_since = self.loop.time()
         call.link = None
+        if self.closed:  # the replica ended, or refused the call, when the router knew that its entry is gone
+            call.line = None
+            self.router.replace(call, self)
+            return
         self._park(call)
         if call.suspect:
             self.balancer.quarantine(call, call.queued_since, call.priority)

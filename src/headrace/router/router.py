@@ -35,9 +35,16 @@ FEW_LINKS = 8
 class Routes:
     """One application, resolved: revision number -> deployment name -> pool and tally; how its traffic is split."""
 
-    __slots__ = ("doors", "entry", "mirrors", "only", "revisions", "special", "split")
+    __slots__ = ("_door_names", "doors", "entry", "mirrors", "only", "revisions", "special", "split")
 
-    def __init__(self, entry: ApplicationEntry, pools: dict[str, Pool], tallies: Tallies, mirrors: Mirrors) -> None:
+    def __init__(
+        self,
+        entry: ApplicationEntry,
+        pools: dict[str, Pool],
+        tallies: Tallies,
+        mirrors: Mirrors,
+        before: Routes | None = None,
+    ) -> None:
         self.entry = entry
         self.revisions: dict[int, dict[str, tuple[Pool, Tally]]] = {
             revision.number: {
@@ -48,12 +55,22 @@ class Routes:
             for revision in entry.revisions
         }
         doors = {revision.number: revision.ingress or entry.ingress for revision in entry.revisions}
-        # Where revisions have doors of different names: which is whose.
-        self.doors = doors if len(set(doors.values()) | {entry.ingress}) > 1 else None
+        # A call may come, or come back, by the name that a door had before.
+        inner = {name for deployments in self.revisions.values() for name in deployments}
+        past = set() if before is None else before._door_names - inner
+        self._door_names = past | set(doors.values()) | {entry.ingress}
+        # Where doors have, or had, different names: which is whose.
+        self.doors = doors if len(self._door_names) > 1 else None
         self.split = Split(((revision.number, revision.weight) for revision in entry.revisions), entry.name)
         self.only = self.split.only  # where all new calls go, when there is no choice
         self.mirrors = mirrors.of(entry)  # where copies of some of them go; None: there are none
         self.special = self.doors is not None or self.mirrors is not None
+
+    def at_door(self, deployment: str, revision: int) -> str:
+        """The revision's own door, if the deployment is one; else the deployment itself."""
+        if self.doors is not None and deployment in self._door_names:
+            return self.doors.get(revision, deployment)
+        return deployment
 
 
 class Router:
@@ -97,7 +114,8 @@ class Router:
                 pools[key] = Pool(self, entry)
         gone = [pools.pop(key) for key in list(pools) if key not in snapshot.deployments]
         self._routes = {
-            name: Routes(entry, pools, self.tallies, self.mirrors) for name, entry in snapshot.applications.items()
+            name: Routes(entry, pools, self.tallies, self.mirrors, self._routes.get(name))
+            for name, entry in snapshot.applications.items()
         }
         self.tallies.keep(
             (
@@ -113,21 +131,21 @@ class Router:
             if before.deployments.get(key) != entry:
                 pools[key].update(entry)
         for pool in gone:
-            self._replace(pool.close(), pool)
+            for call in pool.close():
+                self.replace(call, pool)
 
-    def _replace(self, calls: list[Call], pool: Pool) -> None:
-        """Calls that waited at an entry that is gone: those at the door are drawn again, the rest are lost."""
-        for call in calls:
-            call.pool = None
-            if call.drawn:
-                call.revision = 0
-                self.submit(call)
-            else:
-                call.fail(
-                    DeploymentUnavailableError(
-                        f"revision {call.revision} of application {call.app} is gone, and with it {pool.entry.name}"
-                    )
+    def replace(self, call: Call, pool: Pool) -> None:
+        """The call waits at an entry that is gone: if it was drawn here it is drawn again, else it is lost."""
+        call.pool = None
+        if call.drawn:
+            call.revision = 0
+            self.submit(call)
+        else:
+            call.fail(
+                DeploymentUnavailableError(
+                    f"revision {call.revision} of application {call.app} is gone, and with it {pool.entry.name}"
                 )
+            )
 
     def subset(self, entry: DeploymentEntry) -> Sequence[ReplicaEntry]:
         """The replicas of the entry that this router keeps connections to: all, or a share where there are many."""
@@ -151,8 +169,7 @@ class Router:
             call.revision = revision
             call.drawn = True
             if routes.special:
-                if routes.doors is not None and call.deployment in routes.doors.values():
-                    call.deployment = routes.doors.get(revision, call.deployment)
+                call.deployment = routes.at_door(call.deployment, revision)
                 if routes.mirrors is not None:
                     self.mirrors.look(routes.mirrors, call)
         deployments = routes.revisions.get(revision)
@@ -214,9 +231,7 @@ class Router:
         routes = self._routes.get(app)
         if routes is None:
             return None
-        if routes.doors is not None and deployment in routes.doors.values():
-            deployment = routes.doors.get(revision, deployment)
-        found = routes.revisions.get(revision, {}).get(deployment)
+        found = routes.revisions.get(revision, {}).get(routes.at_door(deployment, revision))
         return None if found is None else (*found, routes.entry.request_timeout_s)
 
     def cancel(self, call: Call) -> None:
