@@ -58,7 +58,7 @@ class Routes:
         # A call may come, or come back, by the name that a door had before.
         inner = {name for deployments in self.revisions.values() for name in deployments}
         past = set() if before is None else before._door_names - inner
-        self._door_names = past | set(doors.values()) | {entry.ingress}
+        self._door_names: set[str] = past | set(doors.values()) | {entry.ingress}
         # Where doors have, or had, different names: which is whose.
         self.doors = doors if len(self._door_names) > 1 else None
         self.split = Split(((revision.number, revision.weight) for revision in entry.revisions), entry.name)
