@@ -146,7 +146,7 @@ class World:
                 )
                 app.next_replica += 1
                 app.replicas[replica.id] = replica
-                assert len(app.counted(action.key)) <= app.number_wanted(action.key)
+                assert len(app.counted(action.key)) <= max(app.number_wanted(action.key), action.key in app.held)
             case plan.Retire(id=id):
                 replica = app.replicas[id]
                 if replica.key not in app.wanted():

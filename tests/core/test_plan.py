@@ -270,6 +270,7 @@ class AnythingHappens(RuleBasedStateMachine):
         self.world = World()
         self.harmed: set[str] = set()  # keys of which a replica failed since they were last whole
         self.promised: dict[str, int] = {}  # key -> how many served at the last look
+        self.requests: list[tuple[int, str, float]] = []  # in work: of this revision, at this replica, since then
         self.unavailable = 1  # the most that a strategy among them lets be missing
 
     @rule(
@@ -349,6 +350,19 @@ class AnythingHappens(RuleBasedStateMachine):
     def all_goes_well_for_a_while(self) -> None:
         self.world.run()
 
+    @precondition(lambda self: self.world.app.weights)
+    @rule(data=st.data())
+    def a_request_comes(self, data: st.DataObject) -> None:
+        """To the door, by the snapshot that the router knows."""
+        snapshot = self.world.published[self.world.routed]
+        for entry in snapshot.applications.values():
+            weighted = [revision for revision in entry.revisions if revision.weight]
+            if weighted:
+                revision = data.draw(st.sampled_from(weighted))
+                replicas = snapshot.deployments[revision.deployments["D"]].replicas
+                if replicas:
+                    self.requests.append((revision.number, replicas[0].id, self.world.now))
+
     @rule(behind=st.integers(0, 3))
     def the_router_acknowledges(self, behind: int) -> None:
         self.world.routed = max(self.world.routed, self.world.snapshot.version - behind)
@@ -378,6 +392,20 @@ class AnythingHappens(RuleBasedStateMachine):
                 promised = min(needed, self.promised.get(key, 0))
                 self.promised[key] = serving
                 assert serving >= promised or key in self.harmed, f"{key} has {serving} replicas for {weight:.0%}"
+
+    @invariant()
+    def what_a_request_in_work_may_call_is_there(self) -> None:
+        """Until its replica is gone, or for as long as that would have it in work if it left now."""
+        world = self.world
+        living = {
+            id for id, phase in world.phases().items() if phase in (Phase.RUNNING, Phase.RETIRING, Phase.DRAINING)
+        }
+        given_s = 20.0  # graceful_shutdown_timeout_s
+        self.requests = [each for each in self.requests if each[1] in living and world.now < each[2] + given_s]
+        if not world.app.deleting:
+            for number, id, _ in self.requests:
+                revisions = {each.number: each.deployments for each in world.snapshot.applications["app"].revisions}
+                assert "S" in revisions.get(number, ()), f"{id} has a request of revision {number} in work"
 
     @invariant()
     def weights_add_up(self) -> None:

@@ -98,6 +98,29 @@ def test_a_controller_that_is_killed_in_the_middle_of_a_canary_goes_on_with_it(p
     assert clients.stop().failures == []
 
 
+def test_requests_in_work_at_a_replica_that_is_shared_end_with_the_revision_that_they_began_with(port: int) -> None:
+    @serve.deployment(name="Door", max_ongoing_requests=200, graceful_shutdown_timeout_s=5)
+    class Patient:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        async def __call__(self, request: Any) -> dict[str, Any]:
+            number = (await request.json())["n"]
+            before = await self.inner.tell.remote()
+            await asyncio.sleep(0.3)  # what it does takes a while
+            after = await self.inner.tell.remote()
+            return {"n": number, "pid": 0, "versions": [before[0], after[0]], "revisions": [before[1], after[1]]}
+
+    serve.run(Patient.bind(Inner.bind(0)), name=APP)
+    clients = Clients(port, rate=50)
+    for version in (1, 2):
+        serve.run(Patient.bind(Inner.bind(version)), name=APP)
+        clients.until_answered(30)
+    tally = clients.stop()
+    assert len(serve.status().applications[APP].deployments["Door"].replicas) == 1
+    assert tally.failures == []
+
+
 def test_a_canary_whose_replica_dies_gives_its_traffic_back_until_there_is_another(port: int) -> None:
     serve.run(application(0), name=APP)
     clients = Clients(port)

@@ -168,7 +168,7 @@ class Actor:
         if not wanted:
             return
         failures = app.failures_of(replica.key)
-        if isinstance(error, ResourcesShortError) and any(r.phase in LEAVING for r in self._registry.replicas()):
+        if isinstance(error, ResourcesShortError) and self._something_leaves():
             failures.restarts.postpone(now + RESOURCES_WAIT_S, replica.level)
             return
         if app.deploying and isinstance(error, ResourcesShortError | OptionError):
@@ -177,6 +177,10 @@ class Actor:
         if isinstance(error, ResourcesShortError) and app.rollout is not None and app.rollout.base:
             text += BESIDE
         self.failed(app, replica, text, now, starting=True)
+
+    def _something_leaves(self) -> bool:
+        wanted = {app.name: app.wanted() for app in self._registry.apps.values()}
+        return any(each.phase in LEAVING or each.key not in wanted[each.app] for each in self._registry.replicas())
 
     def failed(
         self, app: Application, replica: Replica, error: str, now: float, *, starting: bool, refused: bool = False

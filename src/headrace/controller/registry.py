@@ -5,6 +5,8 @@ In: changes from the reconciler and the operations. Out: the records, by applica
 
 from __future__ import annotations
 
+import math
+
 from headrace.controller.store import Store
 from headrace.core import rollout as rollouts
 from headrace.core.analysis import PASS, Evidence, Verdict
@@ -35,6 +37,7 @@ class Registry:
         self.apps = self._store.applications()
         for app in self.apps.values():
             app.policy = self._policy
+            app.idle = dict.fromkeys(app.revisions, math.inf)  # for all that we know
             for replica in app.replicas.values():
                 self._replicas[replica.process_id] = replica
         self._next_socket = int(self._store.fact("next_socket") or 1)

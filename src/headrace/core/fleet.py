@@ -92,6 +92,9 @@ class Application:
     is mirrored, `sticky` what requests keep to a revision by, where that is not as the revision says.
 
     `failure` says why the target was given up ("" while it was not); `rolled_back` that it had come up before.
+    `idle` says since when no router gives a revision new requests (infinity: some may do) of those that ever got any;
+    `held` are the keys of deployments that requests given to them before may still call.
+
     `deploying` lasts from a deploy until the target runs as specified or is given up. `before` is what the target was
     before its options were changed in place, while that is not settled.
     """
@@ -119,6 +122,8 @@ class Application:
     next_replica: int = 1
     deployed_at: float = 0.0  # seconds since the epoch
     weights_at: int | None = None
+    idle: dict[int, float] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
     before: ApplicationSpec | None = None
     replicas: dict[str, Replica] = field(default_factory=dict)
     failures: dict[str, Failures] = field(default_factory=dict)

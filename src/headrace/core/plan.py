@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from headrace.core import pinned
 from headrace.core import rollout as rollouts
 from headrace.core.fleet import Application, Replica, callees_first, entry_key
 from headrace.core.lifecycle import Phase
@@ -128,6 +129,7 @@ def plan_application(app: Application, routed: int, now: float) -> Plan:
     """
     if app.former and app.weights_at is not None and app.weights_at <= routed:
         app.former = {}
+    pinned.note_idle(app, routed, now)
     planner = _Planner(app, routed, now)
     planner.plan()
     return Plan(planner.actions, planner.wake_at)
@@ -150,6 +152,9 @@ class _Planner:
         self.plan_target()
         if self.actions:
             return  # what is wanted changes with it: plan again
+        app.held, until = pinned.held(app, self.wanted, self.now)
+        if until is not None:
+            self.at(until)
         for key, spec in self.wanted.items():
             self.plan_number(key, spec)
         self.plan_unwanted()
@@ -259,18 +264,22 @@ class _Planner:
         wanted = app.number_wanted(key)
         counted = app.counted(key)
         if len(counted) < wanted:
-            restarts = app.failures_of(key).restarts
-            for level in restarts.take(self.now, wanted - len(counted)):
-                self.actions.append(Start(key, spec, max(self.revisions_with(key)), level))
-            due = restarts.due()
-            if due is not None:
-                self.at(due)
+            self.start(key, spec, wanted - len(counted), max(self.revisions_with(key)))
         # What does not serve yet goes first, then the youngest; one that this controller has not heard from yet is
         # left alone until it has.
         able = [replica for replica in counted if replica.phase is not Phase.RECOVERING]
         able.sort(key=lambda replica: (replica.phase is Phase.RUNNING, -replica.number))
         for replica in able[: max(0, len(counted) - wanted)]:
             self.leave(replica)
+
+    def start(self, key: str, spec: DeploymentSpec, missing: int, revision: int) -> None:
+        """Start so many replicas of the deployment, or those of them whose time has come."""
+        restarts = self.app.failures_of(key).restarts
+        for level in restarts.take(self.now, missing):
+            self.actions.append(Start(key, spec, revision, level))
+        due = restarts.due()
+        if due is not None:
+            self.at(due)
 
     def revisions_with(self, key: str) -> list[int]:
         """The live revisions that the deployment belongs to."""
@@ -289,14 +298,21 @@ class _Planner:
             self.actions.append(Retire(replica.id))
 
     def plan_unwanted(self) -> None:
-        """Retire the replicas of no live revision, callers before callees, once no router sends them new requests."""
+        """Retire the replicas of no live revision, callers before callees, once no router sends them new requests, and
+        none that came before can need them. Where the last of those that may be needed has died, there is another.
+        """
         app = self.app
+        for key in app.held:
+            revisions = [number for number in app.revisions if app.deployment_of(number, key) is not None]
+            spec = specification(app, key)
+            if spec is not None and not app.counted(key):
+                self.start(key, spec, 1, max(revisions))
         unwanted = [replica for replica in app.replicas.values() if replica.key not in self.wanted]
         if not unwanted or app.weights_at is None or app.weights_at > self.routed:
             return
         callers = self.callers_among({replica.key for replica in unwanted})
         for replica in unwanted:
-            if not callers[replica.key]:
+            if not callers[replica.key] and replica.key not in app.held:
                 self.leave(replica)
 
     def callers_among(self, keys: set[str]) -> dict[str, set[str]]:
@@ -380,7 +396,9 @@ class _Planner:
         kept = {app.target, app.current, *app.capacity(), *app.base(), *app.former, *app.fallback}
         for number, spec in app.revisions.items():
             keys = {entry_key(app.name, deployment) for deployment in spec.deployments}
-            if number not in kept and not (keys - self.wanted.keys()) & present:
+            if number in kept or (keys - self.wanted.keys()) & present:
+                continue
+            if not pinned.is_called(app, number, self.wanted, self.now):
                 self.actions.append(Forget(number))
 
 

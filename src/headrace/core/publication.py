@@ -25,7 +25,7 @@ def build_snapshot(apps: Iterable[Application], instance: str, version: int, ing
         listed = listed_replicas(app)
         wanted = app.wanted()
         routers = count_routers(app, ingress_workers)
-        keys = sorted(wanted.keys() | listed.keys())
+        keys = sorted(wanted.keys() | listed.keys() | app.held)
         for key in keys:
             spec = wanted.get(key) or specification(app, key)
             if spec is not None:
