@@ -9,6 +9,7 @@ is a note in the controller, and nothing of it runs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,14 @@ from headrace.serve.older import backends, endpoints
 from headrace.serve.older.config import BackendConfig, changed_config, refuse_environment
 from headrace.serve.older.handle import EndpointHandle
 from headrace.serve.older.kinds import backend_tag
-from headrace.spec.errors import ApplicationNotFound, HeadraceError, InstanceError, OptionError, OptionTypeError
+from headrace.spec.errors import (
+    ApplicationNotFound,
+    DeployFailedError,
+    HeadraceError,
+    InstanceError,
+    OptionError,
+    OptionTypeError,
+)
 from headrace.spec.names import checked_name, checked_route_prefix
 from headrace.spec.rollout import ShadowTraffic
 from headrace.wire.control import Answer, Delete, Deploy, Deployed, Done, GetStatus, SetShadow, SetTraffic, Status
@@ -129,7 +137,12 @@ class Client:
             raise OptionError(f"there is an {what} {name!r} already: choose another name, or delete it first")
         code = backends.code_of(found.tag)
         spec = backends.application(found, code, name, prefix, allowed)
-        _ask(Deploy(spec, by=who(), packs=code.packs, expected=0))
+        try:
+            _ask(Deploy(spec, by=who(), packs=code.packs, expected=0))
+        except DeployFailedError:
+            with contextlib.suppress(ApplicationNotFound):
+                _ask(Delete(name))  # it never was: the same call may be tried again
+            raise
 
     def list_endpoints(self) -> dict[str, dict[str, Any]]:
         """Each endpoint's `route`, `methods`, `traffic` and `shadows` (shares by backend), by name."""
@@ -212,20 +225,22 @@ class Client:
         return EndpointHandle(name, DeploymentHandle(name, name, None, runtime), sync)
 
     def stat(self, percentiles: Any = None, agg_windows_seconds: Any = None) -> list[dict[str, Any]]:
-        """What was counted of each endpoint since its traffic was last shared anew: how many requests each backend got,
-        and how many failed. Figures of windows and percentiles are not kept: those arguments change nothing.
+        """How many calls each replica of each endpoint works on now. Figures of the past are not told here: percentiles
+        and windows change nothing.
         """
         told: list[dict[str, Any]] = []
-        applications = _answer().applications
+        applications = backends.ask(Status, GetStatus()).status.applications
         for name, endpoint in endpoints.endpoints().items():
-            rollout = applications[name].rollout if name in applications else None
-            counted = {} if rollout is None else rollout.requests
-            for number, requests in sorted(counted.items()):
-                tag = endpoint.records[number].labels[backends.BACKEND] if number in endpoint.records else ""
-                info = {"endpoint": name, "backend": tag}
-                errors = 0 if rollout is None else rollout.errors.get(number, 0)
-                told.append({"info": {"name": "backend_request_counter", **info}, "value": requests})
-                told.append({"info": {"name": "backend_error_counter", **info}, "value": errors})
+            found = applications[name].deployments if name in applications else {}
+            for replica in (each for overview in found.values() for each in overview.replicas):
+                record = endpoint.records.get(replica.revision)
+                info = {
+                    "name": "replica_processing_queries",
+                    "endpoint": name,
+                    "backend": record.labels[backends.BACKEND] if record is not None else "",
+                    "replica": replica.id,
+                }
+                told.append({"info": info, "value": replica.ongoing})
         return told
 
     def shutdown(self) -> None:
@@ -257,10 +272,6 @@ def _ask(operation: Deploy | Delete | SetTraffic | SetShadow) -> Answer:
     if not isinstance(answer, Deployed | Done):
         raise HeadraceError(f"the controller answered {type(operation).__name__} with {type(answer).__name__}")
     return answer
-
-
-def _answer() -> Any:
-    return backends.ask(Status, GetStatus()).status
 
 
 def _checked_methods(methods: object) -> tuple[str, ...]:

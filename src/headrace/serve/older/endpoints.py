@@ -20,6 +20,7 @@ from headrace.wire.who import who
 
 PATIENCE_S = 600.0  # as a deployment's start_timeout_s
 POLL_S = 0.05
+TRIES = 2  # failed starts in a row before it is given up
 
 
 class Endpoint(msgspec.Struct, kw_only=True):
@@ -106,6 +107,7 @@ def revision_of(endpoint: Endpoint, backend: Registered) -> int:
 def await_ready(endpoint: str, number: int, tag: str) -> None:
     """Wait until a replica of the revision takes calls. Raises DeployFailedError with what keeps it from that."""
     deadline = time.monotonic() + PATIENCE_S
+    error = ""
     while True:
         snapshot = current_tie().snapshot()
         entry = snapshot.applications.get(endpoint)
@@ -114,8 +116,11 @@ def await_ready(endpoint: str, number: int, tag: str) -> None:
         if keys and all(snapshot.deployments[key].replicas for key in keys):
             return
         application = ask(Status, GetStatus()).status.applications.get(endpoint)
-        told = "\n".join(each.message for each in application.deployments.values()) if application else "it is gone"
-        if told or time.monotonic() >= deadline:
-            why = told or f"no replica of it took calls within {PATIENCE_S:g} s"
+        found = application.deployments.values() if application is not None else ()
+        replicas = [each for overview in found for each in overview.replicas if each.revision == number]
+        error = next((each.error for each in replicas if each.error), error)
+        given_up = any(each.restarts >= TRIES for each in replicas)
+        if given_up or application is None or time.monotonic() >= deadline:
+            why = error or ("its replicas fail to start" if given_up else "no replica takes calls")
             raise DeployFailedError(f"backend {tag!r} does not start for endpoint {endpoint!r}: {why}")
         time.sleep(POLL_S)
