@@ -120,6 +120,7 @@ def register(
         max_ongoing=resolved_max_ongoing(target, DeploymentOptions()),
     )
     check_config(made, config, target)
+    options_of(made, ())  # of a user_config that cannot be sent, it tells
     options = {"ray_actor_options": ray_actor_options} if ray_actor_options is not None else {}
     from headrace.serve.older.served import Backend  # it brings what replicas need, and other drivers do not
 
