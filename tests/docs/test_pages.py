@@ -73,7 +73,7 @@ class Reader:
         if "serve.run(" in text:
             text = text.replace("from headrace import serve", start, 1)
         script = self.folder / "script.py"
-        script.write_text(text.replace(":8000", f":{self.port}"))
+        script.write_text(text.replace(":8000", f":{self.port}").replace("=8000", f"={self.port}"))
         done = subprocess.run(
             [sys.executable, str(script)], cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=100
         )

@@ -112,7 +112,7 @@ def test_versions(local: LocalTesting) -> None:
     Model.options(version="3").deploy("two")
     assert handle.remote().result()[2] != second  # another version is other replicas, whatever the code
     assert [record.labels["version"] for record in serve.history("Model").revisions] == ["1", "2", "3"]
-    with pytest.raises(OptionError, match="prev_version='2' does not match the version of deployment 'Model'.*'3'"):
+    with pytest.raises(OptionError, match=r"prev_version='2' does not match the version of deployment 'Model'.*'3'"):
         Model.options(version="4", prev_version="2").deploy()
     Model.options(version="4", prev_version="3").deploy("four", _blocking=False)
     serve.wait_for_rollout("Model", 30)
@@ -124,7 +124,7 @@ def test_versions(local: LocalTesting) -> None:
         unversioned.deploy()
         assert handle.remote().result()[0] == "five"
         assert handle.remote().result()[2] != before
-    with pytest.raises(OptionError, match="prev_version='4' does not match the version of deployment 'Model'.*None"):
+    with pytest.raises(OptionError, match=r"prev_version='4' does not match the version of deployment 'Model'.*None"):
         Model.options(version="5", prev_version="4").deploy()
     Model.delete()
     Model.delete()
