@@ -136,7 +136,8 @@ def test_a_pause_keeps_weights_as_they_are_but_not_those_of_a_bad_revision() -> 
     assert advance(rollout, seen(0.1), 100.0) is rollout
     with pytest.raises(RolloutError, match="paused already"):
         command(rollout, Command.PAUSE, 0.0)
-    assert advance(rollout, seen(0.03, says=FAIL), 100.0).stage is Stage.RETREATING
+    failed = advance(rollout, seen(0.03, says=FAIL), 100.0)
+    assert (failed.stage, failed.paused) == (Stage.RETREATING, False)
     resumed = command(rollout, Command.RESUME, 0.0)
     assert resumed == started(CANARY)
     with pytest.raises(RolloutError, match="nothing to resume"):
