@@ -106,3 +106,12 @@ def test_a_replica_that_leaves_is_not_listed_and_keeps_to_its_revision() -> None
     )
     entry = ApplicationEntry(name="a", route_prefix="/", ingress="D", revisions=revisions)
     assert own_revision(entry, "D", 1) == 1
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1e-18, 0.1, 0.5, 1.0, 3.0]), min_size=1, max_size=5),
+    st.text(st.characters(), max_size=20),
+)
+def test_a_key_is_where_its_place_is(weights: list[float], key: str) -> None:
+    split = Split(enumerate(weights, 1), "app")
+    assert split.of(key) == split.at(sticky_draw(key, "app"))

@@ -12,11 +12,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import accumulate
+from math import ceil
 
 from headrace.spec.snapshot import ApplicationEntry
 
-_PLACES = 1 << 48
-_from_bytes = int.from_bytes
+_BYTES = 6
+_PLACES = 1 << 8 * _BYTES
+_BEYOND = b"\xff" * (_BYTES + 1)
 
 
 class Split:
@@ -25,13 +27,14 @@ class Split:
     `only` is the one revision that has any weight, 0 where there is none or more than one.
     """
 
-    __slots__ = ("_begin", "_cuts", "_numbers", "only")
+    __slots__ = ("_begin", "_cuts", "_marks", "_numbers", "only")
 
     def __init__(self, weights: Iterable[tuple[int, float]], salt: str = "") -> None:
         shares = [(number, weight) for number, weight in sorted(weights, reverse=True) if weight > 0]
         total = sum(weight for _, weight in shares)
         # Where each revision's places end. The last one's end is not needed: whatever is beyond the others is its own.
         self._cuts = [reached / total * _PLACES for reached in accumulate(weight for _, weight in shares[:-1])]
+        self._marks = [_mark(cut) for cut in self._cuts]
         self._numbers = [number for number, _ in shares] or [0]
         self._begin = _salted(salt).copy
         self.only = shares[0][0] if len(shares) == 1 else 0
@@ -46,8 +49,11 @@ class Split:
     def of(self, key: str) -> int:
         """The revision of all requests with this key; 0 when no revision has any weight."""
         hashed = self._begin()
-        hashed.update(key.encode("utf-8", "surrogatepass"))
-        return self._numbers[bisect_right(self._cuts, _from_bytes(hashed.digest()))]
+        try:
+            hashed.update(key.encode())
+        except UnicodeEncodeError:
+            hashed.update(key.encode(errors="surrogatepass"))
+        return self._numbers[bisect_right(self._marks, hashed.digest())]
 
 
 def draw_revision(
@@ -83,5 +89,11 @@ def sticky_draw(key: str, salt: str = "") -> float:
     return int.from_bytes(hashed.digest()) / _PLACES
 
 
+def _mark(cut: float) -> bytes:
+    """The first hash that is not before the cut: hashes are compared as bytes, which takes no number to be made."""
+    first = ceil(cut)
+    return first.to_bytes(_BYTES) if first < _PLACES else _BEYOND
+
+
 def _salted(salt: str) -> blake2b:
-    return blake2b(f"{salt}\0".encode(errors="surrogatepass"), digest_size=6)
+    return blake2b(f"{salt}\0".encode(errors="surrogatepass"), digest_size=_BYTES)
