@@ -54,4 +54,4 @@ print(requests.post("http://127.0.0.1:8000/body", data={"a": "1"}).json())
 print(requests.post("http://127.0.0.1:8000/body", content=b"\xff" * 3_000_000).json())
 
 print(sorted(serve.list_backends()), sorted(serve.list_endpoints()))
-print({figure["info"]["backend"] for figure in serve.stat()})
+print(sorted({figure["info"]["backend"] for figure in serve.stat()}))

@@ -85,9 +85,8 @@ class Client:
             number = endpoint.numbers.get(changed.tag)
             if number is None:
                 continue
-            present = endpoint.records[number]
             revision = endpoints.revision_of(endpoint, changed)
-            if revision == present.number:
+            if revision == number:
                 continue
             if changed.tag in endpoint.traffic:
                 weights = {endpoint.numbers[tag]: weight for tag, weight in endpoint.traffic.items()}
@@ -204,7 +203,7 @@ class Client:
 
     def has_endpoint(self, name: object) -> bool:
         """Whether there is an endpoint of that name."""
-        return current_tie().runs() and name in endpoints.endpoints()
+        return isinstance(name, str) and current_tie().runs() and name in endpoints.endpoints()
 
     # ---- the rest
 
@@ -233,11 +232,10 @@ class Client:
         for name, endpoint in endpoints.endpoints().items():
             found = applications[name].deployments if name in applications else {}
             for replica in (each for overview in found.values() for each in overview.replicas):
-                record = endpoint.records.get(replica.revision)
                 info = {
                     "name": "replica_processing_queries",
                     "endpoint": name,
-                    "backend": record.labels[backends.BACKEND] if record is not None else "",
+                    "backend": endpoint.labels.get(replica.revision, {}).get(backends.BACKEND, ""),
                     "replica": replica.id,
                 }
                 told.append({"info": info, "value": replica.ongoing})

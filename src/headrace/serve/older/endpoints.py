@@ -12,10 +12,9 @@ import msgspec
 
 from headrace.serve.driver import current_tie
 from headrace.serve.older.backends import BACKEND, MADE, METHODS, Registered, application, ask, code_of
-from headrace.spec.errors import ApplicationNotFound, DeployFailedError, OptionError, OptionTypeError
+from headrace.spec.errors import ApplicationNotFound, DeployFailedError, OptionError, OptionTypeError, RevisionNotFound
 from headrace.spec.snapshot import ApplicationEntry
-from headrace.spec.status import RevisionRecord
-from headrace.wire.control import Deploy, Deployed, GetHistory, GetStatus, Past, Status
+from headrace.wire.control import Deploy, Deployed, GetHistory, GetRevision, GetStatus, Past, Revision, Status
 from headrace.wire.who import who
 
 PATIENCE_S = 600.0  # as a deployment's start_timeout_s
@@ -25,7 +24,7 @@ TRIES = 2  # failed starts in a row before it is given up
 
 class Endpoint(msgspec.Struct, kw_only=True):
     """An endpoint as it is now. `traffic` and `shadows` are shares by tag; `numbers` of revisions by tag, those that
-    have any; `records` are of the revisions that can have some, by number.
+    have any; `labels` are those of the revisions that can have some, by number.
     """
 
     name: str
@@ -34,7 +33,7 @@ class Endpoint(msgspec.Struct, kw_only=True):
     traffic: dict[str, float]
     shadows: dict[str, float]
     numbers: dict[str, int]
-    records: dict[int, RevisionRecord]
+    labels: dict[int, dict[str, str]]
 
     def described(self) -> dict[str, Any]:
         """As `list_endpoints` tells of it."""
@@ -66,22 +65,26 @@ def _endpoint(name: str, entry: ApplicationEntry) -> Endpoint | None:
         history = ask(Past, GetHistory(name)).history
     except ApplicationNotFound:
         return None
-    records = {record.number: record for record in history.revisions if record.kept and BACKEND in record.labels}
-    present = [revision for revision in entry.revisions if revision.number in records]
+    labels = {record.number: record.labels for record in history.revisions if record.kept}
+    for revision in entry.revisions:
+        if revision.number not in labels:  # the history has forgotten when it was made, so long ago is that
+            labels[revision.number] = _labels(name, revision.number)
+    labels = {number: each for number, each in labels.items() if BACKEND in each}
+    present = [revision for revision in entry.revisions if revision.number in labels]
     if not present or entry.failed:
         return None
     traffic: dict[str, float] = {}
     shadows: dict[str, float] = {}
     numbers: dict[str, int] = {}
     for revision in present:
-        tag = records[revision.number].labels[BACKEND]
+        tag = labels[revision.number][BACKEND]
         if revision.weight > 0:
             traffic[tag] = traffic.get(tag, 0.0) + revision.weight
             numbers[tag] = revision.number
         if revision.shadow is not None:
             shadows[tag] = shadows.get(tag, 0.0) + revision.shadow.fraction
             numbers.setdefault(tag, revision.number)
-    methods = records[present[-1].number].labels.get(METHODS, "")
+    methods = labels[present[-1].number].get(METHODS, "")
     return Endpoint(
         name=name,
         route=entry.route_prefix,
@@ -89,15 +92,22 @@ def _endpoint(name: str, entry: ApplicationEntry) -> Endpoint | None:
         traffic=traffic,
         shadows=shadows,
         numbers=numbers,
-        records=records,
+        labels=labels,
     )
+
+
+def _labels(name: str, number: int) -> dict[str, str]:
+    try:
+        return ask(Revision, GetRevision(name, number)).spec.labels
+    except (ApplicationNotFound, RevisionNotFound):  # it has gone meanwhile
+        return {}
 
 
 def revision_of(endpoint: Endpoint, backend: Registered) -> int:
     """The revision of the endpoint that runs the backend as it is configured now, made where there is none."""
     code = code_of(backend.tag)
     spec = application(backend, code, endpoint.name, endpoint.route, endpoint.methods)
-    made = [record.number for record in endpoint.records.values() if record.labels.get(MADE) == spec.labels[MADE]]
+    made = [number for number, labels in endpoint.labels.items() if labels.get(MADE) == spec.labels[MADE]]
     if made:
         return max(made)
     answer = ask(Deployed, Deploy(spec, parked=True, by=who(), packs=code.packs))
