@@ -95,15 +95,23 @@ def test_an_unknown_field_names_the_nearest(client: TestClient) -> None:
     assert "did you mean 'reason'?" in answer.json()["error"]["message"]
 
 
+def test_an_unknown_command_names_those_that_there_are(client: TestClient) -> None:
+    answer = client.post(f"{APP}/rollout", json={"command": "promot"})
+    assert "did you mean 'promote'?" in answer.json()["error"]["message"]
+
+
 def test_the_way_back(client: TestClient, controller: ScriptedController) -> None:
     controller.answers[Rollback] = Deployed("shop", 1, 9)
     headers = {"content-type": "application/json"}
     assert client.post(f"{APP}/rollback", headers=headers).json()["revision"] == 1
     body = {"revision": 1, "rollout": {"strategy": "canary", "steps": [[0.1, 60]]}}
     assert client.post(f"{APP}/rollback", json=body).status_code == 200
-    first, second = controller.asked_for(Rollback)
+    assert client.post(f"{APP}/rollback", json={"rollout": "canary"}).status_code == 200
+    first, second, third = controller.asked_for(Rollback)
     assert first == Rollback(app="shop", by="api", wait=False)
     assert second == Rollback(app="shop", revision=1, rollout=Canary(steps=((0.1, 60.0),)), by="api", wait=False)
+    assert third == Rollback(app="shop", rollout=Canary(), by="api", wait=False)
+    assert client.post(f"{APP}/rollback", json={"rollout": "canray"}).status_code == 400
 
 
 def test_a_way_back_that_is_waited_for(client: TestClient, controller: ScriptedController) -> None:

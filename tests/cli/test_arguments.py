@@ -120,6 +120,10 @@ def test_the_nearest_name_is_told_and_no_mistake_looks_like_a_rollback(arguments
         (["deploy", "m:a", "--rollout", "canary", "--steps", "0.5,0.1"], "Canary: the weights of steps="),
         (["deploy", "m:a", "--rollout", "canary", "--steps", "nan:1"], "Canary: weight=nan must be a number"),
         (["deploy", "m:a", "--rollout", "canary", "--steps", "a%:1"], "--steps 'a%' must be a share"),
+        (
+            ["deploy", "m:a", "--rollout", "canary", "--steps", "50:1"],
+            "--steps '50' must be a share, such as 0.05 or 5%; did you mean '50%'?",
+        ),
         (["deploy", "m:a", "--rollout", "canary", "--check", "error"], "--check 'error': did you mean 'error_rate'?"),
         (["deploy", "m:a", "--rollout", "canary", "--check", "latency:q=1"], "analysis: latency has no 'q'"),
         (["deploy", "m:a", "--rollout", "canary", "--check", "latency:q"], "--check 'latency:q': 'q' is not KEY=VALUE"),

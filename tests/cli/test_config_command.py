@@ -157,7 +157,12 @@ def test_what_is_wrong_with_one_application_is_told_of_it_alone(shop):
     assert "working_dir: there is no directory" in told["place"]
     assert told["dies"] == "the process that imports dies:app ended with exit code 7"
     assert results["well"]["action"] == "deployed"
-    deploy(shop, app("well"))
+
+    # What serves is not taken away by a file of which a part cannot be built.
+    assert ("two" in results, "two" in status(shop)) == (False, True)
+    assert "application 'two' is not declared any more, but stays: 'options', 'place', 'dies' could" in done.stderr
+    done, results = deploy(shop, app("well"))
+    assert (done.returncode, results["two"]["action"], "two" in status(shop)) == (0, "deleted", False)
     conflict = shop.command("deploy", "shop.json", "--expected-revision", "9", "--wait")
     assert conflict.returncode == 1
     assert "9" in conflict.stderr

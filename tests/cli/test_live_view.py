@@ -79,6 +79,7 @@ def test_a_shadow_and_what_differed():
         ({"stage": "finishing", "next_at": 0.0}, "taking all of the traffic"),
         ({"outcome": "PROMOTED"}, "canary · promoted"),
         ({"outcome": "ROLLED_BACK", "reason": "too slow\nand worse"}, "  and worse"),
+        ({"outcome": "FAILED", "reason": "no:\nTraceback\n  frame\nValueError: no model"}, "  ValueError: no model"),
         ({"stage": "one that a later version has"}, "one that a later version has"),
         ({"outcome": "ANOTHER"}, "ANOTHER"),
     ],
@@ -144,7 +145,7 @@ def test_a_line_for_a_log_stays_the_same_while_only_time_passes():
     assert summary(CANARY) == summary(changed(since=2000.0, next_at=3000.0, requests={7: 9000}))
     assert summary(CANARY) == (
         "shop · revision 7 · canary: step 2 of 3 · watching · weights 7: 25 %, 6: 75 % · error_rate pass · clicks fail "
-        "· latency hold"
+        "· latency needs more requests"
     )
     failed = changed(outcome="FAILED", reason="it did not come up:\nTraceback\n  frame\nValueError: no model\n")
     assert summary(failed) == "shop · revision 7 · canary: failed: it did not come up: ValueError: no model"

@@ -71,6 +71,8 @@ async def until(condition: Callable[[], object]) -> None:
         (("sold", 1), {"key": 7}, OptionError, "key=7 must be"),
         (("sold", 1), {"key": "k" * 2000}, OptionError, "key='kkk"),
         (("sold", 1), {"key": "k", "at": math.nan}, OptionError, "at=nan"),
+        (("sold", 1), {"key": "k", "at": 1.8e12}, OptionError, "at=1800000000000.0 must be in seconds since the epoch"),
+        (("sold", 1), {"key": "k", "at": -60}, OptionError, "at=-60 must be in seconds since the epoch"),
         (("sold", 1), {"key": "k", "app_name": ""}, OptionError, "app_name=''"),
     ],
 )

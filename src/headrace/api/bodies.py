@@ -14,6 +14,7 @@ Revision = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Number = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]  # of a revision that is named
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+StrategyName = Literal["rolling_update", "canary", "blue_green", "shadow"]
 MOST_SIGNALS = 10_000
 
 
@@ -30,7 +31,7 @@ class RollbackOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     revision: Revision = 0
     reason: Reason = ""
-    rollout: Strategy | None = None
+    rollout: Strategy | StrategyName | None = None
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -104,16 +104,19 @@ def _taken(results: dict[str, Declared]) -> Taken:
     """Raises the error of the first application that failed, which says of the others that they did not."""
     failed = [each for each in results.values() if not each.well]
     if failed:
-        raise _failure(failed, [each.app for each in results.values() if each.well])
+        raise _failure(failed, [each for each in results.values() if each.well])
     return Taken(
         revisions={name: each.revision for name, each in results.items() if each.action == "deployed"},
         deleted=tuple(name for name, each in results.items() if each.action == "deleted"),
     )
 
 
-def _failure(failed: list[Declared], well: list[str]) -> HeadraceError:
+def _failure(failed: list[Declared], well: list[Declared]) -> HeadraceError:
     if len(failed) == 1 and not well:
         return named_error(Failed(failed[0].error, failed[0].reason))
     lines = [f"application {each.app!r}: {each.error}: {each.reason}" for each in failed]
-    others = f"; taken up all the same: {', '.join(well)}" if well else ""
+    deployed = ", ".join(each.app for each in well if each.action != "deleted")
+    deleted = ", ".join(each.app for each in well if each.action == "deleted")
+    others = f"; taken up all the same: {deployed}" if deployed else ""
+    others += f"; deleted: {deleted}" if deleted else ""
     return named_error(Failed(failed[0].error, "\n".join(lines) + others))

@@ -85,8 +85,8 @@ def check_json(headers: Headers) -> None:
     """Raises NotJson unless the body is said to be plain JSON: a page's form cannot say that."""
     given = _all(headers, b"content-type")
     if len(given) != 1 or not _JSON.fullmatch(given[0]):
-        said = repr(given[0][:100]) if given else "no Content-Type"
-        raise NotJson(f"the body must be JSON, said so by `Content-Type: application/json`, not {said}")
+        said = f"not {given[0][:100]!r}" if given else "and there is none, which is needed without a body too"
+        raise NotJson(f"the body must be JSON, said so by `Content-Type: application/json`, {said}")
     for coding in _all(headers, b"content-encoding"):
         if coding.lower() != "identity":
             raise NotJson(f"the body must be plain JSON, not in Content-Encoding {coding[:100]!r}")

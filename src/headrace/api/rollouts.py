@@ -28,7 +28,7 @@ from headrace.spec.errors import (
     RolledBackError,
     RolloutError,
 )
-from headrace.spec.rollout import Command, Comparison, ShadowTraffic, weights
+from headrace.spec.rollout import Command, Comparison, ShadowTraffic, rollout, weights
 from headrace.spec.status import ApplicationStatusOverview, History, RolloutStatus
 from headrace.spec.sticky import sticky
 from headrace.wire.control import (
@@ -66,7 +66,12 @@ async def control_rollout(call: Call) -> Reply:
 async def roll_back(call: Call) -> Reply:
     body: RollbackOrder = call.body
     operation = Rollback(
-        app=call.name, revision=body.revision, rollout=body.rollout, by=call.by, reason=body.reason, wait=False
+        app=call.name,
+        revision=body.revision,
+        rollout=rollout(body.rollout) if body.rollout else None,
+        by=call.by,
+        reason=body.reason,
+        wait=False,
     )
     answer = await call.desk.controller.ask(operation)
     if isinstance(answer, Done):  # the rollout under way is aborted

@@ -6,10 +6,11 @@ table of routes makes the server and the OpenAPI document.
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -125,6 +126,10 @@ def decoded(route: Route, raw: bytes) -> Any:
 
 
 def _near(kind: Any, message: str) -> str:
+    wrong = re.search(r"Invalid enum value '(.*)' - at `\$\.(\w+)`$", message)
+    if wrong:
+        types = {each.name: each.type for each in msgspec.structs.fields(kind)}
+        return f": {hint(wrong[1], _values(types.get(wrong[2])))}"
     unknown = re.search(r"unknown field `([^`]*)`$", message)
     known = getattr(kind, "__struct_fields__", ())
     return f": {hint(unknown[1], known)}" if unknown and known else ""
@@ -191,3 +196,12 @@ def condition_of(headers: Mapping[str, str]) -> Condition:
     if not tags or 0 in tags:
         raise OptionError(f'If-Match: {match[:100]!r} must be a revision as ETag gives it, such as "3", or *')
     return Condition(revisions=frozenset(tags))
+
+
+def _values(kind: Any) -> list[str]:
+    """The texts that an enum or a Literal has, or the parts of a union have."""
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return [each.value for each in kind]
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [value for part in get_args(kind) for value in _values(part)]

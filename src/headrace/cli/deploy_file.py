@@ -42,7 +42,7 @@ def deploy_file(arguments: argparse.Namespace) -> int:
         read = read_config(arguments.target)
         expected = expected_revisions(arguments.expected_revision, read.schema)
     except ConfigError as error:
-        print(f"headrace: {arguments.target} is not valid:\n{error}", file=sys.stderr)
+        print(f"headrace: {error}", file=sys.stderr)
         return USAGE
     except OptionError as error:
         print(f"headrace: {error}", file=sys.stderr)

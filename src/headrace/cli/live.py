@@ -32,6 +32,7 @@ _OUTCOMES = {
     RolloutOutcome.ROLLED_BACK: "rolled back",
     RolloutOutcome.SUPERSEDED: "superseded",
 }
+_SAYS = {"hold": "needs more requests"}
 _ASCII = str.maketrans({"·": "-", "…": "~"})
 _UP = "\x1b[{}F"  # to the beginning of the line so many lines up
 _CLEAR_BELOW = "\x1b[J"
@@ -54,7 +55,9 @@ def view(status: RolloutStatus, now: float, width: int, style: Style) -> list[st
     lines += [_check(check.says, _told(check), style) for check in status.checks]
     if status.outcome:
         reason = [_clean(line) for line in status.reason.strip().splitlines() if line.strip()]
-        lines += [[("  ", _as_it_is), (line, _as_it_is)] for line in reason[:MOST_REASON_LINES]]
+        if len(reason) > MOST_REASON_LINES:  # of a traceback: how it begins, and what was raised
+            reason = [*reason[: MOST_REASON_LINES - 2], "…", reason[-1]]
+        lines += [[("  ", _as_it_is), (line, _as_it_is)] for line in reason]
     drawn = [_cut(line, width) for line in lines]
     return [line.translate(_ASCII) for line in drawn] if style.ascii else drawn
 
@@ -66,7 +69,7 @@ def summary(status: RolloutStatus) -> str:
         return f"{_title(status)}: {_outcome(status)}{f': {reason}' if reason else ''}"
     shares = ", ".join(f"{number}: {percent(weight)}" for number, weight in _newest_first(status.weights))
     parts = [_stage(status), f"weights {shares}" if shares else ""]
-    parts += [f"{_clean(check.check)} {_clean(check.says)}" for check in status.checks]
+    parts += [f"{_clean(check.check)} {_SAYS.get(check.says, _clean(check.says))}" for check in status.checks]
     return f"{_title(status)}: {' · '.join(part for part in parts if part)}"
 
 

@@ -295,7 +295,7 @@ def _shares(words: list[str], example: str) -> dict[int, float]:
             raise OptionError(f"{word!r} is not REVISION=SHARE, such as {example}")
         if int(number) in found:
             raise OptionError(f"{word!r}: revision {int(number)} is named twice")
-        found[int(number)] = share(f"{number}=", text)
+        found[int(number)] = share(f"revision {number}:", text)
     return found
 
 

@@ -96,9 +96,12 @@ def share(option: str, text: str) -> float:
     """`0.05` or `5%`. Raises OptionError."""
     number = text.strip()
     try:
-        return float(number[:-1]) / 100 if number.endswith("%") else float(number)
+        found = float(number[:-1]) / 100 if number.endswith("%") else float(number)
     except ValueError:
         raise OptionError(f"{option} {text!r} must be a share, such as 0.05 or 5%") from None
+    if 1.0 < found <= 100.0 and not number.endswith("%"):
+        raise OptionError(f"{option} {text!r} must be a share, such as 0.05 or 5%; did you mean '{number}%'?")
+    return found
 
 
 def _value(option: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -52,6 +52,7 @@ MOST_BUILDS = 4
 _NOT_FOR_BUILDERS = ("HEADRACE_RUNTIME_DIR", "HEADRACE_PROCESS_ID", "HEADRACE_LIFELINE_FD")
 
 Tell = Callable[[str, str], None]
+T = TypeVar("T")
 
 
 class Declared(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,11 +91,12 @@ def deploy_config(
 ) -> dict[str, Declared]:
     """Have the instance's declared applications be those of the schema, and say what became of each, by name.
 
-    Those that were declared before and are not any more are deleted (not with `exact` False); those that code deployed
-    are left alone. With `wait` each is waited for as `Deploy` says of `until`. `expected` is the newest revision that
-    is known of an application, by name, or of the only one. After `timeout_s` seconds what has not ended has failed
-    with RequestTimeoutError, and goes on in the instance. `on_progress` gets an application's name ("": the instance)
-    and a line. Modules and relative paths are looked for in `app_dir`; `source` is what the schema was read from.
+    Those that were declared before and are not any more are deleted (not with `exact` False), once all of the others
+    are built: where one could not be, none is deleted. Those that code deployed are left alone. With `wait` each is
+    waited for as `Deploy` says of `until`. `expected` is the newest revision that is known of an application, by name,
+    or of the only one. After `timeout_s` seconds what has not ended has failed with RequestTimeoutError, and goes on in
+    the instance. `on_progress` gets an application's name ("": the instance) and a line. Modules and relative paths
+    are looked for in `app_dir`; `source` is what the schema was read from.
     Raises InstanceError where the instance does not run, ConfigError for a schema that is not valid.
     """
     # What was changed since it was made is checked here.
@@ -104,13 +106,11 @@ def deploy_config(
     deployer = _Deployer(directory, Path(app_dir).absolute(), wait, until, by, tell, source, timeout_s)
     status = deployer.status()
     deployer.start_http(schema, status)  # first: a port that is taken leaves all as it was
-    results = deployer.delete(_not_any_more(schema, status) if exact else ())
     try:
         wanted = {app.name: _expected(expected, app.name) for app in schema.applications}
-        results |= deployer.deploy(schema, wanted)
+        return deployer.deploy(schema, wanted, _not_any_more(schema, status) if exact else ())
     finally:
         deployer.finish()
-    return results
 
 
 def build_declared(application: ServeApplicationSchema, *, app_dir: str | Path = ".", tell: Tell | None = None) -> Any:
@@ -282,36 +282,52 @@ class _Deployer:
         job = DeclaredJob(app_dir=self._app_dir, grpc=given)
         return msgspec.msgpack.decode(_built(job, self._directory, "", self._tell), type=GrpcService | None)
 
-    def deploy(self, schema: ServeDeploySchema, expected: Mapping[str, int | None]) -> dict[str, Declared]:
-        """Build and deploy all of them, each on its own."""
+    def deploy(
+        self, schema: ServeDeploySchema, expected: Mapping[str, int | None], not_any_more: Sequence[str]
+    ) -> dict[str, Declared]:
+        """Build all of them, delete what is not declared any more, and deploy them, each on its own.
+
+        A typo in a file is no reason to take away what serves: where one cannot be built, nothing is deleted.
+        """
         builds = threading.Semaphore(MOST_BUILDS)
         capacity = schema.target_capacity
 
-        def one(app: ServeApplicationSchema) -> Declared:
+        def build(app: ServeApplicationSchema) -> bytes | Declared:
             job = DeclaredJob(
                 app_dir=self._app_dir,
                 application=app.model_dump(exclude_unset=True),
                 target_capacity=None if capacity is None or capacity == 100 else capacity,
                 source=f"{self._source}: {app.import_path}" if self._source else app.import_path,
             )
-            built = False
             try:
                 with builds:
-                    data = _built(job, self._directory, app.name, self._tell, self._builders)
-                built = True
-                return self._deploy_one(app, data, expected[app.name])
+                    return _built(job, self._directory, app.name, self._tell, self._builders)
             except HeadraceError as error:
-                late = isinstance(error, RequestTimeoutError) and built
-                reason = f"it has not ended within {self._timeout_s:g} s, and goes on" if late else str(error)
-                return Declared(app=app.name, action="failed", error=type(error).__name__, reason=reason)
+                return _failed(app.name, error, str(error))
 
-        return self._each(one, schema.applications)
+        def deploy(app: ServeApplicationSchema) -> Declared:
+            data = built[app.name]
+            if isinstance(data, Declared):
+                return data
+            try:
+                return self._deploy_one(app, data, expected[app.name])
+            except RequestTimeoutError as error:
+                return _failed(app.name, error, f"it has not ended within {self._timeout_s:g} s, and goes on")
+            except HeadraceError as error:
+                return _failed(app.name, error, str(error))
 
-    def _each(
-        self, one: Callable[[ServeApplicationSchema], Declared], apps: Sequence[ServeApplicationSchema]
-    ) -> dict[str, Declared]:
+        built = self._each(build, schema.applications)
+        broken = ", ".join(repr(name) for name, data in built.items() if isinstance(data, Declared))
+        if broken:
+            for name in not_any_more:
+                line = f"application {name!r} is not declared any more, but stays: {broken} could not be built"
+                self._tell(name, line)
+        deleted = {} if broken else self.delete(not_any_more)
+        return deleted | self._each(deploy, schema.applications)
+
+    def _each(self, one: Callable[[ServeApplicationSchema], T], apps: Sequence[ServeApplicationSchema]) -> dict[str, T]:
         """What `one` makes of each, at once. Who interrupts it waits for none of them: their builders are ended."""
-        results: dict[str, Declared] = {}
+        results: dict[str, T] = {}
         errors: list[BaseException] = []
 
         def run(app: ServeApplicationSchema) -> None:
@@ -356,6 +372,10 @@ class _Deployer:
             outcome=answer.outcome,
             reason=answer.reason,
         )
+
+
+def _failed(app: str, error: HeadraceError, reason: str) -> Declared:
+    return Declared(app=app, action="failed", error=type(error).__name__, reason=reason)
 
 
 def _built(

@@ -18,6 +18,7 @@ from headrace.spec.errors import OptionError, OptionTypeError
 
 LONGEST_NAME = 100
 LONGEST_ID = 1024  # as long as a key may be at the door
+LATEST_S = 1e11  # in the year 5138: who gives more gives milliseconds
 LARGEST = 1e70  # values are squared and summed up
 
 
@@ -47,6 +48,8 @@ def observe(
     if abs(number) > LARGEST:
         raise OptionError(f"observe: value={value!r} must be within {LARGEST:g}, for it is squared")
     when = None if at is None else _number("at", at)
+    if when is not None and not 0 < when < LATEST_S:
+        raise OptionError(f"observe: at={at!r} must be in seconds since the epoch, as time.time() gives it")
     for what, given in (("request_id", request_id), ("key", key), ("app_name", app_name)):
         if given is not None and (not isinstance(given, str) or not 0 < len(given) <= LONGEST_ID):
             raise OptionError(f"observe: {what}={given!r} must be a text of 1 to {LONGEST_ID} characters")

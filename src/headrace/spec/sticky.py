@@ -25,7 +25,7 @@ class Sticky(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.of not in ("header", "cookie", "query"):
-            raise OptionError(f"sticky: of={self.of!r} must be 'header', 'cookie' or 'query'")
+            raise OptionError(f"sticky: {self.of!r} must be 'header', 'cookie' or 'query', as in 'header:x-user'")
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 100 or not self.name.isascii():
             raise OptionError(f"sticky: name={self.name!r} must be 1 to 100 ASCII characters")
         if not self.name.isprintable() or any(c in self.name for c in " \t=;,&"):
