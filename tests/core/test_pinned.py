@@ -7,6 +7,7 @@ from fleet_world import World, application, deployment
 from headrace.core.lifecycle import Phase
 from headrace.core.plan import Start
 from headrace.spec.application import ApplicationSpec
+from headrace.spec.rollout import Canary, Command
 
 
 def running(spec: ApplicationSpec) -> World:
@@ -78,3 +79,19 @@ def test_a_revision_whose_deployments_are_all_shared_is_known_as_long_as_its_req
     world.now += 7.0
     world.run()
     assert list(world.app.revisions) == [2]
+
+
+def test_a_callee_that_is_away_as_its_revision_loses_the_traffic_is_known_throughout() -> None:
+    world = running(application(deployment("A", uses=("B",)), deployment("B")))
+    canary = Canary(steps=((0.5, None),), analysis=())
+    world.deploy(application(deployment("A", digest="2", uses=("B",)), deployment("B", digest="2")), canary)
+    world.run()
+    assert world.app.weights == {1: 0.5, 2: 0.5}
+    callee = next(each.id for each in world.app.of("app/B@2"))
+    world.exit(callee)
+    world.command(Command.ABORT)
+    for _ in range(20):
+        world.round()
+        world.routed = world.snapshot.version
+        assert "B" in open_in(world, 2)
+    assert world.app.weights == {1: 1.0}

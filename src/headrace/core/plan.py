@@ -149,10 +149,13 @@ class _Planner:
 
     def plan(self) -> None:
         app = self.app
+        held, until = pinned.held(app, self.wanted, self.now)
+        # Where the target moves, what was wanted until now is published once more: it may be held from then on.
+        app.held = held | self.wanted.keys()
         self.plan_target()
         if self.actions:
             return  # what is wanted changes with it: plan again
-        app.held, until = pinned.held(app, self.wanted, self.now)
+        app.held = held
         if until is not None:
             self.at(until)
         for key, spec in self.wanted.items():
