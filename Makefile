@@ -14,8 +14,9 @@ BIN := .venv/bin
 STAMPS := .venv/.stamps
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DIGITS := examples/digits/digits.joblib
-# Those that start no processes, or hardly any, run beside the others.
-QUIET := tests/core tests/spec tests/wire tests/bench tests/patterns
+# Three parts run beside each other, about as long as one another: two that are named, and all the rest.
+FIRST := tests/core tests/spec tests/wire tests/bench tests/patterns tests/docs tests/older
+SECOND := tests/e2e tests/engine tests/examples tests/packaging tests/api tests/cli
 SHOP := examples/search/shop.sqlite
 
 .PHONY: help setup serve search test lint bench clean
@@ -39,13 +40,16 @@ search: $(SHOP)  ## prepare the search example if need be and serve it on PORT (
 	@echo
 	@exec $(BIN)/headrace run search:app --app-dir examples/search --port $(PORT)
 
-test: $(STAMPS)/test $(STAMPS)/search  ## run all tests: decisions and patterns beside those that start processes
-	@said=$$(mktemp); \
-	$(BIN)/python -m pytest $(QUIET) > $$said 2>&1 & beside=$$!; \
-	trap 'kill $$beside 2> /dev/null || true; rm -f $$said' EXIT; \
-	status=0; $(BIN)/python -m pytest $(addprefix --ignore=,$(QUIET)) || status=$$?; \
-	wait $$beside || status=$$?; \
-	echo "$(QUIET):"; cat $$said; \
+test: $(STAMPS)/test $(STAMPS)/search $(DIGITS)  ## run all tests, in three parts beside each other
+	@said=$$(mktemp -d); \
+	$(BIN)/python -m pytest $(FIRST) > $$said/first 2>&1 & first=$$!; \
+	$(BIN)/python -m pytest $(SECOND) > $$said/second 2>&1 & second=$$!; \
+	trap 'kill $$first $$second 2> /dev/null || true; rm -rf $$said' EXIT; \
+	status=0; $(BIN)/python -m pytest $(addprefix --ignore=,$(FIRST) $(SECOND)) || status=$$?; \
+	wait $$first || status=$$?; \
+	wait $$second || status=$$?; \
+	echo "$(FIRST):"; cat $$said/first; \
+	echo "$(SECOND):"; cat $$said/second; \
 	exit $$status
 
 lint: $(STAMPS)/lint  ## ruff, mypy --strict on the package, the layers
