@@ -175,6 +175,7 @@ def test_what_takes_too_long_to_import_is_ended_and_leaves_the_others(shop):
     assert done.returncode == 124
     late = json.loads(done.stdout)["applications"]["late"]
     assert late["reason"].startswith("hangs:app was not built in time")
+    assert "not ended: application late: hangs:app" in done.stderr
 
 
 def test_packages_directories_and_capacity(shop):

@@ -112,6 +112,9 @@ def test_an_application_is_built_in_a_process_of_its_own():
     spec = build_declared(application, app_dir=HERE, tell=lambda app, line: said.append((app, line)))
     assert [each.name for each in spec.deployments] == ["Model", "Model_1", "Door"]
     assert said == [("default", f"importing {MODULE}:graph")]
+    shadow = {"strategy": "shadow", "compare": {"kind": "user", "function": f"{MODULE}:none_such"}}
+    with pytest.raises(DeployFailedError, match="has no 'none_such'"):
+        build_declared(ServeApplicationSchema(import_path=f"{MODULE}:graph", rollout=shadow), app_dir=HERE)
     with pytest.raises(DeployFailedError, match="ZeroDivisionError"):
         build_declared(ServeApplicationSchema(import_path=f"{MODULE}:broken"), app_dir=HERE)
 

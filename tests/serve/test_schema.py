@@ -151,6 +151,7 @@ def test_only_what_is_given_overrides_code():
         (app(runtime_env={"working_dir": "s3://b/x.zip"}), "only local directories do, and 's3' is none"),
         (app(runtime_env={"env_vars": {"A": 1}}), "applications[0].runtime_env.env_vars: A=1 must be a text"),
         (app(rollout="canarie"), "rollout='canarie' must be one of"),
+        (app(rollout={"strategy": "shadow", "compare": "shop:f"}), "compare='shop:f' must be one of exact, numeric"),
         (app(rollout={"strategy": "canary", "step": []}), "rollout: unknown key 'step'; did you mean 'steps'?"),
         (app(rollout={"strategy": "canary", "steps": [[2, 1]]}), "Canary: weight=2 must be a number from 0 to 1"),
         (app(rollout={"strategy": "canary", "analysis": ["latenzy"]}), "did you mean 'latency'?"),

@@ -96,10 +96,14 @@ def told(result: Declared, teller: Teller) -> str:
         case Declared(action="deleted"):
             return f"deleted: application {result.app}"
         case Declared(action="failed"):
-            return teller.style.bad(f"failed: application {result.app}: {result.reason}")
+            how = _HOW.get(result.error, "failed")
+            return teller.style.bad(f"{how}: application {result.app}: {result.reason}")
         case Declared(outcome=""):
             return f"deploying application {result.app} as revision {result.revision}"
     return teller.style.good(f"{result.outcome.lower()}: application {result.app}, revision {result.revision}")
+
+
+_HOW = {"RolledBackError": "rolled back", "RequestTimeoutError": "not ended"}
 
 
 def code_of(results: Mapping[str, Declared]) -> int:

@@ -19,7 +19,7 @@ from headrace.serve.build import report
 from headrace.serve.deployment import Application
 from headrace.serve.graph import ByValue, build
 from headrace.serve.grpc_options import grpc_service
-from headrace.serve.target import UserCodeRaised, import_from, load_application
+from headrace.serve.target import UserCodeRaised, check_function, import_from, load_application
 from headrace.spec.config_schema import ServeApplicationSchema, with_colon
 from headrace.spec.errors import HeadraceError, OptionError
 from headrace.spec.options import deployment_options
@@ -47,6 +47,9 @@ def build_application(job: DeclaredJob) -> Built:
     path = with_colon(schema.import_path)
     report(Line(f"importing {path}"))
     app = load_application(path, schema.args, directory)
+    compare = schema.rollout.get("compare") if isinstance(schema.rollout, Mapping) else None
+    if isinstance(compare, Mapping) and compare.get("function"):
+        check_function(compare["function"], "rollout.compare.function")  # or each comparison would fail, unseen
     variables = schema.runtime_env.get("env_vars") or {}
     overrides: dict[str, dict[str, Any]] = {each.name: each.overrides() for each in schema.deployments}
     if variables or job.target_capacity is not None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from headrace.serve.builder import call_builder
 from headrace.serve.deployment import Application, Deployment
-from headrace.spec.errors import HeadraceError, ImportPathError
+from headrace.spec.errors import HeadraceError, ImportPathError, OptionTypeError
 from headrace.spec.names import split_import_path
 
 _OURS = str(Path(__file__).parents[1]) + os.sep
@@ -45,6 +45,14 @@ def load_application(path: str, arguments: Mapping[str, str], app_dir: str = "."
         raise
     except Exception as error:  # whatever the user's builder raises, it is theirs to see
         raise UserCodeRaised(f"the builder {path} raised:\n{user_traceback(error)}") from error
+
+
+def check_function(path: str, what: str) -> None:
+    """Raises ImportPathError, UserCodeRaised or OptionTypeError unless a function can be imported from `path`."""
+    module_name, attribute = split_import_path(path)
+    found = _find(_import(module_name, sys.path[0]), attribute, path)
+    if not callable(found):
+        raise OptionTypeError(f"{what}={path!r} must name a function, not {found!r:.100}")
 
 
 def import_from(app_dir: str) -> str:

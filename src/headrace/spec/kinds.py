@@ -107,7 +107,9 @@ class Text(Kind):
         if not isinstance(value, str):
             super().check(value, path, findings)
         elif self._choices and value not in self._choices:
-            findings.problem(path, f"{_named(path, value)} must be {self.what}; {hint(value, self._choices)}")
+            near = hint(value, self._choices)
+            more = f"; {near}" if near.startswith("did you mean") else ""  # all of them are told already
+            findings.problem(path, f"{_named(path, value)} must be {self.what}{more}")
 
     def schema(self, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"type": "string", "enum": list(self._choices)} if self._choices else {"type": "string"}
