@@ -139,6 +139,7 @@ def answers(client: Client, endpoint: str, number: int = 60) -> set[Any]:
         (lambda c: c.get_backend_config("other"), OptionError, r"'other' is not registered"),
         (lambda c: c.update_backend_config("other", {}), OptionError, r"'other' is not registered"),
         (lambda c: c.update_backend_config("known", {"max_batch_size": 3}), OptionError, r"accept_batch"),
+        (lambda c: c.update_backend_config("known", {"user_config": 3}), OptionError, r"no method reconfigure"),
         (lambda c: c.get_handle("nowhere"), ApplicationNotFound, r"endpoint 'nowhere' does not exist"),
         (lambda c: c.get_handle("there").options(methods=1), OptionTypeError, r"has no option 'methods': did you mean"),
         (lambda c: c.get_handle("there").options(shard_key=1), OptionTypeError, r"shard_key=1 .* must be a string"),

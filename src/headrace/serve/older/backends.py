@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -39,20 +40,24 @@ A = TypeVar("A", bound=Answer)
 
 
 class Code(msgspec.Struct, frozen=True, kw_only=True):
-    """What of a backend does not change: its specification as it was built, and the sources that come with it."""
+    """What of a backend does not change: its specification as it was built, and the sources that come with it. `token`
+    is of the call that made it.
+    """
 
     spec: DeploymentSpec
     environment: Environment
     packs: dict[str, bytes]
+    token: str
 
 
 class Registered(msgspec.Struct, frozen=True, kw_only=True):
     """What of a backend is looked at often. `plain`: its code runs one request at a time; `batched`: it accepts
-    batches.
+    batches; `reconfigurable`: it takes a user_config.
     """
 
     tag: str
     config: dict[str, Any]
+    reconfigurable: bool
     plain: bool
     batched: bool
     max_ongoing: int
@@ -115,11 +120,12 @@ def register(
     made = Registered(
         tag=tag,
         config=config.dict(),
+        reconfigurable=hasattr(target, "reconfigure"),
         plain=not any(map(is_asynchronous, called)),
         batched=any(map(accepts_batches, called)),
         max_ongoing=resolved_max_ongoing(target, DeploymentOptions()),
     )
-    check_config(made, config, target)
+    check_config(made, config)
     options_of(made, ())  # of a user_config that cannot be sent, it tells
     options = {"ray_actor_options": ray_actor_options} if ray_actor_options is not None else {}
     from headrace.serve.older.served import Backend  # it brings what replicas need, and other drivers do not
@@ -128,11 +134,14 @@ def register(
     packing = ByValue()
     spec = build(deployment.bind(tag, target, tuple(init_args)), tag, None, packing=packing)
     (only,) = spec.deployments
-    code = Code(spec=only, environment=spec.environment, packs=dict(packing.packs()))
+    code = Code(spec=only, environment=spec.environment, packs=dict(packing.packs()), token=uuid.uuid4().hex)
     name, encoder = _CONFIG + tag, msgspec.msgpack.Encoder()
     try:
         current_tie().ask(KeepNotes({name: encoder.encode(made), _CODE + tag: encoder.encode(code)}, absent=(name,)))
     except RevisionConflictError:
+        # A controller that went away in between may have been asked twice.
+        if any(_decode_code(note).token == code.token for note in ask(Notes, GetNotes(_CODE + tag)).notes.values()):
+            return
         raise OptionError(
             f"backend {tag!r} is registered already: choose another tag, or delete_backend({tag!r}) first"
         ) from None
@@ -157,14 +166,14 @@ def _check_arguments(tag: str, target: type, init_args: Sequence[Any]) -> None:
         pass  # no signature (a class of an extension module): the replica will tell
 
 
-def check_config(backend: Registered, config: BackendConfig, target: object = None) -> None:
+def check_config(backend: Registered, config: BackendConfig) -> None:
     """Raise OptionError for a config that the backend's code cannot have."""
     if config.max_batch_size is not None and not backend.batched:
         raise OptionError(
             f"max_batch_size={config.max_batch_size} of backend {backend.tag!r}: its code does not accept batches; "
             "mark what takes a list of requests with @serve.accept_batch"
         )
-    if config.user_config is not None and target is not None and not hasattr(target, "reconfigure"):
+    if config.user_config is not None and not backend.reconfigurable:
         raise OptionError(
             f"backend {backend.tag!r} has a user_config, but no method reconfigure(user_config) to take it"
         )
