@@ -91,10 +91,24 @@ def test_a_deploy_that_failed_says_why_while_the_old_revision_serves() -> None:
     app.target, app.failure = 2, "D: boom"
     app.failures_of("app/D@2").error = "boom"
     overview = told(app)
-    assert (overview.status, overview.message, overview.revision) == ("DEPLOY_FAILED", "D: boom", 1)
-    assert overview.deployments["D"].status == "DEPLOY_FAILED"
-    assert overview.deployments["D"].message == "boom"
+    assert (overview.status, overview.message, overview.revision) == (
+        "DEPLOY_FAILED",
+        "revision 2 failed; revision 1 has the traffic as before: D: boom",
+        1,
+    )
+    assert overview.deployments["D"].status == "HEALTHY"  # what serves is well
+    assert overview.deployments["D"].message == ""
     assert overview.deployments["D"].replica_states == {"RUNNING": 2}
+
+
+def test_a_split_needs_as_many_replicas_as_its_shares_do() -> None:
+    app = running(Phase.RUNNING, wanted=2)
+    other = deployment("D", digest="2", num_replicas=2)
+    app.revisions[2] = application(other)
+    app.split = app.weights = {1: 0.5, 2: 0.5}
+    assert told(app).deployments["D"].status == "HEALTHY"
+    app.split = app.weights = {1: 0.9, 2: 0.1}
+    assert told(app).deployments["D"].status == "UNHEALTHY"
 
 
 def test_too_many_restarts_are_unhealthy() -> None:

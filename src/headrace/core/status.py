@@ -61,11 +61,13 @@ def serve_status(
     )
 
 
-def application_status(
-    app: Application, now: float, rollout: RolloutStatus | None = None
-) -> ApplicationStatusOverview:
-    """One application: the deployments of the revision that was deployed last, and whatever of others still runs."""
-    deployments = {spec.name: deployment_status(app, spec, now) for spec in app.spec.deployments}
+def application_status(app: Application, now: float, rollout: RolloutStatus | None = None) -> ApplicationStatusOverview:
+    """One application: the deployments of the revision that was deployed last (or, where that was given up, of the one
+    that has the traffic instead), and whatever of others still runs.
+    """
+    given_up = bool(app.failure) and app.current in app.revisions
+    shown = app.revisions[app.current] if given_up else app.spec
+    deployments = {spec.name: deployment_status(app, spec, now) for spec in shown.deployments}
     status = ApplicationStatus.RUNNING
     message = ""
     if app.deleting:
@@ -74,6 +76,8 @@ def application_status(
         status, message = ApplicationStatus.RUNNING, f"revision {app.target} was rolled back: {app.failure}"
     elif app.failure:
         status, message = ApplicationStatus.DEPLOY_FAILED, app.failure
+        if given_up and app.target != app.current:
+            message = f"revision {app.target} failed; revision {app.current} has the traffic as before: {app.failure}"
     elif app.deploying or app.target != app.current:
         status = ApplicationStatus.DEPLOYING
     else:
@@ -114,7 +118,8 @@ def deployment_status(app: Application, spec: DeploymentSpec, now: float) -> Dep
 
 
 def _deployment_state(app: Application, key: str, spec: DeploymentSpec, now: float) -> tuple[DeploymentStatus, str]:
-    wanted = 0 if app.deleting else spec.options.num_replicas
+    live = any(app.deployment_of(number, key) is not None for number in app.live())
+    wanted = 0 if app.deleting else app.number_wanted(key) if live else spec.options.num_replicas
     counted = app.counted(key)
     serving = sum(state_of(replica) is ReplicaState.RUNNING for replica in counted)
     failures = app.failures.get(key)
@@ -126,7 +131,7 @@ def _deployment_state(app: Application, key: str, spec: DeploymentSpec, now: flo
         return DeploymentStatus.DEPLOY_FAILED, "REPLICA_STARTUP_FAILED"
     if failures is not None and failures.restarts.escalated(now, wanted):
         return DeploymentStatus.UNHEALTHY, "RESTARTING_TOO_OFTEN"
-    if app.target != app.current:
+    if app.target != app.current and not app.failure:
         return DeploymentStatus.UPDATING, "CONFIG_UPDATE_STARTED"
     if not app.deploying:
         return DeploymentStatus.UNHEALTHY, "REPLICA_DIED"
