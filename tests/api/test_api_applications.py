@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from conftest import NotingDeployer
+from api_clients import NotingDeployer
 from scripted_controller import ScriptedController
 from starlette.testclient import TestClient
 

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from api_clients import TOKEN, NotingDeployer
 from api_process import Raw, said, until
-from conftest import TOKEN, NotingDeployer
 
 from headrace.api.app import Api
 from headrace.api.controller import Controller

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from conftest import TOKEN, NotingDeployer, client_of
+from api_clients import TOKEN, NotingDeployer, client_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted_controller import ScriptedController
