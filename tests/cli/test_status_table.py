@@ -63,8 +63,10 @@ def test_what_runs():
 
 
 def test_traffic_that_is_shared_or_moves_is_told():
-    def shared(weights, rollout=None):
-        app = ApplicationStatusOverview(status=ApplicationStatus.RUNNING, weights=weights, rollout=rollout)
+    def shared(weights, rollout=None, shadows={}):  # noqa: B006  # nobody changes it
+        app = ApplicationStatusOverview(
+            status=ApplicationStatus.RUNNING, weights=weights, rollout=rollout, shadows=shadows
+        )
         return table(ServeStatus(applications={"app": app}), PLAIN)
 
     assert shared({1: 0.9, 2: 0.1})[-2:] == [
@@ -73,6 +75,7 @@ def test_traffic_that_is_shared_or_moves_is_told():
     ]
     canary = RolloutStatus(app="app", revision=2, strategy="canary", stage="watching", step=0, steps=3)
     assert shared({1: 1.0}, canary)[-1] == "app          1: 100 %             revision 2: step 1 of 3 · watching"
+    assert shared({1: 1.0}, shadows={2: 0.5})[-1] == "app          1: 100 %; copies to 2: 50 %  -"
     ended = msgspec.structs.replace(canary, outcome="ROLLED_BACK")
     assert not any("ROLLOUT" in line for line in shared({1: 1.0}, ended))
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 from fleet_world import application, deployment
 
+from headrace.core import rollout as rollouts
 from headrace.core.fleet import Application, Replica
 from headrace.core.lifecycle import Phase
 from headrace.core.restart import RestartPolicy
+from headrace.core.rollout_status import rollout_status
 from headrace.core.status import serve_status
+from headrace.spec.rollout import RollingUpdate, ShadowTraffic
 from headrace.spec.status import ApplicationStatusOverview, ProxyDetails, ProxyStatus
 
 KEY = "app/D@1"
@@ -109,6 +112,18 @@ def test_a_split_needs_as_many_replicas_as_its_shares_do() -> None:
     assert told(app).deployments["D"].status == "HEALTHY"
     app.split = app.weights = {1: 0.9, 2: 0.1}
     assert told(app).deployments["D"].status == "UNHEALTHY"
+
+
+def test_what_is_mirrored_is_told_whoever_asked_for_it() -> None:
+    app = running(Phase.RUNNING, wanted=1)
+    app.revisions[2] = application(deployment("D", digest="2"))
+    assert told(app).shadows == {}
+    app.shadows = {2: ShadowTraffic(fraction=0.5)}
+    assert told(app).shadows == {2: 0.5}
+    app.ended = rollouts.begin(1, {}, RollingUpdate(), 0.0)
+    status = rollout_status(app, 0, 0.0, 0.0)
+    assert status is not None
+    assert status.shadow == 0.5
 
 
 def test_too_many_restarts_are_unhealthy() -> None:

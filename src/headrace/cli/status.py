@@ -55,14 +55,17 @@ def table(status: ServeStatus, style: Style) -> list[str]:
 
 
 def _rollouts(status: ServeStatus, style: Style) -> list[str]:
-    """Of each application whose traffic is shared or on the move: how."""
+    """Of each application whose traffic is shared, mirrored or on the move: how."""
     rows: list[Sequence[str]] = [("APPLICATION", "TRAFFIC BY REVISION", "ROLLOUT")]
     for name, app in status.applications.items():
         rollout = app.rollout
         under_way = rollout is not None and not rollout.outcome
-        if len(app.weights) < 2 and not under_way:
+        if len(app.weights) < 2 and not under_way and not app.shadows:
             continue
         shares = ", ".join(f"{number}: {percent(weight)}" for number, weight in sorted(app.weights.items()))
+        if app.shadows:
+            copies = ", ".join(f"{number}: {percent(fraction)}" for number, fraction in sorted(app.shadows.items()))
+            shares += f"; copies to {copies}"
         told = f"revision {rollout.revision}: {stage_of(rollout)}" if rollout is not None and under_way else "-"
         rows.append((name, shares or "-", told))
     return ["", *_aligned(rows, style)] if len(rows) > 1 else []

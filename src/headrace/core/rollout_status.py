@@ -30,7 +30,8 @@ def rollout_status(
     known = app.weights_at is not None and app.weights_at <= routed
     seen = Seen(weights=app.weights if known else None, ready=ready, verdict=app.verdict)
     due = rollouts.due_at(rollout)
-    shadow = rollouts.shadow_of(rollout)
+    # What somebody asked for besides is told here too: `mirrored` counts it.
+    shadow = app.shadows[max(app.shadows)] if app.shadows else rollouts.shadow_of(rollout)
     ended = rollout.stage is Stage.ENDED
     arms = _arms(app, rollout)
     return RolloutStatus(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from headrace.core.fleet import Application, Replica, entry_key
 from headrace.core.lifecycle import Phase
+from headrace.core.publication import shadow_of
 from headrace.spec.application import DeploymentSpec
 from headrace.spec.status import (
     ApplicationStatus,
@@ -94,6 +95,7 @@ def application_status(app: Application, now: float, rollout: RolloutStatus | No
         revision=app.current or app.target,
         newest=app.newest,
         weights=dict(app.weights),
+        shadows={number: each.fraction for number in app.revisions if (each := shadow_of(app, number)) is not None},
         rollout=rollout,
         deployments=deployments,
         deployed_app_config=app.spec.config,

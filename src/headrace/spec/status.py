@@ -166,7 +166,7 @@ class ApplicationStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
     """One application. `last_deployed_time_s` is seconds since the epoch; `request_timeout_s` None: no limit.
 
     `revision` is the one that its traffic was last given to for good, `newest` the one that was deployed last,
-    `weights` say how the traffic is shared. `rollout` is the one under way, or the last one.
+    `weights` say how the traffic is shared, `shadows` what is mirrored; `rollout` is the one under way, or the last.
     `deployed_app_config` is the declarative configuration that it was deployed by; None: by code.
     """
 
@@ -178,6 +178,7 @@ class ApplicationStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
     revision: int = 0
     newest: int = 0
     weights: dict[int, float] = {}
+    shadows: dict[int, float] = {}
     rollout: RolloutStatus | None = None
     deployments: dict[str, DeploymentStatusOverview] = {}
     deployed_app_config: dict[str, Any] | None = None
