@@ -16,7 +16,7 @@ from starlette.responses import StreamingResponse
 
 from headrace import serve
 
-SLICE_S = 0.02  # for which another process may have the processor
+SLICE_S = 0.1  # for which other processes, of which there may be many, have the processor
 FOLDER = Path(os.environ.get("MISHAP_FOLDER", "."))
 
 
