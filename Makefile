@@ -15,8 +15,8 @@ STAMPS := .venv/.stamps
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DIGITS := examples/digits/digits.joblib
 # Three parts run beside each other, about as long as one another: two that are named, and all the rest.
-FIRST := tests/core tests/spec tests/wire tests/bench tests/patterns tests/docs tests/older tests/api tests/engine
-SECOND := tests/e2e tests/examples tests/packaging
+FIRST := tests/core tests/spec tests/wire tests/bench tests/patterns tests/docs tests/api
+SECOND := tests/e2e tests/examples tests/packaging tests/engine tests/older
 SHOP := examples/search/shop.sqlite
 
 .PHONY: help setup serve search test lint bench clean

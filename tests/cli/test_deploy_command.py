@@ -192,8 +192,7 @@ def test_a_revision_that_fails_requests_is_rolled_back_with_code_2(shop):
     status = json.loads(done.stdout)
     assert (status["revision"], status["outcome"]) == (2, "ROLLED_BACK")
     assert "error rate" in status["reason"]
-    assert status["requests"]["2"] >= 20
-    assert status["errors"]["2"] == status["requests"]["2"]
+    assert status["errors"]["2"] == status["requests"]["2"] > 0  # to fail it need not have seen enough to pass
     assert get(shop, "guarded") == "hello"
 
 
