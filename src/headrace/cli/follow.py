@@ -32,6 +32,7 @@ from headrace.wire.client import ControlClient
 from headrace.wire.control import Answer, Deployed, GetRollout, Operation, Rollout
 
 POLL_S = 0.2
+SAME_S = 0.01  # moments that are told are added up from two clocks
 _VIEWED = ("the traffic goes ", "revision ")  # the view tells the same
 
 CODES = {
@@ -222,8 +223,9 @@ class _Asked:
 
 
 def _another(found: RolloutStatus, before: RolloutStatus | None) -> bool:
-    # `since` is reckoned from a clock of its own, and so never twice the same.
-    return before is None or found.revision != before.revision or found.since - before.since > POLL_S
+    if before is None or found.revision != before.revision or found.outcome != before.outcome:
+        return True
+    return abs(found.since - before.since) > SAME_S
 
 
 def _ending(
