@@ -178,6 +178,21 @@ def test_one_that_was_not_heard_from_is_left_alone() -> None:
     assert world.serving(KEY) == 3
 
 
+def test_a_controller_that_has_come_back_moves_no_traffic_while_routers_have_not_said_what_they_know() -> None:
+    world = running(application(deployment("D")))
+    world.deploy(application(deployment("D", digest="2")), Canary(steps=((0.5, None),), analysis=()))
+    world.run()
+    assert world.app.weights == {1: 0.5, 2: 0.5}
+    world.log.clear()
+    for phase in (Phase.RECOVERING, Phase.RUNNING):
+        for replica in world.app.replicas.values():
+            replica.phase = phase
+        world.routed = 0
+        assert world.round() == []
+    world.exit(next(world.app.of("app/D@2")).id)
+    assert Share({1: 1.0}) in world.round()
+
+
 def test_callees_first_takes_long_chains_and_refuses_circles() -> None:
     chain = [deployment(f"D{i}", uses=(f"D{i + 1}",)) for i in range(5000)]
     ordered = callees_first(application(*chain, deployment("D5000")))

@@ -11,6 +11,7 @@ it any more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -238,7 +239,12 @@ class _Planner:
         app = self.app
         if len(wanted) == 1 and app.weights == wanted:
             return
-        able = shares_ready(self.app, self.routed) if ready is None else ready
+        able = dict(shares_ready(app, self.routed) if ready is None else ready)
+        # What a revision has it keeps while its replicas serve. To have more, every router must know them: those of a
+        # controller that has just come back have not said yet what they know.
+        serving = shares_ready(app, math.inf)
+        for number, weight in app.weights.items():
+            able[number] = max(able.get(number, 0.0), min(weight, serving.get(number, 0.0)))
         weights = rollouts.blend(wanted, app.weights, able, trusted=trusted, gradual=gradual)
         if weights != app.weights:
             self.actions.append(Share(weights))
@@ -405,7 +411,7 @@ class _Planner:
                 self.actions.append(Forget(number))
 
 
-def shares_ready(app: Application, routed: int) -> dict[int, float]:
+def shares_ready(app: Application, routed: float) -> dict[int, float]:
     """The share of its replicas that take calls, and that all routers know, of each revision that has or may get
     traffic: of the deployment that has the least. What all of them share tells nothing about one of them.
     """
@@ -424,7 +430,7 @@ def shares_ready(app: Application, routed: int) -> dict[int, float]:
     }
 
 
-def known(app: Application, key: str, routed: int) -> int:
+def known(app: Application, key: str, routed: float) -> int:
     """How many replicas of the deployment take calls, and every router knows it."""
     return sum(
         (replica.phase is Phase.RUNNING or (replica.phase is Phase.RECOVERING and replica.listed))

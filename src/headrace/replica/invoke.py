@@ -15,6 +15,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
@@ -53,6 +54,7 @@ _GONE = ErrorInfo("headrace.spec.errors.RequestCancelledError", "the caller has 
 # What user code may raise because its caller has left, or its time was over (a TimeoutError is an OSError).
 _LEAVING = (asyncio.CancelledError, RequestCancelledError, ClientDisconnect, OSError)
 _SPECIAL = GRPC | STREAM
+_THREAD_POLL_S = 0.01  # how often to look whether a thread has returned whose caller has left
 
 
 class Invoker:
@@ -78,6 +80,7 @@ class Invoker:
         self._batched: dict[str, BatchedCalls] = {}  # of the methods that are batched
         self._responding: set[asyncio.Task[Any]] = set()  # they run a response, and maybe go on after its end
         self._rested = asyncio.Event()
+        self._limiter: anyio.CapacityLimiter | None = None  # knows what waits for threads of frameworks
 
     def __repr__(self) -> str:
         return f"<Invoker of {self.replica.replica_id} responding={len(self._responding)}>"
@@ -217,8 +220,6 @@ class Invoker:
                 await serve_websocket(incoming, request, self._asgi)
             else:
                 assert self._asgi is not None
-                # A route may wait in a thread for what it called, and the task for that thread.
-                incoming.on_cancel = partial(_leave, _current_task(self.loop), request_variable.get())
                 await self._run_response(incoming, request, self._asgi)
         except BaseException as error:  # as in _run_http
             self.fail(incoming, error)
@@ -252,6 +253,11 @@ class Invoker:
         assert task is not None
         self._responding.add(task)
         incoming.lasts = True
+        # It may wait for a thread (of a plain route, of the plain iterator of a StreamingResponse), which may wait for
+        # what it called.
+        if self._limiter is None:
+            self._limiter = anyio.to_thread.current_default_thread_limiter()
+        incoming.on_cancel = partial(self._leave, task, request_variable.get(), self._limiter)
         reply = AsgiReply(incoming)
         try:
             await response(request.scope, request.receive, reply.send)
@@ -264,6 +270,18 @@ class Invoker:
             incoming.let_go()
             self._responding.discard(task)
             self._rested.set()
+
+    def _leave(self, task: asyncio.Task[Any], request: RequestContext | None, limiter: anyio.CapacityLimiter) -> None:
+        """Cancel a response that is being made."""
+        cancel_calls(request)
+        self._cancel_after_thread(task, limiter)
+
+    def _cancel_after_thread(self, task: asyncio.Task[Any], limiter: anyio.CapacityLimiter) -> None:
+        """Cancel the task, but not while it waits for a thread: that would be left behind, and go on without a slot."""
+        if task not in limiter.statistics().borrowers:
+            task.cancel()  # which does nothing to one that has ended
+        else:
+            self.loop.call_later(_THREAD_POLL_S, self._cancel_after_thread, task, limiter)
 
     # ---- for batches
 
@@ -380,12 +398,6 @@ class Invoker:
         else:
             vars(error)[TOLD] = told  # others may get the very error
         return info
-
-
-def _leave(task: asyncio.Task[Any] | None, request: RequestContext | None) -> None:
-    assert task is not None
-    task.cancel()
-    cancel_calls(request)
 
 
 def _encode_result(result: Any, method: Method) -> payload.Payload:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from headrace.core.buckets import bucket_of
+from headrace.core.buckets import BOUNDS
 from headrace.router.asked import text_of
 from headrace.spec.errors import HeadraceError
 from headrace.spec.hedging import HedgingConfig
@@ -117,7 +118,7 @@ class Call:
             self.tally = None
         else:
             tally.requests += 1
-            tally.latency[bucket_of(perf_counter() - self.came_at)] += 1
+            tally.latency[bisect_right(BOUNDS, perf_counter() - self.came_at)] += 1
 
     def count_failure(self, status: int) -> None:
         """It fails with this status, maybe after the first part of its answer. What was counted as a failure stays."""
