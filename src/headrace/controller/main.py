@@ -33,7 +33,7 @@ from headrace.controller.waiters import Waiters
 from headrace.core.plan import DRAIN_MARGIN_S
 from headrace.core.restart import RestartPolicy
 from headrace.engine import linux
-from headrace.engine.base import Engine, EngineEvent, EngineLost
+from headrace.engine.base import Engine, EngineEvent, EngineLost, NodesChanged
 from headrace.engine.directory import InstanceDirectory, read_snapshot, runtime_directory, write_snapshot
 from headrace.engine.local import LocalEngine
 from headrace.spec.errors import InstanceError
@@ -204,6 +204,8 @@ class Controller:
             case EngineLost(reason=reason):
                 self.lost = reason
                 self.ended.set()
+            case NodesChanged():
+                self.wake()
             case _:
                 self.reconciler.exited(event, asyncio.get_running_loop().time())
 

@@ -12,11 +12,14 @@ from typing import Protocol
 import msgspec
 
 from headrace.core.resources import Resources
+from headrace.spec.placement import Placement
 
 __all__ = [
     "Engine",
     "EngineEvent",
     "EngineLost",
+    "NodeInfo",
+    "NodesChanged",
     "ProcessExited",
     "ProcessInfo",
     "ProcessRequest",
@@ -28,7 +31,8 @@ class ProcessRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A process to start. `id` is unique among the living; `role` is `controller`, `ingress`, `worker` or `driver`.
 
     The process gets the environment of whoever started the instance, then what the engine sets (HEADRACE_*, threads and
-    GPUs by `resources`), then `env`, which wins except over HEADRACE_*.
+    GPUs by `resources`), then `env`, which wins except over HEADRACE_*. It runs on `node` ("": the engine chooses one,
+    by `resources` and `placement`, none of `avoid`).
     """
 
     id: str
@@ -36,16 +40,22 @@ class ProcessRequest(msgspec.Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     env: dict[str, str] = {}
     resources: Resources = Resources()
+    node: str = ""
+    placement: Placement = Placement()
+    avoid: tuple[str, ...] = ()
 
 
 class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A process that was started. `pid` and `started_at` (seconds since boot, by the kernel) name it for ever."""
+    """A process that was started. `pid` and `started_at` (seconds since boot, by the kernel) name it for ever, on its
+    `node` ("": there is but one).
+    """
 
     id: str
     role: str
     pid: int
     started_at: float
     resources: Resources
+    node: str = ""
 
 
 class ProcessExited(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +73,22 @@ class EngineLost(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-EngineEvent = ProcessExited | EngineLost
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A node on which processes can be started. `host` is the address of it. `leaving`: what runs there should move."""
+
+    id: str = ""
+    host: str = ""
+    head: bool = True
+    leaving: bool = False
+
+
+class NodesChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """These are the nodes from now on. Of processes on others that are gone with them, an exit each is told."""
+
+    nodes: tuple[NodeInfo, ...]
+
+
+EngineEvent = ProcessExited | EngineLost | NodesChanged
 
 
 class Engine(Protocol):
@@ -88,11 +113,20 @@ class Engine(Protocol):
     async def list(self) -> Sequence[ProcessInfo]:
         """The living processes that were started through this engine, also by an earlier controller."""
 
-    def capacity(self) -> Resources:
-        """What the machine has in all, held or not. Valid after `open`."""
+    def abandon(self, id: str) -> None:
+        """Forget the process, whose node answers nobody: its ProcessExited follows at once, and whatever of it lives is
+        killed when that can be done. An unknown id is no error.
+        """
 
-    async def reserve_port(self, host: str, port: int, name: str = "http") -> int:
-        """Hold the port `name` of the instance at `host` for its life; returns it (`port` 0: any that is free).
+    def nodes(self) -> Sequence[NodeInfo]:
+        """The nodes as last known; a change is told by NodesChanged. Valid after `open`."""
+
+    def capacity(self) -> Resources:
+        """What all nodes have in all, held or not. Valid after `open`."""
+
+    async def reserve_port(self, host: str, port: int, name: str = "http", node: str = "") -> int:
+        """Hold the port `name` of the instance at `host` of the node, for its life; returns it (`port` 0: any that is
+        free).
 
         Nothing listens on it yet: processes bind it themselves with SO_REUSEPORT. The same request again returns the
         same port; another one moves `name`. Raises PortBusyError, OptionError (no such address), InstanceError.

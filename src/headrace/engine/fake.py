@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from headrace.core.resources import Ledger, Resources
-from headrace.engine.base import EngineEvent, EngineLost, ProcessExited, ProcessInfo, ProcessRequest
+from headrace.engine.base import EngineEvent, EngineLost, NodeInfo, ProcessExited, ProcessInfo, ProcessRequest
 from headrace.engine.ports import HeldPorts
 from headrace.spec.errors import HeadraceError, InstanceError
 
@@ -116,10 +116,16 @@ class FakeEngine:
         self._check_open()
         return tuple(life.info for life in self._living.values())
 
+    def abandon(self, id: str) -> None:
+        self.stop(id, 0.0)
+
+    def nodes(self) -> Sequence[NodeInfo]:
+        return (NodeInfo(),)
+
     def capacity(self) -> Resources:
         return self._ledger.capacity
 
-    async def reserve_port(self, host: str, port: int, name: str = "http") -> int:
+    async def reserve_port(self, host: str, port: int, name: str = "http", node: str = "") -> int:
         self._check_open()
         if host.startswith("unix:"):
             return 0  # the path is the caller's own, and is held by nobody else

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from headrace.core.resources import Resources
 from headrace.engine import linux, messages
-from headrace.engine.base import EngineEvent, EngineLost, ProcessInfo, ProcessRequest
+from headrace.engine.base import EngineEvent, EngineLost, NodeInfo, ProcessInfo, ProcessRequest
 from headrace.engine.child import kill_group
 from headrace.engine.directory import InstanceDirectory
 from headrace.spec import errors
@@ -78,12 +78,18 @@ class LocalEngine:
         answer = await self._ask(messages.Listed, messages.ListProcesses)
         return answer.processes
 
+    def abandon(self, id: str) -> None:
+        self.stop(id, 0.0)
+
+    def nodes(self) -> Sequence[NodeInfo]:
+        return (NodeInfo(),)
+
     def capacity(self) -> Resources:
         if self._capacity is None:
             raise InstanceError("the engine is not open: what the machine has is known after open()")
         return self._capacity
 
-    async def reserve_port(self, host: str, port: int, name: str = "http") -> int:
+    async def reserve_port(self, host: str, port: int, name: str = "http", node: str = "") -> int:
         answer = await self._ask(messages.PortReserved, lambda n: messages.ReservePort(n, name, host, port))
         return answer.port
 

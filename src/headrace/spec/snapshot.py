@@ -15,10 +15,19 @@ from headrace.spec.sticky import Sticky
 
 
 class ReplicaEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A replica that takes calls at `address` (`unix:PATH`, `tcp:HOST:PORT`). `id`: `deployment#n`, unique per app."""
+    """A replica that takes calls at `address` (`unix:PATH`, `tcp:HOST:PORT`). `id`: `deployment#n`, unique per app.
+
+    `node` is where it runs ("" where there is but one node); processes of that node reach it at `near` (`unix:PATH`).
+    """
 
     id: str
     address: str
+    node: str = ""
+    near: str = ""
+
+    def address_from(self, node: str) -> str:
+        """The address at which a process of `node` reaches it."""
+        return self.near if self.near and node == self.node else self.address
 
 
 class DeploymentEntry(msgspec.Struct, frozen=True, kw_only=True):

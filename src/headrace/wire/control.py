@@ -8,6 +8,8 @@ Who says what:
   ingress     -> controller: IngressReport likewise
   anyone      -> controller: CountsReport now and then, while requests end; Signals
   controller  -> worker: HostReplica, DrainReplica, ReconfigureReplica, DescribeReplica (it is stopped by the engine)
+  controller  -> worker, ingress: EndProcess, where the engine could not reach it
+  node        -> controller: NodeReport every NODE_REPORT_S, from the agent of each node of an engine with several
   driver, CLI -> controller: Request (answered by one Response of the same id)
 """
 
@@ -25,16 +27,21 @@ from headrace.spec.status import History, ReplicaState, RolloutStatus, ServeStat
 from headrace.spec.sticky import Sticky
 from headrace.wire.prefixed import PrefixedBuffer, prefixed
 
-CONTROL_VERSION = 2
+CONTROL_VERSION = 3
+NODE_REPORT_S = 0.5
 MAX_CONTROL_BYTES = 512 * 1024 * 1024  # a pickled model may be a constructor argument
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The first message each way. `role` is `controller`, `ingress`, `worker`, `driver` or `cli`; `id` is unique."""
+    """The first message each way. `role` is `controller`, `ingress`, `worker`, `node`, `driver` or `cli`.
+
+    `id` is unique. `node` is where the process runs, "" where there is but one.
+    """
 
     role: str
     id: str
     pid: int
+    node: str = ""
     version: int = CONTROL_VERSION
 
 
@@ -59,7 +66,8 @@ class SnapshotAck(msgspec.Struct, frozen=True, tag=True):
 
 
 class HostReplica(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Host this replica: load its code, construct it, listen on `address`, and report.
+    """Host this replica: load its code, construct it, listen on `address`, and report. On an engine with several nodes,
+    the worker listens at a socket of that name in its own node's directory, and at an address for other nodes.
 
     Said to a worker at each hello until the controller has its first report: one that hosts the replica already only
     reports. `last_error` is what the last replica of this deployment failed with: the same again is told briefly.
@@ -73,6 +81,19 @@ class HostReplica(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     environment: Environment
     address: str
     last_error: str = ""
+
+
+class EndProcess(msgspec.Struct, frozen=True, tag=True):
+    """The place of this process was given to another while it could not be reached: drain for `grace_s`, and exit."""
+
+    grace_s: float = 0.0
+
+
+class NodeReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The node can be reached, and reaches the controller. `id` as in NodeInfo of the engine."""
+
+    id: str
+    host: str
 
 
 class DrainReplica(msgspec.Struct, frozen=True, tag=True):
@@ -102,7 +123,7 @@ class DescribeReplica(msgspec.Struct, frozen=True, tag=True):
 class ReplicaReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The state of a replica as its worker knows it. `error` carries the traceback of a failed start.
 
-    `told_at` is that of the last ReconfigureReplica which is done (0: none was).
+    `told_at` is that of the last ReconfigureReplica which is done (0: none was). `node` and `near` as in ReplicaEntry.
     """
 
     replica_id: str
@@ -115,6 +136,8 @@ class ReplicaReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     ongoing: int = 0
     told_at: float = 0.0
     error: str = ""
+    node: str = ""
+    near: str = ""
 
 
 class IngressReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -126,6 +149,7 @@ class IngressReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     port: int
     draining: bool = False
     grpc_port: int = 0
+    node: str = ""
 
 
 class CountsReport(msgspec.Struct, frozen=True, tag=True):
@@ -234,6 +258,12 @@ class GetRevision(msgspec.Struct, frozen=True, tag=True):
     number: int = 0
 
 
+class GetPack(msgspec.Struct, frozen=True, tag=True):
+    """Answered by a Pack: the source pack of this name, for a node that does not have it yet."""
+
+    name: str
+
+
 class KeepNotes(msgspec.Struct, frozen=True, tag=True):
     """Keep these notes of a client's own for all clients, by name, and no more those that are None here.
 
@@ -281,6 +311,7 @@ Operation = (
     | GetRollout
     | GetHistory
     | GetRevision
+    | GetPack
     | KeepNotes
     | GetNotes
     | GetStatus
@@ -331,6 +362,12 @@ class Revision(msgspec.Struct, frozen=True, tag=True):
     packs: dict[str, bytes] = {}
 
 
+class Pack(msgspec.Struct, frozen=True, tag=True):
+    """The bytes of a source pack."""
+
+    data: bytes
+
+
 class Notes(msgspec.Struct, frozen=True, tag=True):
     """Notes that clients keep, by name."""
 
@@ -344,7 +381,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Answer = Deployed | Done | Status | Rollout | Past | Revision | Notes | SnapshotMessage | Failed
+Answer = Deployed | Done | Status | Rollout | Past | Revision | Pack | Notes | SnapshotMessage | Failed
 
 
 class Response(msgspec.Struct, frozen=True, tag=True):
@@ -369,6 +406,8 @@ Message = (
     | DrainReplica
     | ReconfigureReplica
     | DescribeReplica
+    | EndProcess
+    | NodeReport
     | ReplicaReport
     | IngressReport
     | CountsReport
