@@ -14,8 +14,12 @@ from headrace.engine.directory import (
     InstanceDirectory,
     instance_directory,
     list_instances,
+    read_node,
+    read_secret,
     read_snapshot,
     runtime_directory,
+    write_node,
+    write_secret,
     write_snapshot,
 )
 from headrace.spec.errors import InstanceError, OptionError
@@ -165,6 +169,8 @@ def test_cleaning_removes_the_past_and_keeps_the_state_and_one_past_of_logs(home
             path.touch()
         (directory.path / ".snapshot.123").touch()
         write_snapshot(directory, Snapshot(version=life))
+        write_secret(directory, b"s" * 32)
+        write_node(directory, "n1")
         directory.log("a").write_text(str(life))
         directory.log(f"only-in-{life}").touch()
         directory.clean()
@@ -214,7 +220,43 @@ def test_a_snapshot_that_cannot_be_written_leaves_the_old_one(home: Path) -> Non
     directory = instance_directory("a")
     directory.create()
     write_snapshot(directory, Snapshot(version=1))
-    (directory.path / f".snapshot.{os.getpid()}").mkdir()  # in the way of the temporary file
+    (directory.path / f".snapshot.bin.{os.getpid()}").mkdir()  # in the way of the temporary file
     with pytest.raises(OSError, match="Is a directory"):
         write_snapshot(directory, Snapshot(version=2))
     assert read_snapshot(directory) == Snapshot(version=1)
+
+
+def test_the_secret_is_read_as_it_was_written_and_is_ours_alone(home: Path) -> None:
+    directory = instance_directory("a")
+    directory.create()
+    with pytest.raises(InstanceError, match="does the instance run on this node"):
+        read_secret(directory)
+    for secret in (b"\0" * 32, os.urandom(32)):
+        write_secret(directory, secret)
+        assert read_secret(directory) == secret
+        assert mode(directory.secret) == 0o600
+
+
+def test_a_secret_that_others_may_read_or_that_lies_elsewhere_is_none(home: Path) -> None:
+    directory = instance_directory("a")
+    directory.create()
+    write_secret(directory, b"s" * 32)
+    directory.secret.chmod(0o644)
+    with pytest.raises(InstanceError, match="mode 0644"):
+        read_secret(directory)
+    directory.secret.chmod(0o600)
+    elsewhere = directory.path / "elsewhere"
+    directory.secret.rename(elsewhere)
+    directory.secret.symlink_to(elsewhere)
+    with pytest.raises(InstanceError, match="cannot be read"):
+        read_secret(directory)
+
+
+def test_a_directory_knows_its_node_where_there_are_several(home: Path) -> None:
+    directory = instance_directory("a")
+    directory.create()
+    assert read_node(directory) == ""
+    write_node(directory, "ab" * 28)
+    assert read_node(directory) == "ab" * 28
+    directory.node.write_bytes(b"\xff")
+    assert read_node(directory) == ""

@@ -46,6 +46,7 @@ from headrace.wire.control import (
     Failed,
     GetHistory,
     GetNotes,
+    GetPack,
     GetRevision,
     GetRollout,
     GetSnapshot,
@@ -53,6 +54,7 @@ from headrace.wire.control import (
     KeepNotes,
     Notes,
     Operation,
+    Pack,
     Past,
     Revision,
     Rollback,
@@ -63,6 +65,7 @@ from headrace.wire.control import (
     StartHTTP,
     Status,
 )
+from headrace.wire.pack import is_pack_name
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +129,8 @@ class Operations:
                 waiter.answer(self._past(name))
             case GetRevision(app=name, number=number):
                 waiter.answer(self._revision(name, number))
+            case GetPack(name=name):
+                waiter.answer(self._pack(name))
             case GetNotes(prefix=prefix):
                 waiter.answer(Notes(self._store.notes(prefix)))
             case GetSnapshot():
@@ -182,6 +187,11 @@ class Operations:
             kept = ", ".join(map(str, self._history.kept(name))) or "none"
             raise RevisionNotFound(f"revision {number} of application {name!r} is not kept; those that are: {kept}")
         return Revision(number, spec, self._packs.load([spec.environment.pack]))
+
+    def _pack(self, name: str) -> Pack:
+        if not is_pack_name(name):  # nor may it be the path of any other file
+            raise RevisionNotFound(f"{name!r} is no name of a source pack: 64 hex digits, the SHA-256 of its bytes")
+        return Pack(self._packs.load([name])[name])
 
     def _keep_notes(self, notes: dict[str, bytes | None], absent: tuple[str, ...]) -> None:
         for name in absent:

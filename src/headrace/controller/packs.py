@@ -10,9 +10,8 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
-from headrace.engine.directory import InstanceDirectory, make_private
+from headrace.engine.directory import InstanceDirectory, make_private, write_whole
 from headrace.spec.errors import DeployFailedError, InstanceError, ProtocolError, RevisionNotFound
 from headrace.wire.pack import is_pack_name, name_of
 
@@ -63,7 +62,7 @@ class Packs:
         try:
             self._hold()
             if not path.exists() or path.read_bytes() != packs[name]:
-                _write(path, packs[name])
+                write_whole(path, packs[name])
         except (OSError, InstanceError) as error:
             # Never an InstanceError: to a driver it would mean that there is no controller now, and to ask again.
             raise DeployFailedError(
@@ -112,16 +111,3 @@ class Packs:
             os.close(descriptor)
         else:
             self._lock = descriptor
-
-
-def _write(path: Path, data: bytes) -> None:
-    """The whole file or none, so that no replica reads half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(data)
-        beside.rename(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise

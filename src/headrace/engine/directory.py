@@ -1,7 +1,8 @@
 """The private directory of an instance: where everything lies, who may use it, and that only one keeper runs in it.
 
-In: the instance's name and the environment. Out: paths, the keeper's lock, and the snapshot on disk. Invariant: nothing
-is created in, read from or removed from a directory that is not this user's own with mode 0700.
+In: the instance's name and the environment. Out: paths, the keeper's lock, and on disk the snapshot, and where there are
+several nodes the secret and which node this is. Invariant: nothing is created in, read from or removed from a directory
+that is not this user's own with mode 0700.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class InstanceDirectory:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        """The instance's name; what follows an `@` in the path tells nodes on one machine apart."""
+        return self.path.name.partition("@")[0]
 
     @property
     def keeper_socket(self) -> Path:
@@ -56,6 +58,14 @@ class InstanceDirectory:
     @property
     def api_token(self) -> Path:
         return self.path / "api.token"
+
+    @property
+    def secret(self) -> Path:
+        return self.path / "secret"
+
+    @property
+    def node(self) -> Path:
+        return self.path / "node"
 
     @property
     def lock(self) -> Path:
@@ -141,12 +151,12 @@ class InstanceDirectory:
             os.close(descriptor)
 
     def clean(self) -> None:
-        """Remove what an ended life of the instance left: its sockets, and the snapshot that names them.
+        """Remove what an ended life of the instance left: its sockets, the snapshot that names them, its secret.
 
         Its logs move aside as `logs.old`, so that those of one past life can be read. Only for the holder of the lock.
         """
         self.remove_sockets()
-        for leftover in (self.snapshot, *self.path.glob(".snapshot.*")):
+        for leftover in (self.snapshot, self.secret, self.node, *self.path.glob(".snapshot.*")):
             leftover.unlink(missing_ok=True)
         if any(self.logs.iterdir()):
             old = self.path / "logs.old"
@@ -207,12 +217,59 @@ def read_snapshot(directory: InstanceDirectory) -> Snapshot | None:
 
 def write_snapshot(directory: InstanceDirectory, snapshot: Snapshot) -> None:
     """Put the snapshot in place at once: a reader sees the old one or this one, whole."""
-    temporary = directory.path / f".snapshot.{os.getpid()}"
+    write_whole(directory.snapshot, msgspec.msgpack.encode(snapshot))
+
+
+def write_secret(directory: InstanceDirectory, secret: bytes) -> None:
+    """Keep what the processes of this node prove to those of others that they belong to the instance."""
+    write_whole(directory.secret, secret)
+
+
+def read_secret(directory: InstanceDirectory) -> bytes:
+    """The secret of the instance. Raises InstanceError when there is none, or others may read it."""
     try:
-        temporary.write_bytes(msgspec.msgpack.encode(snapshot))
-        temporary.replace(directory.snapshot)
+        with open(os.open(directory.secret, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
+            info = os.fstat(file.fileno())
+            secret = file.read()
+    except OSError as error:
+        raise InstanceError(
+            f"the secret of the instance cannot be read from {directory.secret} ({error.strerror}): does the instance "
+            f"run on this node?"
+        ) from error
+    if info.st_uid != os.getuid() or info.st_mode & 0o077:
+        raise InstanceError(
+            f"{directory.secret} is of user {info.st_uid} with mode {stat.S_IMODE(info.st_mode):04o}: it has to be "
+            f"yours alone (mode 0600)"
+        )
+    return secret
+
+
+def write_node(directory: InstanceDirectory, node: str) -> None:
+    """Keep the id of the node that this is."""
+    write_whole(directory.node, node.encode())
+
+
+def read_node(directory: InstanceDirectory) -> str:
+    """The id of the node that this is, "" where there is but one."""
+    try:
+        return directory.node.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put a file of mode 0600 in place at once: a reader sees the old one or this one, whole. Raises OSError.
+
+    Not by two threads of a process at once.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+        beside.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
 
 
 def _lock_owner(descriptor: int) -> int | None:

@@ -68,7 +68,8 @@ class ControlClient:
             connection.connect(self._path)
             self._socket = connection
             identity = f"{self._role}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            connection.sendall(encode(Hello(role=self._role, id=identity, pid=os.getpid())))
+            node = os.environ.get("HEADRACE_NODE", "")
+            connection.sendall(encode(Hello(role=self._role, id=identity, pid=os.getpid(), node=node)))
             hello = self._next(time.monotonic() + HELLO_TIMEOUT_S)
             if not isinstance(hello, Hello):
                 raise ProtocolError(f"the controller's first message is {type(hello).__name__}, not Hello")

@@ -1,16 +1,19 @@
 """A process's standing connection to its controller.
 
 In: messages of the controller, handed to the owner's `on_message` on the event loop; snapshots and differences, of
-which the owner's `on_snapshot` gets each whole. Out: the owner's messages, and by itself Hello, Subscribe, and a
-SnapshotAck for each snapshot once `on_snapshot` has returned.
+which the owner's `on_snapshot` gets each whole; HEADRACE_NODE, where there are several nodes. Out: the owner's messages,
+and by itself Hello, Subscribe, and a SnapshotAck for each snapshot once `on_snapshot` has returned.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 from collections.abc import Callable
+
+import msgspec
 
 from headrace.spec.errors import PeerVersionError
 from headrace.spec.snapshot import Snapshot, apply
@@ -29,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 0.02
 LAST_RETRY_S = 1.0
+HELLO_TIMEOUT_S = 10.0
 
 
 class ControlLink:
@@ -51,7 +55,7 @@ class ControlLink:
     ) -> None:
         self.snapshot = snapshot or Snapshot()
         self._path = path
-        self._hello = hello
+        self._hello = msgspec.structs.replace(hello, node=hello.node or os.environ.get("HEADRACE_NODE", ""))
         self._on_message = on_message
         self._on_snapshot = on_snapshot
         self._on_connect = on_connect
@@ -81,10 +85,12 @@ class ControlLink:
             except OSError as error:
                 logger.debug("%s cannot reach the controller at %s: %s", self._hello.id, self._path, error)
             else:
+                silent = loop.call_later(HELLO_TIMEOUT_S, self._look_for_hello, self._channel)
                 try:
                     self._open(self._channel)
                     await ended.wait()
                 finally:
+                    silent.cancel()
                     self._channel.abort()
                     self._channel = None
                     if self._connected:
@@ -98,6 +104,12 @@ class ControlLink:
         channel.send(self._hello)
         if self._on_snapshot is not None:
             channel.send(Subscribe(self.snapshot.version))
+
+    def _look_for_hello(self, channel: ControlChannel) -> None:
+        # Who took the connection may be on the way to the controller, and not know itself that there is none.
+        if not self._connected:
+            logger.warning("%s: the controller said no hello within %g s; asking anew", self._hello.id, HELLO_TIMEOUT_S)
+            channel.abort()
 
     def send(self, message: Message) -> bool:
         """Send the message. False: not connected now, and the message is dropped; report the state in `on_connect`."""
