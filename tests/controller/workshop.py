@@ -17,7 +17,10 @@ from typing import Any
 
 import msgspec
 
+from headrace.controller.kept import PackStore, StateStore
 from headrace.controller.main import Controller
+from headrace.controller.packs import Packs
+from headrace.controller.store import Store
 from headrace.core.restart import RestartPolicy
 from headrace.engine.base import ProcessRequest
 from headrace.engine.directory import InstanceDirectory
@@ -202,8 +205,13 @@ class FakeIngress:
         self.link.send(IngressReport(ingress_id=self.request.id, pid=0, host=self.options.host, port=self.options.port))
 
 
+def in_files(directory: InstanceDirectory) -> tuple[StateStore, PackStore]:
+    """The state and the packs as files of the instance's directory."""
+    return Store(directory.state), Packs(directory)
+
+
 class Workshop:
-    """One instance."""
+    """One instance. `keep` gives each of its controllers what its state is kept in."""
 
     def __init__(self, path: Path, cpus: float) -> None:
         self.directory = InstanceDirectory(path / "i")
@@ -214,6 +222,7 @@ class Workshop:
         self.started: list[str] = []
         self.order: list[str] = []  # of draining
         self.busy = False
+        self.keep: Callable[[InstanceDirectory], tuple[StateStore, PackStore]] = in_files
         self.controller: Controller
         self._running: asyncio.Task[None] | None = None
         self.clients: list[ControlClient] = []
@@ -231,7 +240,8 @@ class Workshop:
     async def begin(self, life: str = "one") -> None:
         """Start a controller, and wait until it can be talked to."""
         policy = RestartPolicy(first_wait_s=0.001, longest_wait_s=0.01)
-        self.controller = Controller(self.engine, self.directory, life, policy)
+        store, packs = self.keep(self.directory)
+        self.controller = Controller(self.engine, self.directory, life, policy, store=store, packs=packs)
         up = asyncio.Event()
         self._running = asyncio.create_task(self.controller.run(up.set))
         waiting = asyncio.create_task(up.wait())

@@ -147,6 +147,8 @@ class Actor:
             resources=Resources(cpus=options.num_cpus, gpus=options.num_gpus),
         )
         try:
+            # Its name is used up before there is anything of that name: the next controller must not give it again.
+            await self._registry.settled()
             info = await self._engine.start(request)
         except HeadraceError as error:
             self._refused(app, replica, error)

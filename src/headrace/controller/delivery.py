@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 
 from headrace.controller.act import Actor
 from headrace.controller.history import Chronicle, cut
-from headrace.controller.packs import Packs
+from headrace.controller.kept import PackStore, StateStore
 from headrace.controller.registry import Registry
-from headrace.controller.store import Store
 from headrace.controller.waiters import Waiter, Waiters
 from headrace.core import rollout as rollouts
 from headrace.core.fleet import Application, callees_first
@@ -59,8 +58,8 @@ class Delivery:
         *,
         registry: Registry,
         history: Chronicle,
-        store: Store,
-        packs: Packs,
+        store: StateStore,
+        packs: PackStore,
         actor: Actor,
         waiters: Waiters,
         version: Callable[[], int],

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from headrace.controller.store import Store
+from headrace.controller.kept import KeptHistory
 from headrace.core.changes import changes
 from headrace.spec.application import ApplicationSpec
 from headrace.spec.rollout import STRATEGIES, Strategy
@@ -54,7 +54,7 @@ class Chronicle:
     `living` gives the names of the applications that there are: of others the last hundred are remembered.
     """
 
-    def __init__(self, store: Store, living: Callable[[], Collection[str]] = tuple) -> None:
+    def __init__(self, store: KeptHistory, living: Callable[[], Collection[str]] = tuple) -> None:
         self._store = store
         self._living = living
         self._apps: dict[str, _Past] = {}

@@ -21,6 +21,7 @@ from headrace.controller.delivery import Delivery
 from headrace.controller.feed import Feed
 from headrace.controller.history import Chronicle
 from headrace.controller.judge import Judge
+from headrace.controller.kept import PackStore, StateStore
 from headrace.controller.ledger import Ledger
 from headrace.controller.operations import Operations
 from headrace.controller.packs import Packs
@@ -46,10 +47,7 @@ LOST_GRACE_S = 5.0
 
 
 class Controller:
-    """One controller. `life` names the life of the instance: state kept in another life is forgotten.
-
-    `synced` False: its state need not outlive the process.
-    """
+    """One controller. `life` names the life of the instance: state kept in another life is forgotten."""
 
     def __init__(
         self,
@@ -58,22 +56,25 @@ class Controller:
         life: str,
         policy: RestartPolicy | None = None,
         *,
-        synced: bool = True,
+        store: StateStore,
+        packs: PackStore,
     ) -> None:
         policy = policy or RestartPolicy()
         self.engine = engine
         self.directory = directory
         self.life = life
-        self.store = Store(directory.state, synced=synced)
+        self.store = store
+        self.packs = packs
         self.feed = Feed(directory.name)
         self.waiters = Waiters()
         self.registry = Registry(self.store, directory, policy)
         self.history = Chronicle(self.store, lambda: self.registry.apps)
-        self.packs = Packs(directory)
         self.timelines = Timelines(self.store)
         self.ledger = Ledger(self.timelines, time.time(), self._knows, self._counted)
         self.judge = Judge(self.ledger)
         self.ended = asyncio.Event()
+        self.lost = ""
+        self.superseded = ""
         self.actor = Actor(
             engine, self.registry, self.waiters, self.history, lambda: self.feed.snapshot.version, self.wake
         )
@@ -90,7 +91,12 @@ class Controller:
             write=self._write,
             after_round=self._check_end,
         )
-        self.delivery = Delivery(
+        self.delivery = self._delivery()
+        self.operations = self._operations(census)
+        self.server = ControlServer(directory.control_socket, self.reconciler, self.operations, self.ledger)
+
+    def _delivery(self) -> Delivery:
+        return Delivery(
             registry=self.registry,
             history=self.history,
             store=self.store,
@@ -102,8 +108,10 @@ class Controller:
             mirrored=self.judge.mirrored,
             again=lambda operation, waiter: self.operations.take(operation, waiter, asyncio.get_running_loop().time()),
         )
-        self.operations = Operations(
-            engine=engine,
+
+    def _operations(self, census: Census) -> Operations:
+        return Operations(
+            engine=self.engine,
             registry=self.registry,
             history=self.history,
             store=self.store,
@@ -118,8 +126,6 @@ class Controller:
             end=self.end,
             spawn=self.actor.spawn,
         )
-        self.server = ControlServer(directory.control_socket, self.reconciler, self.operations, self.ledger)
-        self.lost = ""
 
     def __repr__(self) -> str:
         return f"<Controller of {self.directory.name}{' ending' if self.operations.ending else ''}>"
@@ -154,7 +160,12 @@ class Controller:
 
     async def run(self, started: Callable[[], None] | None = None) -> None:
         """Live until the end was asked for and is reached. Raises InstanceError when it cannot begin."""
-        self.store.open()
+        loop = asyncio.get_running_loop()
+
+        def superseded(reason: str) -> None:
+            loop.call_soon_threadsafe(self.supersede, reason)
+
+        self.store.open(superseded)
         work: list[asyncio.Task[None]] = []
         try:
             await self.engine.open(self._engine_event)
@@ -164,7 +175,9 @@ class Controller:
             if started is not None:
                 started()
             await self.ended.wait()
-            if self.lost:
+            if self.superseded:
+                logger.error("%s: leaving all that runs to the other", self.superseded)
+            elif self.lost:
                 logger.error("%s: ending what it left behind", self.lost)
                 await self.end_what_is_left()
         finally:
@@ -225,6 +238,11 @@ class Controller:
         self.lost = reason
         self.ended.set()
 
+    def supersede(self, reason: str) -> None:
+        """Another controller of the instance has taken over: end, and leave all that runs to it."""
+        self.superseded = reason
+        self.ended.set()
+
     def drain_bound_s(self) -> float:
         """How long the orderly end may take: each drain in turn, at its longest."""
         options = self.proxies.options
@@ -262,7 +280,8 @@ async def serve() -> int:
     directory = runtime_directory(os.environ["HEADRACE_RUNTIME_DIR"])
     keeper = os.getppid()
     engine = LocalEngine(directory)
-    controller = Controller(engine, directory, f"{keeper}@{linux.started_at(keeper)}")
+    life = f"{keeper}@{linux.started_at(keeper)}"
+    controller = Controller(engine, directory, life, store=Store(directory.state), packs=Packs(directory))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, controller.end)

@@ -18,10 +18,9 @@ from headrace.controller.census import Census
 from headrace.controller.delivery import Delivery
 from headrace.controller.feed import Feed
 from headrace.controller.history import Chronicle
-from headrace.controller.packs import Packs
+from headrace.controller.kept import PackStore, StateStore
 from headrace.controller.proxies import Proxies
 from headrace.controller.registry import Registry
-from headrace.controller.store import Store
 from headrace.controller.waiters import Waiter, Waiters
 from headrace.core.fleet import Application
 from headrace.core.status import serve_status
@@ -79,8 +78,8 @@ class Operations:
         engine: Engine,
         registry: Registry,
         history: Chronicle,
-        store: Store,
-        packs: Packs,
+        store: StateStore,
+        packs: PackStore,
         actor: Actor,
         waiters: Waiters,
         proxies: Proxies,

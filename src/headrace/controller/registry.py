@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from headrace.controller.store import Store
+from headrace.controller.kept import StateStore
 from headrace.core import rollout as rollouts
 from headrace.core.analysis import PASS, Evidence, Verdict
 from headrace.core.fleet import Application, Replica
@@ -21,7 +21,7 @@ from headrace.spec.rollout import Strategy
 class Registry:
     """All applications and replicas of the instance."""
 
-    def __init__(self, store: Store, directory: InstanceDirectory, policy: RestartPolicy) -> None:
+    def __init__(self, store: StateStore, directory: InstanceDirectory, policy: RestartPolicy) -> None:
         self.apps: dict[str, Application] = {}
         self._store = store
         self._directory = directory
@@ -147,6 +147,10 @@ class Registry:
         """Forget the application."""
         del self.apps[app.name]
         self._store.forget_application(app.name)
+
+    async def settled(self) -> None:
+        """Wait until all that was changed so far is kept, where that can be waited for."""
+        await self._store.settled()
 
     def add_replica(self, app: Application, start: Start, now: float) -> Replica:
         """A new replica, with a number that none of its application had and a socket that none of the instance had."""

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +127,11 @@ class Store:
         behind = f" {len(self._behind)} statements behind" if self._behind else ""
         return f"<Store {self._path}{'' if self._database else ' closed'}{behind}>"
 
-    def open(self) -> None:
-        """Open the file, or begin it. Raises InstanceError when neither can be done."""
+    def open(self, superseded: Callable[[str], None] = lambda reason: None) -> None:
+        """Open the file, or begin it. Raises InstanceError when neither can be done.
+
+        Nobody else takes the file over while the keeper of the instance lives, and one keeper has one controller.
+        """
         try:
             self._database = self._connect()
         except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
@@ -241,6 +244,9 @@ class Store:
             raise InstanceError(
                 f"the controller's state cannot be written to {self._path}: {error}; is the disk full?"
             ) from error
+
+    async def settled(self) -> None:
+        """Return at once: each write is done when it returns, or there is no room, which may last."""
 
     def fact(self, name: str) -> str:
         """A fact that was kept under this name, "" when none was."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from headrace.controller.store import Store
+from headrace.controller.kept import KeptTimelines
 from headrace.core.attribution import Timeline
 from headrace.spec.snapshot import ApplicationEntry, Snapshot
 
@@ -15,7 +15,7 @@ from headrace.spec.snapshot import ApplicationEntry, Snapshot
 class Timelines:
     """The timelines of all applications that there are."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: KeptTimelines) -> None:
         self._store = store
         self._timelines: dict[str, Timeline] = {}
 

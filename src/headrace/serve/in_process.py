@@ -19,6 +19,8 @@ from typing import Any
 import msgspec
 
 from headrace.controller.main import Controller
+from headrace.controller.packs import Packs
+from headrace.controller.store import Store
 from headrace.controller.waiters import Waiter
 from headrace.core.restart import RestartPolicy
 from headrace.engine.base import ProcessRequest
@@ -116,7 +118,8 @@ class InProcess:
     async def _begin(self, directory: InstanceDirectory) -> None:
         loop = asyncio.get_running_loop()
         # First of all: of what is older than it, it takes for counted what has been counted.
-        controller = Controller(self.engine, directory, self.name, QUICK, synced=False)
+        store = Store(directory.state, synced=False)
+        controller = Controller(self.engine, directory, self.name, QUICK, store=store, packs=Packs(directory))
         runtime = Runtime(Router(loop, self.name), loop, threading.get_ident())
         link = ControlLink(
             str(directory.control_socket),
