@@ -10,7 +10,7 @@ import msgspec
 from headrace.spec.application import Environment
 from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.names import hint
-from headrace.spec.options import MOST
+from headrace.spec.values import MOST
 
 LEAST_MESSAGE_BYTES = 1024
 MOST_MESSAGE_BYTES = (1 << 30) - 1  # what an item of a stream may have

@@ -8,7 +8,6 @@ that cannot change an answer here give one warning; those that would change one 
 from __future__ import annotations
 
 import difflib
-import math
 import sys
 import warnings
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.hedging import HedgingConfig, hedging
 from headrace.spec.request_router import RequestRouterConfig, request_router_config
 from headrace.spec.retries import RetryBudgetConfig, retry_budget
+from headrace.spec.values import check_environment, check_integer, check_number, check_plain
 
 NO_EFFECT: dict[str, str] = {
     "graceful_shutdown_wait_loop_s": "a draining replica ends when its last call does, without looking at intervals",
@@ -62,7 +62,6 @@ ACTOR_NO_EFFECT: dict[str, str] = {
 """Keys of `ray_actor_options` that are accepted with one warning, and why."""
 
 _ACTOR_OPTIONS = ("num_cpus", "num_gpus", "resources", "runtime_env", *ACTOR_NO_EFFECT)
-MOST = 2**31 - 1  # of any count or number of seconds: all messages have room for it
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -93,19 +92,19 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
     start_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        _check_integer("num_replicas", self.num_replicas, 1)
+        check_integer("num_replicas", self.num_replicas, 1)
         if self.max_ongoing_requests is not None:
-            _check_integer("max_ongoing_requests", self.max_ongoing_requests, 1)
+            check_integer("max_ongoing_requests", self.max_ongoing_requests, 1)
         if self.max_queued_requests != -1:
-            _check_integer("max_queued_requests", self.max_queued_requests, 1, " (-1: no limit)")
+            check_integer("max_queued_requests", self.max_queued_requests, 1, " (-1: no limit)")
         msgspec.structs.force_setattr(self, "backpressure_config", backpressure_config(self.backpressure_config))
         if self.num_cpus is not None:
-            _check_number("num_cpus", self.num_cpus)
-        _check_number("num_gpus", self.num_gpus)
+            check_number("num_cpus", self.num_cpus)
+        check_number("num_gpus", self.num_gpus)
         if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
             raise OptionError(f"num_gpus={self.num_gpus!r} must be a share of one GPU (0 to 1) or a whole number")
-        _check_environment("environment", self.environment)
-        _check_user_config(self.user_config)
+        check_environment("environment", self.environment)
+        check_plain("user_config", self.user_config)
         if not isinstance(self.repeatable, bool):
             raise OptionTypeError(f"repeatable={self.repeatable!r} must be True or False")
         msgspec.structs.force_setattr(self, "retry_budget", retry_budget(self.retry_budget))
@@ -116,9 +115,9 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
             )
         config = request_router_config(self.request_router_config)
         msgspec.structs.force_setattr(self, "request_router_config", config)
-        _check_number("graceful_shutdown_timeout_s", self.graceful_shutdown_timeout_s)
-        _check_integer("max_constructor_retry_count", self.max_constructor_retry_count, 1)
-        _check_number("start_timeout_s", self.start_timeout_s)
+        check_number("graceful_shutdown_timeout_s", self.graceful_shutdown_timeout_s)
+        check_integer("max_constructor_retry_count", self.max_constructor_retry_count, 1)
+        check_number("start_timeout_s", self.start_timeout_s)
         if self.start_timeout_s == 0:
             raise OptionError("start_timeout_s=0 must be a number of seconds above 0")
 
@@ -197,7 +196,7 @@ def _from_runtime_env(given: Any, ignored: dict[str, str]) -> dict[str, Any]:
                 "environment that runs the instance"
             )
     variables = given.get("env_vars") or {}
-    _check_environment("runtime_env['env_vars']", variables)
+    check_environment("runtime_env['env_vars']", variables)
     return {"environment": dict(variables)}
 
 
@@ -226,40 +225,3 @@ def _warn(ignored: Mapping[str, str]) -> None:
     reasons = "; ".join(f"{name}: {reason}" for name, reason in ignored.items())
     plural = "s have" if len(ignored) > 1 else " has"
     warnings.warn(f"the following option{plural} no effect in Headrace: {reasons}", stacklevel=level)
-
-
-def _check_integer(name: str, value: object, least: int, besides: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionTypeError(f"{name}={value!r} must be an integer of at least {least}{besides}")
-    if value < least:
-        raise OptionError(f"{name}={value!r} must be at least {least}{besides}")
-    if value > MOST:
-        raise OptionError(f"{name}={value!r} must be at most {MOST}")
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise OptionTypeError(f"{name}={value!r} must be a number of at least 0")
-    if not 0 <= value < math.inf:  # comparisons alone: an integer may be too large for a float
-        raise OptionError(f"{name}={value!r} must be a number of at least 0")
-    if value > MOST:
-        raise OptionError(f"{name}={value!r} must be at most {MOST}")
-
-
-def _check_environment(name: str, value: object) -> None:
-    if not isinstance(value, Mapping):
-        raise OptionTypeError(f"{name}={value!r} must be a dict of strings, such as {{'OMP_NUM_THREADS': '1'}}")
-    for key, text in value.items():
-        if not isinstance(key, str) or not isinstance(text, str):
-            raise OptionTypeError(f"{name}: {key!r}: {text!r} must be a string for a string, such as {str(key)!r}: '1'")
-        if not key or "=" in key or "\0" in key + text:
-            raise OptionError(f"{name}: {key!r} must be a name without '=', and nothing may hold a zero byte")
-
-
-def _check_user_config(value: object) -> None:
-    try:
-        msgspec.msgpack.encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise OptionTypeError(
-            f"user_config of type {type(value).__name__} must be JSON-like data (dict, list, str, numbers): {error}"
-        ) from error
