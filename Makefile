@@ -1,4 +1,5 @@
-# One command sets up and serves (make serve), one tests (make test), one lints (make lint). Each sees to what is missing.
+# One command sets up and serves (make serve), one tests (make test, and make test-ray on a cluster), one lints (make lint).
+# Each sees to what is missing.
 # Needs Python 3.11 or later with its venv module; everything else goes into .venv. Variables: PORT, PYTHON, BENCH.
 
 PORT ?= 8000
@@ -19,10 +20,10 @@ FIRST := tests/core tests/spec tests/wire tests/bench tests/patterns tests/docs 
 SECOND := tests/e2e tests/examples tests/packaging tests/engine tests/older
 SHOP := examples/search/shop.sqlite
 
-.PHONY: help setup serve search test lint bench clean
+.PHONY: help setup serve search test test-ray lint bench clean
 
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1	/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 16
 
 setup: $(STAMPS)/serve  ## make .venv with the package and what the examples need
 
@@ -40,7 +41,7 @@ search: $(SHOP)  ## prepare the search example if need be and serve it on PORT (
 	@echo
 	@exec $(BIN)/headrace run search:app --app-dir examples/search --port $(PORT)
 
-test: $(STAMPS)/test $(STAMPS)/search $(DIGITS)  ## run all tests, in three parts beside each other
+test: $(STAMPS)/test $(STAMPS)/search $(DIGITS)  ## run all tests but those on Ray, in three parts beside each other
 	@said=$$(mktemp -d); \
 	$(BIN)/python -m pytest $(FIRST) > $$said/first 2>&1 & first=$$!; \
 	$(BIN)/python -m pytest $(SECOND) > $$said/second 2>&1 & second=$$!; \
@@ -51,6 +52,9 @@ test: $(STAMPS)/test $(STAMPS)/search $(DIGITS)  ## run all tests, in three part
 	echo "$(FIRST):"; cat $$said/first; \
 	echo "$(SECOND):"; cat $$said/second; \
 	exit $$status
+
+test-ray: $(STAMPS)/ray $(STAMPS)/search $(DIGITS)  ## run the tests that need a Ray cluster, on one of three nodes
+	$(BIN)/python -m pytest tests/ray
 
 lint: $(STAMPS)/lint  ## ruff, mypy --strict on the package, the layers
 	$(BIN)/ruff check .
@@ -88,6 +92,11 @@ $(STAMPS)/search: $(STAMPS)/serve
 $(STAMPS)/test: $(STAMPS)/search
 	@echo "Installing what the tests need into .venv"
 	@$(INSTALL) --editable '.[test]'
+	@touch $@
+
+$(STAMPS)/ray: $(STAMPS)/test
+	@echo "Installing Ray into .venv"
+	@$(INSTALL) --editable '.[test,ray]'
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/test

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
+
+import pytest
+
+RAY = Path(__file__).parent / "ray"
 
 
 def pytest_configure() -> None:
@@ -11,3 +16,17 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def asks_for_ray(config: pytest.Config) -> bool:
+    """Whether the command line names tests on Ray, as `make test-ray` does: they need Ray, and clusters of it."""
+    named = [Path(config.invocation_params.dir, argument.partition("::")[0]).resolve() for argument in config.args]
+    return any(path.is_relative_to(RAY) for path in named)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path == RAY and not asks_for_ray(config) else None
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return None if asks_for_ray(config) else "tests/ray: not asked for, `make test-ray` runs them"

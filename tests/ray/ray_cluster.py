@@ -1,0 +1,194 @@
+"""A Ray cluster of several nodes on this machine: `ray.cluster_utils.Cluster`, with addresses that differ.
+
+In: how many nodes, what each has, what the GCS keeps its state in. Out: `RayCluster`, whose nodes can be added, killed as
+by a power cut, and looked into. Each node has an address of its own in 127.0.0.0/8, so that what goes from one to another
+goes over TCP, and a HEADRACE_HOME of its own, as each machine of a cluster has.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+from bench.instance import alive, wait_for
+
+# Ray takes 127.0.0.1 for "this machine" and puts the machine's address in its place: other loopback addresses are kept.
+ADDRESSES = "127.0.{subnet}.{number}"
+NODES = 3
+CPUS = 16  # of each node, as far as Ray is concerned: all tests find room, whatever the machine has
+STORE_BYTES = 80 * 1024 * 1024
+# A quarter of the start of a cluster is what nobody needs here: usage statistics, metrics, the dashboard.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as it will be: without it Ray warns at each start
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass
+class Node:
+    """A node that was started. `home` is its HEADRACE_HOME, `raylet` the pid of its raylet."""
+
+    host: str
+    home: Path
+    started: Any = field(repr=False)
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Ray's name of the node."""
+        return str(self.started.node_id)
+
+    @property
+    def raylet(self) -> int:
+        return int(self.started.all_processes["raylet"][0].process.pid)
+
+    def processes(self) -> list[int]:
+        """All that runs on this node: the raylet, its workers, and whatever they started."""
+        mark = f"HEADRACE_HOME={self.home}".encode()
+        found = set(descendants(self.raylet))
+        for pid in pids():
+            if pid != os.getpid() and mark in environment(pid):
+                found.add(pid)
+        return [pid for pid in found if alive(pid)]
+
+    def kill(self) -> None:
+        """As by a power cut: kill -9 of the raylet with its workers and all that they started, none of which hears of it.
+
+        Ray takes 15 s to tell (five health checks, 3 s apart: `RAY_health_check_period_ms`,
+        `RAY_health_check_failure_threshold`); that the raylet's connections broke says nothing to it.
+        """
+        while doomed := self.processes():  # again: one of them may just have started another
+            for pid in doomed:
+                try:
+                    os.kill(pid, signal.SIGSTOP)
+                except ProcessLookupError:
+                    pass
+            for pid in doomed:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            wait_for(lambda: not any(alive(pid) for pid in doomed), f"{self.host} is dead", 20)  # noqa: B023
+
+
+class RayCluster:
+    """A cluster with this process as a driver on its head node. Use as a context manager.
+
+    `subnet` keeps the addresses of clusters beside each other apart. `redis` ("host:port") keeps the state of the GCS.
+    """
+
+    def __init__(self, nodes: int = NODES, *, subnet: int = 7, redis: str = "", cpus: int = CPUS) -> None:
+        self.count, self.subnet, self.redis, self.cpus = nodes, subnet, redis, cpus
+        self.nodes: list[Node] = []
+
+    def __enter__(self) -> RayCluster:
+        self.folder = Path(tempfile.mkdtemp(prefix="hr-", dir="/tmp"))  # short: sockets have their paths below
+        kept = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("HEADRACE_")}
+        self._restored = kept
+        os.environ |= ENVIRONMENT
+        if self.redis:
+            os.environ["RAY_REDIS_ADDRESS"] = self.redis
+        self.cluster = Cluster()
+        try:
+            for _ in range(self.count):
+                self.add_node(wait=False)
+            self.cluster.wait_for_nodes()
+            ray.init(address=self.address, namespace="headrace", log_to_driver=False, logging_level="ERROR")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ray.shutdown()
+        for node in self.nodes:
+            node_processes = node.processes()
+            if node.started is not self.cluster.head_node and not alive(node.raylet):
+                self.cluster.remove_node(node.started, allow_graceful=False)
+            for pid in node_processes:
+                if pid not in descendants(node.raylet):
+                    os.kill(pid, signal.SIGKILL)
+        self.cluster.shutdown()
+        os.environ.pop("RAY_REDIS_ADDRESS", None)
+        os.environ |= self._restored
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def address(self) -> str:
+        """What `--address` wants."""
+        return str(self.cluster.address)
+
+    @property
+    def head(self) -> Node:
+        return self.nodes[0]
+
+    def add_node(
+        self, *, number: int = 0, wait: bool = True, env: dict[str, str] | None = None, **options: Any
+    ) -> Node:
+        """Start a node; `number` is that of its address (0: the next that is free), `env` what its processes get."""
+        number = number or min(set(range(1, 250)) - {int(node.host.rpartition(".")[2]) for node in self.nodes})
+        host = ADDRESSES.format(subnet=self.subnet, number=number)
+        home = self.folder / str(number)
+        env = {"HEADRACE_HOME": str(home), **(env or {})}
+        started = self.cluster.add_node(
+            wait=wait,
+            node_ip_address=host,
+            env_vars=env,
+            num_cpus=options.pop("num_cpus", self.cpus),
+            object_store_memory=STORE_BYTES,
+            include_dashboard=False,
+            include_log_monitor=False,
+            no_monitor=True,
+            **options,
+        )
+        node = Node(host, home, started, env)
+        self.nodes.append(node)
+        return node
+
+    def kill(self, node: Node) -> None:
+        """Kill the node, and have it no more. `add_node` may use its address again."""
+        node.kill()
+        self.cluster.remove_node(node.started, allow_graceful=False)
+        self.nodes.remove(node)
+        shutil.rmtree(node.home, ignore_errors=True)  # whoever comes next at this address is another machine
+
+    def environment(self, node: Node | None = None) -> dict[str, str]:
+        """The environment of a program that is started on the node (None: the head) by hand."""
+        return os.environ | {**(node or self.head).env, "HEADRACE_ENGINE": "ray", "HEADRACE_ADDRESS": self.address}
+
+
+def descendants(pid: int) -> list[int]:
+    """The process and all below it that are there now."""
+    found = [pid]
+    for one in found:
+        try:
+            threads = list(Path(f"/proc/{one}/task").iterdir())
+        except OSError:
+            continue
+        for thread in threads:
+            try:
+                found += [int(child) for child in (thread / "children").read_text().split()]
+            except OSError:
+                continue
+    return found
+
+
+def pids() -> Iterable[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
