@@ -37,7 +37,8 @@ def application(*deployments: DeploymentSpec, name: str = "app") -> ApplicationS
 class World:
     """One application, its replicas, and one router that acknowledges when it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, *nodes: str) -> None:
+        self.nodes = list(nodes or [""])
         self.app = Application(name="app", policy=RestartPolicy(first_wait_s=1.0, longest_wait_s=8.0))
         self.now = 0.0
         self.snapshot = Snapshot()
@@ -143,10 +144,11 @@ class World:
                     level=action.level,
                     launched_at=self.now,
                     configured=action.spec,
+                    node=self.place(),
                 )
                 app.next_replica += 1
                 app.replicas[replica.id] = replica
-                assert len(app.counted(action.key)) <= max(app.number_wanted(action.key), action.key in app.held)
+                assert len(app.staying(action.key)) <= max(app.number_wanted(action.key), action.key in app.held)
             case plan.Retire(id=id):
                 replica = app.replicas[id]
                 if replica.key not in app.wanted():
@@ -199,6 +201,14 @@ class World:
                 assert not app.replicas
                 self.vanished = True
 
+    def place(self) -> str:
+        """The node that has the fewest replicas, of those that may have more."""
+        count = {node: 0 for node in self.nodes if node not in self.app.leaving}
+        for replica in self.app.replicas.values():
+            if replica.node in count:
+                count[replica.node] += 1
+        return min(count, key=count.__getitem__)
+
     def check_weights(self, weights: dict[int, float]) -> None:
         """They add up to 1, and no revision's grows beyond what all routers know to be ready for it."""
         app = self.app
@@ -245,6 +255,14 @@ class World:
         if before in COUNTED:
             self.fail(replica, starting=before in (Phase.LAUNCHING, Phase.STARTING))
         del self.app.replicas[id]
+
+    def lose(self, node: str) -> None:
+        """All that runs there is gone, and is no failure of its own."""
+        self.nodes.remove(node)
+        self.app.leaving -= {node}
+        for replica in [replica for replica in self.app.replicas.values() if replica.node == node]:
+            replica.on(Event.EXITED)
+            del self.app.replicas[replica.id]
 
     def all_become_ready_and_the_leaving_leave(self) -> None:
         for replica in list(self.app.replicas.values()):

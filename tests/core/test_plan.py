@@ -193,6 +193,71 @@ def test_a_controller_that_has_come_back_moves_no_traffic_while_routers_have_not
     assert Share({1: 1.0}) in world.round()
 
 
+def test_what_runs_on_a_node_that_leaves_moves_before_it_goes_callers_first() -> None:
+    world = World("a", "b")
+    world.deploy(application(deployment("A", num_replicas=2, uses=("B",)), deployment("B", num_replicas=2)))
+    world.run()
+    assert {id: replica.node for id, replica in world.app.replicas.items()} == {
+        "B#1": "a",
+        "B#2": "b",
+        "A#3": "a",
+        "A#4": "b",
+    }
+    world.log.clear()
+    world.app.leaving = frozenset("a")
+    world.settle()
+    assert [action.spec.name for action in world.log if isinstance(action, Start)] == ["B", "A"]
+    assert [world.serving(f"app/{name}@1") for name in "AB"] == [2, 2]
+    world.ready("A#6")
+    world.settle()
+    assert [action for action in world.log if isinstance(action, Retire)] == [Retire("A#3")]
+    world.ready("B#5")
+    world.settle()
+    assert [action for action in world.log if isinstance(action, Retire)] == [Retire("A#3"), Retire("B#1")]
+    world.run()
+    assert {replica.node for replica in world.app.replicas.values()} == {"b"}
+    assert [world.serving(f"app/{name}@1") for name in "AB"] == [2, 2]
+
+
+def test_what_does_not_serve_yet_on_a_node_that_leaves_goes_at_once() -> None:
+    world = World("a", "b")
+    world.deploy(application(deployment("D", num_replicas=2)))
+    world.round()
+    world.app.leaving = frozenset("a")
+    assert Stop("D#1", plan.KILL_GRACE_S) in world.round()
+    world.run()
+    assert {id: replica.node for id, replica in world.app.replicas.items()} == {"D#2": "b", "D#3": "b"}
+
+
+def test_what_has_nowhere_to_go_serves_where_it_is_and_holds_up_no_deploy() -> None:
+    world = World("a", "b")
+    world.deploy(application(deployment("D", num_replicas=2)))
+    world.run()
+    world.app.leaving = frozenset("a")
+    world.deploy(application(deployment("D", num_replicas=2, max_queued_requests=7)))
+    world.settle()
+    world.exit("D#3")  # there is no room for it
+    world.now += 10.0
+    world.settle()
+    assert world.serving(KEY) == 2
+    world.run()
+    assert not world.app.deploying
+
+
+def test_a_replica_that_is_lost_with_its_node_has_its_successor_at_once() -> None:
+    world = World("a", "b")
+    world.deploy(application(deployment("D", num_replicas=2)))
+    world.run()
+    for number, node in enumerate("abababab", 5):
+        world.nodes.append(f"{node}{number}")
+        world.lose(world.app.replicas[max(world.app.replicas)].node)
+        world.settle()
+        assert sum(phase is Phase.LAUNCHING for phase in world.phases().values()) >= 1
+        world.run()
+        assert world.serving(KEY) == 2
+    assert world.app.failures[KEY].starts == 0
+
+
 def test_callees_first_takes_long_chains_and_refuses_circles() -> None:
     chain = [deployment(f"D{i}", uses=(f"D{i + 1}",)) for i in range(5000)]
     ordered = callees_first(application(*chain, deployment("D5000")))
@@ -282,7 +347,7 @@ class AnythingHappens(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World()
+        self.world = World("a", "b", "c")
         self.harmed: set[str] = set()  # keys of which a replica failed since they were last whole
         self.promised: dict[str, int] = {}  # key -> how many served at the last look
         self.requests: list[tuple[int, str, float]] = []  # in work: of this revision, at this replica, since then
@@ -352,6 +417,34 @@ class AnythingHappens(RuleBasedStateMachine):
         if replica.phase in COUNTED:
             self.harmed.add(replica.key)
         self.world.exit(id)
+
+    @precondition(lambda self: len(self.world.nodes) - len(self.world.app.leaving) > 1)
+    @rule(data=st.data(), lost=st.booleans())
+    def a_node_leaves_or_is_lost(self, data: st.DataObject, lost: bool) -> None:
+        world = self.world
+        node = data.draw(st.sampled_from([node for node in world.nodes if node not in world.app.leaving]))
+        if lost:
+            self.harmed |= {replica.key for replica in world.app.replicas.values() if replica.node == node}
+            world.lose(node)
+        else:
+            world.app.leaving |= {node}
+
+    @precondition(lambda self: self.world.app.leaving)
+    @rule(data=st.data(), lost=st.booleans())
+    def a_node_that_leaves_is_gone_or_stays_after_all(self, data: st.DataObject, lost: bool) -> None:
+        world = self.world
+        node = data.draw(st.sampled_from(sorted(world.app.leaving)))
+        if lost:
+            self.harmed |= {replica.key for replica in world.app.replicas.values() if replica.node == node}
+            world.lose(node)
+        else:
+            world.app.leaving -= {node}
+
+    @precondition(lambda self: len(self.world.nodes) < 4)
+    @rule(node=st.sampled_from("abcd"))
+    def a_node_comes(self, node: str) -> None:
+        if node not in self.world.nodes:
+            self.world.nodes.append(node)
 
     @precondition(lambda self: self.world.app.replicas)
     @rule()
@@ -461,6 +554,7 @@ class AnythingHappens(RuleBasedStateMachine):
         for key in wanted:
             assert world.serving(key) == app.number_wanted(key) > 0
         assert all(replica.phase is Phase.RUNNING for replica in app.replicas.values())
+        assert not any(replica.node in app.leaving for replica in app.replicas.values())
         assert {replica.key for replica in app.replicas.values()} == set(wanted)
         world.delete()
         world.run()

@@ -30,7 +30,8 @@ def entry_key(app: str, deployment: DeploymentSpec) -> str:
 class Replica:
     """One replica. `level` is how many of its line failed in a row before it; `configured` what its worker was told
     (None: not known to this controller), at `told_at` where that was in place, and `reconfiguring` until it reports
-    that it did so. `listed_at` and `unlisted_at` are the first versions with it and then without it.
+    that it did so. `listed_at` and `unlisted_at` are the first versions with it and then without it. `node` is where it
+    runs ("": not known yet, or there is but one), and `near` its address there.
     """
 
     id: str
@@ -39,6 +40,8 @@ class Replica:
     name: str
     revision: int
     address: str
+    node: str = ""
+    near: str = ""
     phase: Phase = Phase.LAUNCHING
     level: int = 0
     pid: int = 0
@@ -95,6 +98,8 @@ class Application:
     `idle` says since when no router gives a revision new requests (infinity: some may do) of those that ever got any;
     `held` are the keys of deployments that requests given to them before may still call.
 
+    `leaving` are nodes from which replicas should move.
+
     `deploying` lasts from a deploy until the target runs as specified or is given up. `before` is what the target was
     before its options were changed in place, while that is not settled.
     """
@@ -128,6 +133,7 @@ class Application:
     replicas: dict[str, Replica] = field(default_factory=dict)
     failures: dict[str, Failures] = field(default_factory=dict)
     policy: RestartPolicy = field(default_factory=RestartPolicy)
+    leaving: frozenset[str] = frozenset()
 
     @property
     def spec(self) -> ApplicationSpec:
@@ -199,7 +205,7 @@ class Application:
             others = self._others(key)
             most = max(number, sum(each for _, each in others)) + _slots(strategy.max_surge, number, math.ceil)
             room = most - sum(len(self.counted(other)) for other, _ in others)
-            return min(number, max(room, len(self.counted(key))))
+            return min(number, max(room, len(self.staying(key))))
         # Of a revision that is there until the end of the rollout: something of it stays to the last.
         if in_turn:
             assert isinstance(strategy, RollingUpdate)
@@ -232,6 +238,14 @@ class Application:
     def counted(self, key: str) -> list[Replica]:
         """The replicas that count towards the number wanted, in order of starting."""
         return [replica for replica in self.of(key) if replica.phase in COUNTED]
+
+    def staying(self, key: str) -> list[Replica]:
+        """Those of them that run where they can stay: the others move, and count only until others serve for them."""
+        return [replica for replica in self.counted(key) if replica.node not in self.leaving]
+
+    def moving(self, key: str) -> list[Replica]:
+        """Those of them that run on a node that leaves."""
+        return [replica for replica in self.counted(key) if replica.node in self.leaving]
 
     def failures_of(self, key: str) -> Failures:
         """The record of the deployment's failures, made when first asked for."""

@@ -6,7 +6,8 @@ changes the record at once when it is taken up, so that no plan repeats what is 
 
 Order that holds: new replicas before old ones stop; callees start before callers, and stop after them; weight moves
 only to a revision that is wholly ready and known to every router; a replica is told to drain only when no router lists
-it any more.
+it any more. A replica on a node that leaves goes once those elsewhere that every router knows are enough without it,
+and after those of its callers.
 """
 
 from __future__ import annotations
@@ -253,16 +254,23 @@ class _Planner:
         """How many replicas of the deployment take calls, and every router knows it."""
         return known(self.app, key, self.routed)
 
+    def is_known(self, replica: Replica) -> bool:
+        """Whether the replica takes calls, and every router knows it."""
+        return is_known(replica, self.routed)
+
     def is_settled(self) -> bool:
         """Whether the traffic is as it should be, and the replicas that it needs, no more, are ready and configured."""
         app = self.app
         if app.weights_at is None or app.weights_at > self.routed or not _same(app.weights, app.base()):
             return False
         for key, spec in self.wanted.items():
-            counted = app.counted(key)
-            if len(counted) != app.number_wanted(key) or self.known(key) < len(counted):
+            counted, staying, wanted = app.counted(key), app.staying(key), app.number_wanted(key)
+            # What moves may have nowhere to go; where it serves, all is as it should be.
+            if len(staying) > wanted or len(counted) < wanted or self.known(key) < wanted:
                 return False
             for replica in counted:
+                if replica.phase in (Phase.LAUNCHING, Phase.STARTING) and len(counted) > wanted:
+                    continue
                 if replica.reconfiguring or replica.configured is None or differs(replica.configured, spec):
                     return False
         return True
@@ -271,15 +279,31 @@ class _Planner:
         """Start what is missing of a deployment, retire what is too many."""
         app = self.app
         wanted = app.number_wanted(key)
-        counted = app.counted(key)
-        if len(counted) < wanted:
-            self.start(key, spec, wanted - len(counted), max(self.revisions_with(key)))
+        staying = app.staying(key)
+        if len(staying) < wanted:
+            self.start(key, spec, wanted - len(staying), max(self.revisions_with(key)))
         # What does not serve yet goes first, then the youngest; one that this controller has not heard from yet is
         # left alone until it has.
-        able = [replica for replica in counted if replica.phase is not Phase.RECOVERING]
+        able = [replica for replica in staying if replica.phase is not Phase.RECOVERING]
         able.sort(key=lambda replica: (replica.phase is Phase.RUNNING, -replica.number))
-        for replica in able[: max(0, len(counted) - wanted)]:
+        for replica in able[: max(0, len(staying) - wanted)]:
             self.leave(replica)
+        moving = app.moving(key)
+        if moving:
+            self.plan_move(key, moving, wanted)
+
+    def plan_move(self, key: str, moving: list[Replica], wanted: int) -> None:
+        """Let those go that run on a node that leaves, as far as enough others serve."""
+        serving = [replica for replica in moving if replica.phase in (Phase.RUNNING, Phase.RECOVERING)]
+        for replica in moving:
+            if replica not in serving:
+                self.leave(replica)
+        others = self.known(key) - sum(self.is_known(replica) for replica in moving)
+        able = [replica for replica in serving if replica.phase is Phase.RUNNING]
+        enough = max(0, others + len(serving) - wanted)
+        if enough and not any(self.app.moving(caller) for caller in self.callers_among(set(self.wanted))[key]):
+            for replica in able[:enough]:
+                self.leave(replica)
 
     def start(self, key: str, spec: DeploymentSpec, missing: int, revision: int) -> None:
         """Start so many replicas of the deployment, or those of them whose time has come."""
@@ -432,11 +456,15 @@ def shares_ready(app: Application, routed: float) -> dict[int, float]:
 
 def known(app: Application, key: str, routed: float) -> int:
     """How many replicas of the deployment take calls, and every router knows it."""
-    return sum(
+    return sum(is_known(replica, routed) for replica in app.of(key))
+
+
+def is_known(replica: Replica, routed: float) -> bool:
+    """Whether the replica takes calls, and every router knows it."""
+    return (
         (replica.phase is Phase.RUNNING or (replica.phase is Phase.RECOVERING and replica.listed))
         and replica.listed_at is not None
         and replica.listed_at <= routed
-        for replica in app.of(key)
     )
 
 

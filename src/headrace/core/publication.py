@@ -85,7 +85,7 @@ def _deployment_entry(
         request_router=options.request_router_config,
         multiplexed=spec.multiplexed,
         routers=routers,
-        replicas=tuple(ReplicaEntry(replica.id, replica.address) for replica in replicas),
+        replicas=tuple(ReplicaEntry(replica.id, replica.address, replica.node, replica.near) for replica in replicas),
     )
 
 

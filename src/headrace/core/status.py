@@ -18,6 +18,7 @@ from headrace.spec.status import (
     ApplicationStatusOverview,
     DeploymentStatus,
     DeploymentStatusOverview,
+    NodeDetails,
     ProxyDetails,
     ReplicaDetails,
     ReplicaState,
@@ -52,13 +53,17 @@ def serve_status(
     instance: str,
     now: float,
     rollouts: Mapping[str, RolloutStatus] | None = None,
+    nodes: Mapping[str, NodeDetails] | None = None,
 ) -> ServeStatus:
-    """The whole instance at this moment. `rollouts` are those under way, or the last ones, by application."""
+    """The whole instance at this moment. `rollouts` are those under way, or the last ones, by application; `nodes` those
+    of a cluster.
+    """
     told = rollouts or {}
     return ServeStatus(
         instance=instance,
         proxies=dict(proxies),
         applications={app.name: application_status(app, now, told.get(app.name)) for app in apps},
+        nodes=dict(nodes or {}),
     )
 
 
@@ -162,4 +167,5 @@ def _details(replica: Replica) -> ReplicaDetails:
         restarts=replica.level,
         ongoing=replica.ongoing,
         error=replica.error,
+        node=replica.node,
     )

@@ -56,7 +56,10 @@ class ProxyStatus(enum.StrEnum):
 
 
 class ReplicaDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica: `id` is `deployment#n`. `ongoing` counts calls in work. `error` is its last one ("" when well)."""
+    """One replica: `id` is `deployment#n`. `ongoing` counts calls in work. `error` is its last one ("" when well).
+
+    `node` is where it runs ("" where there is but one, or it is not known yet).
+    """
 
     id: str
     state: ReplicaState
@@ -65,6 +68,7 @@ class ReplicaDetails(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     ongoing: int = 0
     error: str = ""
+    node: str = ""
 
 
 class DeploymentStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,7 +189,9 @@ class ApplicationStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProxyDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """One ingress process. `scheme` is "https" where it serves that; `grpc_port` is 0 where it serves no gRPC."""
+    """One ingress process. `scheme` is "https" where it serves that; `grpc_port` is 0 where it serves no gRPC. `node` is
+    where it runs ("" where there is but one).
+    """
 
     status: ProxyStatus
     pid: int = 0
@@ -194,12 +200,34 @@ class ProxyDetails(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     grpc_port: int = 0
     scheme: str = "http"
+    node: str = ""
+
+
+class NodeStatus(enum.StrEnum):
+    """What the controller makes of a node."""
+
+    COMING = "COMING"  # nothing was heard of it yet
+    ALIVE = "ALIVE"
+    SUSPECT = "SUSPECT"  # it cannot be reached just now
+    LEAVING = "LEAVING"  # what runs there moves
+    LOST = "LOST"  # it cannot be reached: what ran there counts as gone
+
+
+class NodeDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """One node of a cluster. `host` is its address; `head`: it is the one that the cluster was started on."""
+
+    status: NodeStatus
+    host: str = ""
+    head: bool = False
 
 
 class ServeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole instance at one moment. `proxies` is by ingress id (`ingress#n`)."""
+    """The whole instance at one moment. `proxies` is by ingress id (`ingress#n`, `ingress#n@node`), `nodes` by id: none
+    where there is but one machine.
+    """
 
     instance: str = "default"
     proxies: dict[str, ProxyDetails] = {}
     applications: dict[str, ApplicationStatusOverview] = {}
+    nodes: dict[str, NodeDetails] = {}
     target_capacity: float | None = None
