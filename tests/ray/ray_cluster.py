@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine: `ray.cluster_utils.Cluster`, with addresses that differ.
 
-In: how many nodes, what each has, what the GCS keeps its state in. Out: `RayCluster`, whose nodes can be added, killed as
-by a power cut, and looked into. Each node has an address of its own in 127.0.0.0/8, so that what goes from one to another
+In: how many nodes, what each has, what the GCS keeps its state in. Out: `RayCluster`, whose nodes can be added, killed
+as by a power cut, and looked into. Each node has an address of its own in 127.0.0.0/8, so that what goes between them
 goes over TCP, and a HEADRACE_HOME of its own, as each machine of a cluster has.
 """
 
@@ -62,7 +62,7 @@ class Node:
         return [pid for pid in found if alive(pid)]
 
     def kill(self) -> None:
-        """As by a power cut: kill -9 of the raylet with its workers and all that they started, none of which hears of it.
+        """As by a power cut: kill -9 of the raylet with its workers and all that they started; none hears of it.
 
         Ray takes 15 s to tell (five health checks, 3 s apart: `RAY_health_check_period_ms`,
         `RAY_health_check_failure_threshold`); that the raylet's connections broke says nothing to it.
@@ -78,7 +78,7 @@ class Node:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
-            wait_for(lambda: not any(alive(pid) for pid in doomed), f"{self.host} is dead", 20)  # noqa: B023
+            wait_for(lambda: not any(alive(pid) for pid in doomed), f"{self.host} is dead", 20)
 
 
 class RayCluster:
@@ -132,9 +132,7 @@ class RayCluster:
     def head(self) -> Node:
         return self.nodes[0]
 
-    def add_node(
-        self, *, number: int = 0, wait: bool = True, env: dict[str, str] | None = None, **options: Any
-    ) -> Node:
+    def add_node(self, *, number: int = 0, wait: bool = True, env: dict[str, str] | None = None, **rest: Any) -> Node:
         """Start a node; `number` is that of its address (0: the next that is free), `env` what its processes get."""
         number = number or min(set(range(1, 250)) - {int(node.host.rpartition(".")[2]) for node in self.nodes})
         host = ADDRESSES.format(subnet=self.subnet, number=number)
@@ -144,12 +142,12 @@ class RayCluster:
             wait=wait,
             node_ip_address=host,
             env_vars=env,
-            num_cpus=options.pop("num_cpus", self.cpus),
+            num_cpus=rest.pop("num_cpus", self.cpus),
             object_store_memory=STORE_BYTES,
             include_dashboard=False,
             include_log_monitor=False,
             no_monitor=True,
-            **options,
+            **rest,
         )
         node = Node(host, home, started, env)
         self.nodes.append(node)
