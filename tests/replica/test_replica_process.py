@@ -19,12 +19,25 @@ from fake_incoming import run
 from hosting import S, order_of, short_directory, snapshot_of, spec_of
 
 from headrace import runtime
+from headrace.engine.directory import InstanceDirectory
 from headrace.handle import DeploymentHandle
 from headrace.router import Router
 from headrace.runtime import Runtime
 from headrace.spec.application import DeploymentSpec, Environment, PickledCode
 from headrace.spec.errors import ReplicaDiedError
-from headrace.wire.control import DrainReplica, Hello, HostReplica, ReplicaReport, SnapshotMessage
+from headrace.wire.control import (
+    DrainReplica,
+    Failed,
+    GetPack,
+    Hello,
+    HostReplica,
+    Pack,
+    ReplicaReport,
+    Request,
+    Response,
+    SnapshotMessage,
+)
+from headrace.wire.pack import PackedModule, name_of, pack
 
 HERE = Path(__file__).parent
 
@@ -240,9 +253,29 @@ def test_a_place_that_cannot_be_entered_fails_the_replica() -> None:
 def test_a_replica_without_its_sources_does_not_run_those_of_today() -> None:
     async def check() -> None:
         async with worker(once(), Environment(sys_path=(str(HERE), *sys.path), pack="0" * 64)) as process:
+            gone = Failed("RevisionNotFound", "it is gone here too")
+            process.peer.answer = lambda request: [Response(request.id, gone)]
             report = await process.until_reported(S.FAILED)
             assert "the sources of this revision cannot be read from" in report.error
-            assert f"packs/{'0' * 64} (No such file or directory): deploy the application again" in report.error
+            assert f"packs/{'0' * 64} (No such file or directory), and the controller has none" in report.error
+            assert "it is gone here too" in report.error
+            assert "deploy the application again" in report.error
+            assert [r.operation for r in process.peer.of(Request)] == [GetPack("0" * 64)]  # type: ignore[attr-defined]
+
+
+def test_a_replica_whose_node_lacks_its_sources_has_them_from_the_controller() -> None:
+    module = PackedModule("only_packed", "/nowhere/only_packed.py", b"VALUE = 7")
+    sources = pack([module])
+    environment = Environment(sys_path=(str(HERE), *sys.path), pack=name_of(sources))
+
+    async def check() -> None:
+        async with worker(once(), environment) as process:
+            process.peer.answer = lambda request: [Response(request.id, Pack(sources))]
+            await process.until_reported(S.RUNNING)
+            kept = InstanceDirectory(process.peer.path.parent).pack(name_of(sources))
+            assert kept.read_bytes() == sources
+
+    run(check())
 
     run(check())
 

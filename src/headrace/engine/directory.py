@@ -1,8 +1,8 @@
 """The private directory of an instance: where everything lies, who may use it, and that only one keeper runs in it.
 
-In: the instance's name and the environment. Out: paths, the keeper's lock, and on disk the snapshot, and where there are
-several nodes the secret and which node this is. Invariant: nothing is created in, read from or removed from a directory
-that is not this user's own with mode 0700.
+In: the instance's name and the environment. Out: paths, the keeper's lock, and on disk the snapshot, the instance's
+secret and which node this is (where there are several). Invariant: nothing is created in, read from or removed from a
+directory that is not this user's own with mode 0700.
 """
 
 from __future__ import annotations

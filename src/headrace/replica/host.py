@@ -192,7 +192,8 @@ class HostedReplica:
         """All that comes before RUNNING; goes no step further once a drain was asked for."""
         spec = self._spec
         if self._prepare is not None:
-            self._prepare(self.order)
+            # In a thread: it may have to fetch the sources.
+            await in_thread(partial(self._prepare, self.order), "prepare")
         target, args, kwargs = await in_thread(self._load, "load")
         if self._drain_by is None:
             await self._construct(target, args, kwargs)

@@ -22,13 +22,14 @@ import uvloop
 
 from headrace import runtime
 from headrace.context import set_process_replica
-from headrace.engine.directory import InstanceDirectory, read_snapshot
+from headrace.engine.directory import read_snapshot
 from headrace.observe.logs import log_to_stderr
 from headrace.replica.host import DESTROY_S, UNWIND_S, HostedReplica
 from headrace.replica.pack_finder import import_from_pack
+from headrace.replica.source_pack import read_pack
 from headrace.replica.worker import Worker
 from headrace.router import Router
-from headrace.spec.errors import InstanceError, OptionError
+from headrace.spec.errors import OptionError
 from headrace.spec.snapshot import Snapshot
 from headrace.spec.status import ReplicaState
 from headrace.wire.awake import awake_for
@@ -119,17 +120,6 @@ def _working_directory() -> str:
         return str(Path.cwd())
     except FileNotFoundError:
         return ""
-
-
-def read_pack(directory: InstanceDirectory, name: str) -> bytes:
-    """The source pack of the replica's revision. Raises InstanceError when it is not there."""
-    path = directory.pack(name)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InstanceError(
-            f"the sources of this revision cannot be read from {path} ({error.strerror}): deploy the application again"
-        ) from error
 
 
 def on_state(replica: HostedReplica) -> None:

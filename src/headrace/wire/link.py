@@ -1,8 +1,8 @@
 """A process's standing connection to its controller.
 
 In: messages of the controller, handed to the owner's `on_message` on the event loop; snapshots and differences, of
-which the owner's `on_snapshot` gets each whole; HEADRACE_NODE, where there are several nodes. Out: the owner's messages,
-and by itself Hello, Subscribe, and a SnapshotAck for each snapshot once `on_snapshot` has returned.
+which the owner's `on_snapshot` gets each whole; HEADRACE_NODE, where there are several nodes. Out: the owner's
+messages, and by itself Hello, Subscribe, and a SnapshotAck for each snapshot once `on_snapshot` has returned.
 """
 
 from __future__ import annotations
