@@ -61,8 +61,13 @@ class Handshake:
         self._error = ""
 
     def __repr__(self) -> str:
-        state = self._error or ("done" if self.done else f"waits for {self._expected - len(self._buffer)} bytes")
+        state = self._error or ("done" if self.done else f"waits for {self.wanted} bytes")
         return f"<Handshake of the {'initiator' if self._initiator else 'acceptor'}, {state}>"
+
+    @property
+    def wanted(self) -> int:
+        """How many bytes more it takes until `feed` has something to answer, or it is done."""
+        return 0 if self.done else self._expected - len(self._buffer)
 
     def begin(self) -> bytes:
         """What to send before anything has come."""
