@@ -55,8 +55,8 @@ def serve_status(
     rollouts: Mapping[str, RolloutStatus] | None = None,
     nodes: Mapping[str, NodeDetails] | None = None,
 ) -> ServeStatus:
-    """The whole instance at this moment. `rollouts` are those under way, or the last ones, by application; `nodes` those
-    of a cluster.
+    """The whole instance at this moment, with `rollouts` under way, or the last ones, by application, and `nodes` of a
+    cluster.
     """
     told = rollouts or {}
     return ServeStatus(

@@ -189,8 +189,9 @@ class ApplicationStatusOverview(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProxyDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """One ingress process. `scheme` is "https" where it serves that; `grpc_port` is 0 where it serves no gRPC. `node` is
-    where it runs ("" where there is but one).
+    """One ingress process. `scheme` is "https" where it serves that; `grpc_port` is 0 where it serves no gRPC.
+
+    `node` is where it runs ("" where there is but one).
     """
 
     status: ProxyStatus
