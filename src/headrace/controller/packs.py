@@ -1,7 +1,8 @@
-"""The source packs of all revisions that are kept, as files: `<instance directory>/packs/<SHA-256 of the bytes>`.
+"""The source packs of all revisions that are kept, by the SHA-256 of their bytes.
 
-In: packs, from who deploys; which names are in use. Out: the files, which replicas read; the bytes, for another
-instance. Nothing here looks into a pack: who sends it runs code in the replicas anyway.
+In: packs, from who deploys; which names are in use. Out: files `<instance directory>/packs/<name>`, which replicas
+of this machine read, or rows beside the controller's state, which are wherever it is; the bytes, for who asks. Nothing
+here looks into a pack: who sends it runs code in the replicas anyway.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 
+from headrace.controller.rows import Rows
 from headrace.engine.directory import InstanceDirectory, make_private, write_whole
 from headrace.spec.errors import DeployFailedError, InstanceError, ProtocolError, RevisionNotFound
 from headrace.wire.pack import is_pack_name, name_of
 
 logger = logging.getLogger(__name__)
 
+PACKS = "pack"  # the table of those that are rows
+
 
 class Packs:
-    """The packs of one instance. All methods are quick and synchronous."""
+    """The packs of one instance as files. All methods are quick and synchronous."""
 
     def __init__(self, directory: InstanceDirectory) -> None:
         self._directory = directory
@@ -41,16 +45,9 @@ class Packs:
         Raises ProtocolError for bytes that are not what their name says, DeployFailedError when the pack is neither
         sent nor stored, or cannot be stored.
         """
-        for sent, data in packs.items():
-            if name_of(data) != sent:
-                raise ProtocolError(
-                    f"the source pack {sent!r} came as {len(data):,} bytes whose name is {name_of(data)!r}: "
-                    "it was changed on its way"
-                )
+        check_sent(packs, name)
         if not name:
             return
-        if not is_pack_name(name):
-            raise ProtocolError(f"pack={name!r} is no name of a source pack: 64 hex digits, the SHA-256 of its bytes")
         path = self._directory.pack(name)
         if name not in packs:
             if not path.exists():
@@ -111,3 +108,71 @@ class Packs:
             os.close(descriptor)
         else:
             self._lock = descriptor
+
+
+class RowPacks:
+    """The packs of one instance in the same store as its state: a pack is in there before what refers to it.
+
+    Whoever has the state opens and closes `rows`.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __repr__(self) -> str:
+        return f"<RowPacks of {self._rows!r}>"
+
+    def names(self) -> set[str]:
+        """The names of those that are stored."""
+        return {str(name) for _, name in self._rows.table(PACKS)}
+
+    def keep(self, packs: Mapping[str, bytes], name: str) -> None:
+        """See that the pack `name` is stored ("": there is nothing to store), from `packs` if it is not yet.
+
+        Raises ProtocolError for bytes that are not what their name says, DeployFailedError when the pack is neither
+        sent nor stored, or cannot be stored.
+        """
+        check_sent(packs, name)
+        if not name or ("", name) in self._rows.table(PACKS):
+            return
+        if name not in packs:
+            raise DeployFailedError(
+                f"the application names the source pack {name}, which was neither sent with it nor is stored"
+            )
+        try:
+            self._rows.check()
+        except InstanceError as error:
+            # Never an InstanceError: to a driver it would mean that there is no controller now, and to ask again.
+            raise DeployFailedError(f"the source pack of the application cannot be stored: {error}") from error
+        self._rows.write((PACKS, "", name, packs[name]))
+
+    def load(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The packs of these names; "" names none. Raises RevisionNotFound when one is gone."""
+        return {name: self._read(name) for name in names if name}
+
+    def _read(self, name: str) -> bytes:
+        data = self._rows.table(PACKS).get(("", name))
+        if data is None:
+            raise RevisionNotFound(f"the source pack of the revision cannot be read: {name} is not stored")
+        return data
+
+    def prune(self, in_use: Iterable[str]) -> None:
+        """Remove all but these."""
+        gone = self.names() - set(in_use)
+        if gone:
+            self._rows.write(*((PACKS, "", name, None) for name in sorted(gone)))
+
+    def close(self) -> None:
+        """Nothing is held here."""
+
+
+def check_sent(packs: Mapping[str, bytes], name: str) -> None:
+    """Raise ProtocolError for a pack that is not what its name says, or a `name` that is none and not ""."""
+    for sent, data in packs.items():
+        if name_of(data) != sent:
+            raise ProtocolError(
+                f"the source pack {sent!r} came as {len(data):,} bytes whose name is {name_of(data)!r}: "
+                "it was changed on its way"
+            )
+    if name and not is_pack_name(name):
+        raise ProtocolError(f"pack={name!r} is no name of a source pack: 64 hex digits, the SHA-256 of its bytes")

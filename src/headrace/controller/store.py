@@ -17,17 +17,25 @@ from typing import Any
 
 import msgspec
 
-from headrace.core.analysis import Evidence
+from headrace.controller.records import (
+    Traffic,
+    decode_event,
+    decode_grpc,
+    decode_http,
+    decode_record,
+    decode_spec,
+    decode_traffic,
+    decode_weights,
+    encode,
+    lacking,
+)
 from headrace.core.attribution import Weights
 from headrace.core.fleet import Application, Replica
-from headrace.core.rollout import Rollout
 from headrace.spec.application import ApplicationSpec
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import InstanceError
 from headrace.spec.grpc import GrpcService
-from headrace.spec.rollout import ShadowTraffic
 from headrace.spec.status import HistoryEvent, RevisionRecord
-from headrace.spec.sticky import Sticky
 
 logger = logging.getLogger(__name__)
 
@@ -80,34 +88,8 @@ _PASSING = frozenset(
 _Statement = tuple[str, tuple[Any, ...]]
 
 
-class _Traffic(msgspec.Struct, kw_only=True):
-    """What is kept of how an application's traffic is shared, under the names that the record has."""
-
-    newest: int = 0
-    weights: dict[int, float] = {}
-    former: dict[int, float] = {}
-    rollout: Rollout | None = None
-    ended: Rollout | None = None
-    split: dict[int, float] = {}
-    fallback: dict[int, float] = {}
-    shadows: dict[int, ShadowTraffic] = {}
-    sticky: Sticky | None = None
-    keyless: bool = False
-    evidence: Evidence = msgspec.field(default_factory=Evidence)
-    rolled_back: bool = False
-
-
 _NOTE = "note:"  # what the names of facts begin with that are notes of clients
 _KEEP_SPEC = "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)"
-
-_decode_traffic = msgspec.msgpack.Decoder(_Traffic).decode
-_decode_spec = msgspec.msgpack.Decoder(ApplicationSpec).decode
-_decode_record = msgspec.msgpack.Decoder(RevisionRecord).decode
-_decode_event = msgspec.msgpack.Decoder(HistoryEvent).decode
-_decode_weights = msgspec.msgpack.Decoder(Weights).decode
-_decode_http = msgspec.msgpack.Decoder(HTTPOptions).decode
-_decode_grpc = msgspec.msgpack.Decoder(GrpcService | None).decode
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class Store:
@@ -286,17 +268,17 @@ class Store:
     def keep_ingress(self, options: HTTPOptions, grpc: GrpcService | None) -> None:
         """Keep how the ingress should listen."""
         statement = "INSERT OR REPLACE INTO facts VALUES (?, ?)"
-        self._write((statement, ("http", _encode(options))), (statement, ("grpc", _encode(grpc))))
+        self._write((statement, ("http", encode(options))), (statement, ("grpc", encode(grpc))))
 
     @staticmethod
     def _read_http(database: sqlite3.Connection) -> HTTPOptions | None:
         row = database.execute("SELECT value FROM facts WHERE name = 'http'").fetchone()
-        return None if row is None else _decode_http(row[0])
+        return None if row is None else decode_http(row[0])
 
     @staticmethod
     def _read_grpc(database: sqlite3.Connection) -> GrpcService | None:
         row = database.execute("SELECT value FROM facts WHERE name = 'grpc'").fetchone()
-        return None if row is None else _decode_grpc(row[0])
+        return None if row is None else decode_grpc(row[0])
 
     def applications(self) -> dict[str, Application]:
         """All applications with their revisions and replicas (of which nothing but their names is known yet)."""
@@ -321,23 +303,21 @@ class Store:
             )
         }
         for name, traffic in database.execute("SELECT name, traffic FROM applications"):
-            kept = _decode_traffic(traffic)
-            for field in _Traffic.__struct_fields__:
-                setattr(apps[name], field, getattr(kept, field))
+            decode_traffic(traffic).give(apps[name])
         for app, number, spec in database.execute("SELECT app, number, spec FROM revisions ORDER BY number"):
-            apps[app].revisions[number] = _decode_spec(spec)
+            apps[app].revisions[number] = decode_spec(spec)
         for app, spec in database.execute("SELECT app, spec FROM befores"):
             if apps[app].deploying:
-                apps[app].before = _decode_spec(spec)
+                apps[app].before = decode_spec(spec)
         for app, id, key, name, revision, address, level in database.execute(
             "SELECT app, id, key, name, revision, address, level FROM replicas"
         ):
             apps[app].replicas[id] = Replica(
                 id=id, app=app, key=key, name=name, revision=revision, address=address, level=level
             )
+        if name := lacking(apps.values()):
+            raise sqlite3.DatabaseError(f"application {name!r} lacks a revision that it runs")
         for app in apps.values():
-            if app.target not in app.revisions or (app.current and app.current not in app.revisions):
-                raise sqlite3.DatabaseError(f"application {app.name!r} lacks a revision that it runs")
             app.replicas = dict(sorted(app.replicas.items(), key=lambda item: item[1].number))
         return apps
 
@@ -347,10 +327,10 @@ class Store:
 
     def keep_revision(self, app: Application, number: int) -> None:
         """Keep the application, this revision of it, and what a change in place would go back to, together."""
-        revision = (app.name, number, _encode(app.revisions[number]))
+        revision = (app.name, number, encode(app.revisions[number]))
         statements: list[_Statement] = [_of_application(app), ("DELETE FROM befores WHERE app = ?", (app.name,))]
         if app.before is not None:
-            statements.append(("INSERT INTO befores VALUES (?, ?)", (app.name, _encode(app.before))))
+            statements.append(("INSERT INTO befores VALUES (?, ?)", (app.name, encode(app.before))))
         self._write(*statements, ("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?)", revision))
 
     def forget_revision(self, app: str, number: int) -> None:
@@ -386,13 +366,13 @@ class Store:
     def _read_timelines(database: sqlite3.Connection) -> dict[str, list[Weights]]:
         found: dict[str, list[Weights]] = {}
         for app, entry in database.execute("SELECT app, entry FROM weights ORDER BY at, rowid"):
-            found.setdefault(app, []).append(_decode_weights(entry))
+            found.setdefault(app, []).append(decode_weights(entry))
         return found
 
     def keep_weights(self, app: str, entry: Weights, begins: float) -> None:
         """Keep from when on the application had these weights, and forget those from before `begins`."""
         self._write(
-            ("INSERT INTO weights VALUES (?, ?, ?)", (app, entry.at, _encode(entry))),
+            ("INSERT INTO weights VALUES (?, ?, ?)", (app, entry.at, encode(entry))),
             ("DELETE FROM weights WHERE app = ? AND at < ?", (app, begins)),
         )
 
@@ -409,7 +389,7 @@ class Store:
     @staticmethod
     def _read_records(database: sqlite3.Connection) -> list[tuple[str, RevisionRecord]]:
         rows = database.execute("SELECT app, record FROM records ORDER BY app, number")
-        return [(app, _decode_record(record)) for app, record in rows]
+        return [(app, decode_record(record)) for app, record in rows]
 
     def events(self) -> list[tuple[str, HistoryEvent]]:
         """What happened, by application, in order."""
@@ -418,7 +398,7 @@ class Store:
     @staticmethod
     def _read_events(database: sqlite3.Connection) -> list[tuple[str, HistoryEvent]]:
         return [
-            (app, _decode_event(event)) for app, event in database.execute("SELECT app, event FROM events ORDER BY id")
+            (app, decode_event(event)) for app, event in database.execute("SELECT app, event FROM events ORDER BY id")
         ]
 
     def kept_specs(self) -> list[tuple[str, int, str]]:
@@ -429,17 +409,17 @@ class Store:
         """The specification of a former revision, None when it is not kept."""
         for statement, values in reversed(self._behind):
             if statement == _KEEP_SPEC and values[:2] == (app, number):
-                return _decode_spec(values[3])
+                return decode_spec(values[3])
         row = self._open.execute("SELECT spec FROM kept WHERE app = ? AND number = ?", (app, number)).fetchone()
         try:
-            return None if row is None else _decode_spec(row[0])
+            return None if row is None else decode_spec(row[0])
         except msgspec.MsgspecError as error:  # another version of Headrace may have kept it
             logger.error("revision %d of application %r cannot be read any more: %s", number, app, error)
             return None
 
     def keep_spec(self, app: str, number: int, spec: ApplicationSpec) -> None:
         """Keep the specification of a revision for its history."""
-        self._write((_KEEP_SPEC, (app, number, spec.environment.pack, _encode(spec))))
+        self._write((_KEEP_SPEC, (app, number, spec.environment.pack, encode(spec))))
 
     def forget_spec(self, app: str, number: int) -> None:
         """Let go of the specification of a former revision."""
@@ -447,7 +427,7 @@ class Store:
 
     def keep_record(self, app: str, record: RevisionRecord) -> None:
         """Keep what became of a revision."""
-        self._write(("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", (app, record.number, _encode(record))))
+        self._write(("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", (app, record.number, encode(record))))
 
     def forget_record(self, app: str, number: int) -> None:
         """Forget what became of a revision."""
@@ -457,7 +437,7 @@ class Store:
         """Keep what happened, and no more than the last `most` of the application."""
         beyond = "(SELECT id FROM events WHERE app = ? ORDER BY id DESC LIMIT 1 OFFSET ?)"
         self._write(
-            ("INSERT INTO events (app, event) VALUES (?, ?)", (app, _encode(event))),
+            ("INSERT INTO events (app, event) VALUES (?, ?)", (app, encode(event))),
             (f"DELETE FROM events WHERE app = ? AND id <= {beyond}", (app, app, most)),
         )
 
@@ -481,6 +461,6 @@ def _of_application(app: Application) -> _Statement:
             app.deploying,
             app.next_replica,
             app.deployed_at,
-            _encode(_Traffic(**{field: getattr(app, field) for field in _Traffic.__struct_fields__})),
+            encode(Traffic.of(app)),
         ),
     )
