@@ -14,7 +14,7 @@ from headrace.serve.api import RunTarget, run
 from headrace.spec.config import HTTPOptions
 from headrace.spec.grpc import gRPCOptions
 from headrace.spec.method import MethodOptions
-from headrace.spec.options import ACTOR_NO_EFFECT, GONE, NO_EFFECT, NOT_YET, DeploymentOptions
+from headrace.spec.options import GONE, NO_EFFECT, NOT_YET, DeploymentOptions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "options.md").read_text()
 OF_DEPLOYMENT, OF_HTTP = PAGE.split("\n## Of HTTP\n")
@@ -40,11 +40,6 @@ def rows(text: str) -> dict[str, list[str]]:
     "name", ["name", "ray_actor_options", *DeploymentOptions.__struct_fields__, *NO_EFFECT, *NOT_YET, *GONE]
 )
 def test_every_option_of_a_deployment_is_described(name: str) -> None:
-    assert name in rows(OF_DEPLOYMENT)
-
-
-@pytest.mark.parametrize("name", ACTOR_NO_EFFECT)
-def test_every_key_of_the_actor_options_is_described(name: str) -> None:
     assert name in rows(OF_DEPLOYMENT)
 
 
@@ -74,7 +69,7 @@ def test_every_option_of_grpc_is_described(name: str) -> None:
 
 
 def test_nothing_is_described_that_is_no_option() -> None:
-    keys = {"name", "ray_actor_options", "resources", "runtime_env", "env_vars", *ACTOR_NO_EFFECT}
+    keys = {"name", "ray_actor_options"}
     known = keys | {*DeploymentOptions.__struct_fields__, *NO_EFFECT, *NOT_YET, *GONE}
 
     assert set(rows(OF_DEPLOYMENT)) <= known

@@ -14,13 +14,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from instances import KeeperProcess, alive, kept, members, until, until_async
 
 from headrace.engine.base import EngineEvent, EngineLost, ProcessExited, ProcessInfo, ProcessRequest, Resources
 from headrace.engine.directory import InstanceDirectory
 from headrace.engine.local import LocalEngine
-from headrace.spec.errors import InstanceError
+from headrace.spec.errors import InstanceError, OptionError
+from headrace.spec.placement import Placement
 
 # A controller that says what it does, and ends when it is told to, in its own time: when GO is there.
 SLOW_CONTROLLER = (
@@ -454,6 +456,25 @@ def test_an_engine_without_a_keeper_says_so(tmp_path: Path) -> None:
             await LocalEngine(InstanceDirectory(tmp_path / "gone")).open(lambda _: None)
 
     asyncio.run(main())
+
+
+def test_options_for_many_machines_are_refused_or_said_once_to_have_no_effect(
+    keeper: KeeperProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        engine, _ = await start(keeper)
+        for id in ("a", "b"):
+            request = worker(id, ("/bin/true",))
+            placement = Placement(max_per_node=1, group="shop/Model@1f")
+            await engine.start(msgspec.structs.replace(request, placement=placement))
+        request = msgspec.structs.replace(worker("c", ("/bin/true",)), placement=Placement(resources={"TPU": 1}))
+        with pytest.raises(OptionError, match=r"resources=.*does not work on the local engine"):
+            await engine.start(request)
+        await engine.close()
+
+    asyncio.run(main())
+    told = [record.message for record in caplog.records if "no effect" in record.message]
+    assert told == ["options of shop/Model have no effect: max_replicas_per_node: the local engine has one machine"]
 
 
 @pytest.mark.parametrize("body", [b"\x82\xa4type\xa6Opened\xa1x" + b"\x91" * 100_000, b"\x81\xa4type\xa1\xff", b"\xc1"])

@@ -50,6 +50,21 @@ class TestDecorator:
         made = serve.deployment(ray_actor_options={"num_cpus": 2, "num_gpus": 1})(Model)
         assert made.ray_actor_options == {"num_cpus": 2, "num_gpus": 1}
 
+    def test_ray_actor_options_are_shown_as_they_are_taken(self):
+        given = {
+            "num_cpus": 2,
+            "num_gpus": 1,
+            "memory": 10**9,
+            "resources": {"TPU": 1.0},
+            "accelerator_type": "A100",
+            "label_selector": {"zone": "eu"},
+            "fallback_strategy": [{"label_selector": {"zone": "us"}}],
+            "runtime_env": {"pip": ["torch"], "env_vars": {"A": "1"}},
+        }
+        made = serve.deployment(ray_actor_options=given)(Model)
+        assert made.ray_actor_options == given
+        assert made.options(ray_actor_options=made.ray_actor_options) == made
+
     def test_an_unknown_option_names_the_nearest(self):
         with pytest.raises(TypeError, match=r"num_replica.*did you mean 'num_replicas'"):
             serve.deployment(num_replica=2)

@@ -120,6 +120,9 @@ def test_the_digest_is_the_same_in_every_process(project: Path) -> None:
         ("app.py", "return function(*args)", "return function(*args) or None"),
         ("app.py", "DeploymentOptions()", "DeploymentOptions(num_cpus=2)"),
         ("app.py", "DeploymentOptions()", "DeploymentOptions(environment={'A': '1'})"),
+        ("app.py", "DeploymentOptions()", "DeploymentOptions(resources={'TPU': 1})"),
+        ("app.py", "DeploymentOptions()", "DeploymentOptions(runtime_env={'pip': ['torch']})"),
+        ("app.py", "DeploymentOptions()", "DeploymentOptions(max_replicas_per_node=1)"),
     ],
 )
 def test_what_makes_another_replica_makes_another_digest(project: Path, name: str, old: str, new: str) -> None:

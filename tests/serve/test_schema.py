@@ -128,7 +128,9 @@ def test_only_what_is_given_overrides_code():
     schema = DeploymentSchema.model_validate(
         {"name": "D", "num_replicas": 3, "health_check_period_s": 5, "ray_actor_options": {"num_cpus": 1, "memory": 9}}
     )
-    assert schema.overrides() == {"num_replicas": 3, "ray_actor_options": {"num_cpus": 1}}
+    assert schema.overrides() == {"num_replicas": 3, "ray_actor_options": {"num_cpus": 1, "memory": 9}}
+    schema = DeploymentSchema(name="D", placement_group_strategy="SPREAD")  # of the bundles that the code says
+    assert schema.overrides() == {"placement_group_strategy": "SPREAD"}
     assert DeploymentSchema(name="D").overrides() == {}
 
 
@@ -167,7 +169,24 @@ def test_only_what_is_given_overrides_code():
         (app(deployments=[{"name": "D", "num_replicas": 0}]), "num_replicas=0 must be at least 1"),
         (app(deployments=[{"name": "D", "autoscaling_config": {"min_replicas": 1}}]), "'autoscaling_config' does not"),
         (app(deployments=[{"name": "D", "hedge": True, "repeatable": False}]), "contradict"),
-        (app(deployments=[{"name": "D", "ray_actor_options": {"resources": {"TPU": 1}}}]), "'resources' does not work"),
+        (app(deployments=[{"name": "D", "ray_actor_options": {"resources": {"CPU": 1}}}]), "num_cpus=1"),
+        (
+            app(deployments=[{"name": "D", "ray_actor_options": {"resources": {"TPU": "1"}}}]),
+            "TPU='1' must be a number",
+        ),
+        (app(deployments=[{"name": "D", "ray_actor_options": {"runtime_env": {"pips": []}}}]), "did you mean 'pip'"),
+        (app(deployments=[{"name": "D", "label_selector": {"a": "b c"}}]), "label_selector: 'a': 'b c' must be"),
+        (app(deployments=[{"name": "D", "max_replicas_per_node": 101}]), "must be an integer from 1 to 100"),
+        (app(deployments=[{"name": "D", "placement_group_strategy": "LOOSE"}]), "must be one of PACK"),
+        (app(deployments=[{"name": "D", "placement_group_bundles": [{"CPU": 0}]}]), "must hold something"),
+        (
+            app(deployments=[{"name": "D", "num_cpus": 2, "placement_group_bundles": [{"CPU": 1}]}]),
+            "num_cpus=2 is more than the first of placement_group_bundles has",
+        ),
+        (
+            app(deployments=[{"name": "D", "max_replicas_per_node": 2, "placement_group_bundles": [{"CPU": 1}]}]),
+            "do not go together",
+        ),
         (app(deployments=[{"name": "D"}, {"name": "D"}]), "there are two deployments with name='D'"),
         ({"applications": [APP, {**APP, "route_prefix": "/b"}]}, "applications[0] has name='default' already"),
         ({"applications": [APP, {**APP, "name": "b"}]}, "applications[0] has route_prefix='/' already"),

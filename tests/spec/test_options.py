@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -13,13 +14,13 @@ from hypothesis import strategies as st
 from headrace.spec.backpressure import BackpressureConfig
 from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.options import (
-    ACTOR_NO_EFFECT,
     GONE,
     NO_EFFECT,
     NOT_YET,
     DeploymentOptions,
     deployment_options,
 )
+from headrace.spec.placement import Placement, local_objections
 from headrace.spec.retries import RetryBudgetConfig
 
 RAY_SERVE_OPTIONS = [
@@ -47,6 +48,18 @@ RAY_SERVE_OPTIONS = [
     "rolling_update_percentage",
     "max_surge_percent",
     "version",
+]
+
+
+ACTOR_OPTIONS = [
+    "num_cpus",
+    "num_gpus",
+    "memory",
+    "resources",
+    "accelerator_type",
+    "label_selector",
+    "fallback_strategy",
+    "runtime_env",
 ]
 
 
@@ -235,16 +248,16 @@ def test_what_cannot_change_an_answer_is_accepted_with_one_warning(name: str) ->
 
 def test_several_options_without_effect_give_one_warning_together() -> None:
     with pytest.warns(UserWarning, match="options have no effect") as caught:
-        deployment_options(dict.fromkeys(NO_EFFECT, 1) | {"ray_actor_options": dict.fromkeys(ACTOR_NO_EFFECT, 1)})
+        deployment_options(dict.fromkeys(NO_EFFECT, 1))
     assert len(caught) == 1
-    for name in (*NO_EFFECT, *ACTOR_NO_EFFECT):
+    for name in NO_EFFECT:
         assert name in str(caught[0].message)
 
 
 def test_none_of_what_has_no_effect_is_no_cause_to_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        deployment_options(dict.fromkeys(NO_EFFECT) | {"ray_actor_options": dict.fromkeys(ACTOR_NO_EFFECT)})
+        deployment_options(dict.fromkeys(NO_EFFECT) | {"ray_actor_options": dict.fromkeys(ACTOR_OPTIONS)})
 
 
 def test_actor_options_become_ours() -> None:
@@ -268,8 +281,8 @@ def test_actor_options_become_ours() -> None:
         ("num_cpus", OptionTypeError, "must be a dict"),
         ({"num_cpu": 1}, OptionError, "did you mean 'num_cpus'"),
         ({"max_restarts": 1}, OptionError, "max_restarts"),
-        ({"resources": {"TPU": 1}}, OptionError, "resources.*does not work yet"),
-        ({"runtime_env": {"pip": ["torch"]}}, OptionError, "'pip' does not work yet"),
+        ({"runtime_env": {"pips": ["torch"]}}, OptionError, "runtime_env has no 'pips': did you mean 'pip'"),
+        ({"runtime_env": {"py_modules": [object()]}}, OptionTypeError, "runtime_env of type dict must be JSON-like"),
         ({"runtime_env": "env"}, OptionTypeError, "runtime_env='env'"),
         ({"runtime_env": {"env_vars": {"A": 1}}}, OptionTypeError, "env_vars"),
         ({"num_cpus": -1}, OptionError, "num_cpus=-1"),
@@ -278,6 +291,162 @@ def test_actor_options_become_ours() -> None:
 def test_wrong_actor_options_are_named(given: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         deployment_options({"ray_actor_options": given})
+
+
+def test_where_replicas_run_is_said_by_rays_names() -> None:
+    options = deployment_options(
+        {
+            "ray_actor_options": {
+                "memory": 1e9,
+                "resources": {"TPU": 2, "none": 0},
+                "accelerator_type": "A100",
+                "label_selector": {"ray.io/market-type": "!in(spot, other)"},
+                "fallback_strategy": [{"label_selector": {"zone": "eu"}}, {"label_selector": {}}],
+                "runtime_env": {"env_vars": {"A": "1"}, "pip": ["torch"], "config": None},
+            },
+            "max_replicas_per_node": 2,
+        }
+    )
+
+    assert options.placement_of("app/d@1") == Placement(
+        memory=10**9,
+        resources={"TPU": 2.0},
+        accelerator_type="A100",
+        label_selector={"ray.io/market-type": "!in(spot, other)"},
+        fallback_label_selectors=({"zone": "eu"}, {}),
+        runtime_env={"pip": ["torch"]},
+        max_per_node=2,
+        group="app/d@1",
+    )
+    assert options.environment == {"A": "1"}
+    assert DeploymentOptions().placement_of("g") == Placement(group="g")
+
+
+def test_a_runtime_env_by_itself_adds_to_the_environment() -> None:
+    base = deployment_options({"environment": {"A": "1"}})
+
+    assert deployment_options({"runtime_env": {"uv": ["x"]}}, base).environment == {"A": "1"}
+    assert deployment_options({"runtime_env": {"uv": ["x"], "env_vars": {"B": "2"}}}, base).environment == {"B": "2"}
+    with pytest.raises(OptionError, match=r"environment=.* say different things"):
+        deployment_options({"runtime_env": {"env_vars": {"B": "2"}}, "environment": {"A": "1"}})
+    with pytest.raises(OptionError, match="they are the option environment"):
+        DeploymentOptions(runtime_env={"env_vars": {"A": "1"}})
+
+
+def test_bundles_hold_the_replica_in_the_first() -> None:
+    bundles = [{"CPU": 2, "TPU": 1}, {"GPU": 1}]
+    options = deployment_options(
+        {
+            "placement_group_bundles": bundles,
+            "placement_group_strategy": "STRICT_SPREAD",
+            "placement_group_bundle_label_selector": [{"zone": "eu"}],
+            "ray_actor_options": {"num_cpus": 2, "resources": {"TPU": 1}},
+        }
+    )
+    placement = options.placement_of("g")
+    assert placement.bundles == ({"CPU": 2.0, "TPU": 1.0}, {"GPU": 1.0})
+    assert (placement.strategy, placement.bundle_label_selector) == ("STRICT_SPREAD", ({"zone": "eu"}, {"zone": "eu"}))
+
+    for more, words in (
+        ({"num_cpus": 3}, r"num_cpus=3 is more than the first of placement_group_bundles has, 2 CPU"),
+        ({"num_gpus": 1}, r"num_gpus=1 is more than the first"),
+        ({"resources": {"TPU": 2}}, r"resources\['TPU'\]=2 is more than the first"),
+        ({"memory": 1}, r"memory=1 is more than the first"),
+        ({"max_replicas_per_node": 1}, "do not go together"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            deployment_options(more, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("memory", -1, OptionError),
+        ("memory", "1GB", OptionTypeError),
+        ("memory", 2**61, OptionError),
+        ("memory", float("nan"), OptionError),
+        ("resources", [1], OptionTypeError),
+        ("resources", {"TPU": -1}, OptionError),
+        ("resources", {"TPU": True}, OptionTypeError),
+        ("resources", {1: 1}, OptionTypeError),
+        ("resources", {"CPU": 1}, OptionError),
+        ("resources", {"GPU": 1}, OptionError),
+        ("accelerator_type", 3, OptionTypeError),
+        ("label_selector", "zone=eu", OptionTypeError),
+        ("label_selector", {"zone": 1}, OptionTypeError),
+        ("label_selector", {"zone": "!!eu"}, OptionError),
+        ("label_selector", {"zone": "in()"}, OptionError),
+        ("label_selector", {"zone": "in(a,"}, OptionError),
+        ("label_selector", {"zone": "not(a)"}, OptionError),
+        ("label_selector", {"zone": "a" * 64}, OptionError),
+        ("label_selector", {"": "a"}, OptionError),
+        ("label_selector", {"my@label": "a"}, OptionError),
+        ("fallback_strategy", {"label_selector": {}}, OptionTypeError),
+        ("fallback_strategy", [{}], OptionError),
+        ("fallback_strategy", [{"memory": 1}], OptionError),
+        ("fallback_strategy", [{"label_selector": {"a": "b c"}}], OptionError),
+        ("runtime_env", ["pip"], OptionTypeError),
+        ("runtime_env", {"pipp": []}, OptionError),
+        ("placement_group_bundles", {"CPU": 1}, OptionTypeError),
+        ("placement_group_bundles", [[1]], OptionTypeError),
+        ("placement_group_bundles", [{}], OptionError),
+        ("placement_group_bundles", [{"CPU": 0}], OptionError),
+        ("placement_group_bundles", [{"CPU": -1}], OptionError),
+        ("placement_group_bundles", [{"CPU": "1"}], OptionTypeError),
+        ("placement_group_bundles", [{1: 1}], OptionTypeError),
+        ("placement_group_strategy", "PACK", OptionError),
+        ("placement_group_strategy", "LOOSE", OptionError),
+        ("placement_group_strategy", 1, OptionTypeError),
+        ("placement_group_bundle_label_selector", [{}], OptionError),
+        ("placement_group_bundle_label_selector", {"a": "b"}, OptionTypeError),
+        ("max_replicas_per_node", 0, OptionError),
+        ("max_replicas_per_node", 101, OptionError),
+        ("max_replicas_per_node", 1.5, OptionTypeError),
+    ],
+)
+def test_a_wrong_value_of_where_replicas_run_is_named(name: str, value: Any, error: type[Exception]) -> None:
+    for make in (lambda: DeploymentOptions(**{name: value}), lambda: deployment_options({name: value})):
+        with pytest.raises(error, match=name):
+            make()
+
+
+def test_a_selector_for_each_bundle_or_one_for_all() -> None:
+    given = {"placement_group_bundles": [{"CPU": 1}] * 3, "placement_group_bundle_label_selector": [{}, {}]}
+    with pytest.raises(OptionError, match="has 2 selectors for 3 bundles"):
+        deployment_options(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, []),
+        ({"memory": 9, "accelerator_type": "A100"}, ["accelerator_type", "memory"]),
+        ({"label_selector": {"a": "b"}, "fallback_strategy": [{"label_selector": {}}]}, ["fallback_strategy", "label"]),
+        ({"max_replicas_per_node": 1}, ["max_replicas_per_node"]),
+        ({"runtime_env": {"config": {"eager_install": True}, "excludes": ["*.bin"]}}, ["'config'", "'excludes'"]),
+    ],
+)
+def test_what_cannot_change_an_answer_on_one_machine_has_no_effect_there(given: Any, named: list[str]) -> None:
+    ignored, refused = local_objections(deployment_options(given).placement_of("g"))
+
+    assert refused is None
+    assert len(ignored) == len(named)
+    assert all(name in " ".join(ignored) for name in named)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"resources": {"TPU": 1}}, "resources={'TPU': 1.0} does not work on the local engine"),
+        ({"placement_group_bundles": [{"CPU": 1}]}, "placement_group_bundles=.* does not work on the local engine"),
+        ({"runtime_env": {"pip": ["torch"]}}, "runtime_env: 'pip' does not work on the local engine, only 'env_vars'"),
+    ],
+)
+def test_what_would_change_an_answer_on_one_machine_is_refused_there(given: Any, words: str) -> None:
+    _, refused = local_objections(deployment_options(given).placement_of("g"))
+
+    assert refused is not None
+    assert re.search(words, refused)
 
 
 def test_two_names_for_one_thing_must_agree() -> None:
@@ -297,10 +466,13 @@ def test_changes_keep_what_they_do_not_name() -> None:
 
 
 def test_actor_options_replace_all_resources() -> None:
-    base = deployment_options({"num_cpus": 2, "num_gpus": 1, "environment": {"A": "1"}})
+    base = deployment_options(
+        {"num_cpus": 2, "num_gpus": 1, "environment": {"A": "1"}, "memory": 9, "resources": {"TPU": 1}}
+    )
     changed = deployment_options({"ray_actor_options": {"num_cpus": 1}}, base)
 
     assert (changed.num_cpus, changed.num_gpus, changed.environment) == (1, 0, {})
+    assert changed == DeploymentOptions(num_cpus=1)
 
 
 def test_what_is_wrong_is_refused_when_it_is_decoded_too() -> None:
@@ -325,6 +497,13 @@ def test_what_is_wrong_is_refused_when_it_is_decoded_too() -> None:
         retry_budget=st.builds(
             RetryBudgetConfig, ratio=st.floats(0, 1), per_second=st.floats(0, 1e6) | st.integers(0, 10**6)
         ),
+        memory=st.integers(0, 2**50),
+        resources=st.dictionaries(st.sampled_from(["TPU", "disk"]), st.floats(0.1, 100)),
+        label_selector=st.dictionaries(st.sampled_from(["zone", "a/b"]), st.sampled_from(["eu", "!in(a, b)", ""])),
+        fallback_strategy=st.sampled_from([(), [{"label_selector": {"zone": "us"}}]]),
+        runtime_env=st.sampled_from([{}, {"pip": ["torch==2.1"], "config": {"eager_install": False}}]),
+        placement_group_bundles=st.just([{"CPU": 64, "GPU": 8, "memory": 2.0**50, "TPU": 100, "disk": 100.0}])
+        | st.just(()),
         user_config=st.none() | st.dictionaries(st.text(), st.integers(-(2**63), 2**63) | st.text()),
     )
 )

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from headrace.controller.history import Chronicle
+from headrace.controller.nodes import Nodes
 from headrace.controller.registry import Registry
 from headrace.controller.waiters import Waiters
 from headrace.core import plan
@@ -34,6 +35,7 @@ from headrace.wire.control import (
     DescribeReplica,
     Done,
     DrainReplica,
+    EndProcess,
     Failed,
     HostReplica,
     Message,
@@ -45,6 +47,7 @@ logger = logging.getLogger(__name__)
 LEAVING = frozenset({Phase.RETIRING, Phase.DRAINING, Phase.FAILED, Phase.STOPPING})
 WORKING = frozenset({Phase.RUNNING, Phase.RETIRING, Phase.DRAINING})
 RESOURCES_WAIT_S = 0.2
+MOVE_WAIT_S = 5.0  # before what has no room elsewhere is tried again
 BESIDE = (
     "; new replicas start beside those that they replace: where there is no room for that, deploy with "
     "rollout=RollingUpdate(max_surge=0, max_unavailable=1), which stops one before it starts another"
@@ -70,8 +73,10 @@ class Actor:
         history: Chronicle,
         version: Callable[[], int],
         wake: Callable[[], None],
+        nodes: Nodes,
     ) -> None:
         self._engine = engine
+        self._nodes = nodes
         self._registry = registry
         self._waiters = waiters
         self._history = history
@@ -145,6 +150,8 @@ class Actor:
             argv=(sys.executable, "-P", "-m", "headrace.replica"),
             env=app.revisions[replica.revision].environment.variables | options.environment,
             resources=Resources(cpus=options.num_cpus, gpus=options.num_gpus),
+            placement=options.placement_of(replica.key),
+            avoid=self._nodes.avoided(),
         )
         try:
             # Its name is used up before there is anything of that name: the next controller must not give it again.
@@ -153,7 +160,10 @@ class Actor:
         except HeadraceError as error:
             self._refused(app, replica, error)
         else:
+            if replica.phase is Phase.GONE and replica.node:
+                self._engine.abandon(replica.process_id)  # it was given up before the engine told of it
             replica.pid = info.pid
+            replica.node = info.node or replica.node
             if replica.phase is not Phase.GONE:
                 replica.on(Event.LAUNCHED)
             if replica.phase is Phase.STOPPING:
@@ -164,13 +174,20 @@ class Actor:
     def _refused(self, app: Application, replica: Replica, error: HeadraceError) -> None:
         """The engine does not start the replica."""
         now = asyncio.get_running_loop().time()
+        if replica.phase is Phase.GONE:
+            return  # it was given up
         wanted = replica.phase is Phase.LAUNCHING
         replica.on(Event.EXITED)
         self._registry.remove_replica(replica)
         if not wanted:
             return
         failures = app.failures_of(replica.key)
-        if isinstance(error, ResourcesShortError) and self._something_leaves():
+        failures.short = isinstance(error, ResourcesShortError)
+        if failures.short and app.moving(replica.key):
+            logger.warning("what runs on a node that leaves has no room elsewhere, and stays for now: %s", error)
+            failures.restarts.postpone(now + MOVE_WAIT_S, replica.level)
+            return
+        if failures.short and self._something_leaves():
             failures.restarts.postpone(now + RESOURCES_WAIT_S, replica.level)
             return
         if app.deploying and isinstance(error, ResourcesShortError | OptionError):
@@ -408,6 +425,33 @@ class Actor:
         wanted = app.number_wanted(replica.key)
         logger.info("%s of application %r is ready (pid %d)", replica.id, app.name, replica.pid)
         self._waiters.progress(app.name, f"{replica.id} is ready ({ready} of {wanted})")
+
+    def give_up(self, replica: Replica) -> None:
+        """The replica's node is lost: it is gone, by no fault of its own, and its successor starts at once."""
+        app = self._registry.app_of(replica)
+        logger.warning("%s of application %r is gone with node %s", replica.id, app.name, replica.node)
+        self._waiters.progress(app.name, f"{replica.id} is gone with node {replica.node}")
+        replica.on(Event.EXITED)
+        self._registry.remove_replica(replica)
+        self._channels.pop(replica.process_id, None)
+        self._engine.abandon(replica.process_id)
+
+    def end_unknown(self, process_id: str, channel: ControlChannel) -> None:
+        """End a worker whose place is another's by now: over its connection, as the engine may not know it any more. It
+        has as long for what it has in work as its deployment gives, if that is still there.
+        """
+        id, _, name = process_id.rpartition("@")
+        deployment = id.rpartition("#")[0]
+        app = self._registry.apps.get(name)
+        given = [
+            each.options.graceful_shutdown_timeout_s
+            for spec in (app.revisions.values() if app is not None else ())
+            for each in spec.deployments
+            if each.name == deployment
+        ]
+        grace_s = max(given, default=0.0)
+        channel.send(EndProcess(grace_s))
+        self._engine.stop(process_id, grace_s + plan.DRAIN_MARGIN_S if given else 0.0)
 
     def gone(self, replica: Replica, error: str, now: float) -> None:
         """The replica's process is gone; `error` says how, where it should not be."""

@@ -1,7 +1,7 @@
 """What changed from one revision of an application to the next, for a person to read: a line each.
 
 In: two specifications. Out: lines such as `Digits: num_replicas 2 → 4`. Values that may be secret (environment
-variables, `user_config`) are never shown, only their names.
+variables and the rest of the environment, `user_config`) are never shown, only their names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LONGEST_VALUE = 60
 MOST_NAMES = 8
 MOST_LINES = 100
 _OF_THE_APPLICATION = ("route_prefix", "ingress", "request_timeout_s", "sticky")
-_SECRET = ("environment", "user_config")
+_SECRET = ("environment", "runtime_env", "user_config")
 
 
 def changes(before: ApplicationSpec | None, after: ApplicationSpec) -> tuple[str, ...]:

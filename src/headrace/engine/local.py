@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from headrace.core.resources import Resources
@@ -20,6 +20,7 @@ from headrace.engine.child import kill_group
 from headrace.engine.directory import InstanceDirectory
 from headrace.spec import errors
 from headrace.spec.errors import InstanceError, ProtocolError
+from headrace.spec.placement import local_objections
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class LocalEngine:
         self._next_n = 1
         self._known: dict[str, ProcessInfo] = {}
         self._lost = ""
+        self._told: set[str] = set()  # the groups of which it was said what has no effect here
 
     def __repr__(self) -> str:
         state = self._lost or ("open" if self._transport is not None else "closed")
@@ -65,8 +67,19 @@ class LocalEngine:
             self._known[info.id] = info
 
     async def start(self, request: ProcessRequest) -> ProcessInfo:
+        ignored, refused = local_objections(request.placement)
+        if refused is not None:
+            raise errors.OptionError(refused)
+        self._tell_ignored(request.placement.group, ignored)
         answer = await self._ask(messages.Started, lambda n: messages.Start(n, request))
         return answer.info
+
+    def _tell_ignored(self, group: str, ignored: Mapping[str, str]) -> None:
+        """Say once of each deployment which of its options have no effect here."""
+        if ignored and group not in self._told:
+            self._told.add(group)
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in ignored.items())
+            logger.warning("options of %s have no effect: %s", group.partition("@")[0], reasons)
 
     def stop(self, id: str, grace_s: float) -> None:
         if self._transport is not None:

@@ -85,9 +85,9 @@ def with_variables(own: Mapping[str, Any], code: Mapping[str, str], variables: M
     """Options with the application's environment variables under those of the deployment."""
     actor = own.get("ray_actor_options")
     if actor is not None and "environment" not in own:
-        theirs = (actor.get("runtime_env") or {}).get("env_vars") or {}
-        merged = {**variables, **theirs}
-        return {"ray_actor_options": {**actor, "runtime_env": {"env_vars": merged}}}
+        theirs = actor.get("runtime_env") or {}
+        merged = {**variables, **(theirs.get("env_vars") or {})}
+        return {"ray_actor_options": {**actor, "runtime_env": {**theirs, "env_vars": merged}}}
     return {"environment": {**variables, **own.get("environment", code)}}
 
 

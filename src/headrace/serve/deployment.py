@@ -116,8 +116,20 @@ class Deployment:
 
     @property
     def ray_actor_options(self) -> dict[str, Any]:
-        """The resources of a replica, under the names that Ray Serve has for them."""
-        return {"num_cpus": self._options.num_cpus, "num_gpus": self._options.num_gpus}
+        """The resources and the environment of a replica, under the names that Ray Serve has for them; of the rarer
+        ones those that are given.
+        """
+        options = self._options
+        found: dict[str, Any] = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
+        for name in ("memory", "resources", "accelerator_type", "label_selector"):
+            if getattr(options, name):
+                found[name] = getattr(options, name)
+        if options.fallback_strategy:
+            found["fallback_strategy"] = list(options.fallback_strategy)
+        variables = {"env_vars": options.environment} if options.environment else {}
+        if variables or options.runtime_env:
+            found["runtime_env"] = {**options.runtime_env, **variables}
+        return found
 
     def bind(self, *args: Any, **kwargs: Any) -> Application:
         """An application of this deployment, whose constructor will get these arguments in each replica.

@@ -11,7 +11,7 @@ What it covers:
   which is not always to be had and tells nothing that the bytecode does not.
 - Arguments: by value, as their own `__reduce_ex__` takes them apart. Of a text or path that names a file, also the size
   and time of change of the file: a model that was trained anew is not the same model.
-- Resources and environment variables; no other option makes another replica.
+- Resources, environment variables, and where replicas may run; no other option makes another replica.
 
 In doubt the digest is one that never was and never comes again. Not seen are modules that are imported by a computed
 name, and data files that no argument or captured value names.
@@ -32,9 +32,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+import msgspec
+
 from headrace.serve.sources import Sources, absolute_name
 from headrace.spec.ingress import Ingress
 from headrace.spec.options import DeploymentOptions
+from headrace.spec.placement import Placement
 from headrace.wire.code import found_by_import
 from headrace.wire.webapps import comes_with_its_module, import_path_of, parts_of
 
@@ -70,7 +73,7 @@ def digest(
             walk.value(target),
             walk.argument(tuple(args)),
             walk.argument(dict(sorted(kwargs.items()))),
-            walk.value((options.num_cpus, options.num_gpus, sorted(options.environment.items()))),
+            walk.value(_resources(options)),
         ]
     except Exception as error:  # any code of the user may run in a __reduce__; in doubt it counts as changed
         name = getattr(target, "__qualname__", repr(target))
@@ -80,6 +83,15 @@ def digest(
     code, args_part, kwargs_part, resources = parts
     named = {"code": code, "arguments": _mix("arguments", [args_part, kwargs_part]), "resources": resources}
     return _mix("deployment", parts).hex()[:HEX_DIGITS], {name: part.hex()[:HEX_DIGITS] for name, part in named.items()}
+
+
+def _resources(options: DeploymentOptions) -> tuple[Any, ...]:
+    """What a replica's process is started with; of where it may run, what is not as by default."""
+    place, default = options.placement_of(""), Placement()
+    fields = ((name, getattr(place, name)) for name in place.__struct_fields__)
+    chosen = {name: value for name, value in fields if value != getattr(default, name)}
+    placed = [msgspec.json.encode(chosen, order="deterministic")] if chosen else []
+    return (options.num_cpus, options.num_gpus, sorted(options.environment.items()), *placed)
 
 
 def unique() -> str:

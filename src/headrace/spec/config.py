@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from headrace.spec.errors import OptionError, OptionTypeError
-from headrace.spec.options import MOST
+from headrace.spec.values import MOST
 
 LEAST_HEADER_BYTES = 1024
 MOST_HEADER_BYTES = 40 * 1024  # the head of a request travels in the metadata of one frame

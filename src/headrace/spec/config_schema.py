@@ -15,9 +15,16 @@ from headrace.spec.errors import OptionError
 from headrace.spec.kinds import Either, Field, Findings, Flag, Items, Keys, Kind, Number, Path, Table, Text
 from headrace.spec.listening_schema import HTTPOptionsSchema, gRPCOptionsSchema
 from headrace.spec.names import checked_name, checked_route_prefix, split_import_path
-from headrace.spec.options import ACTOR_NO_EFFECT, NO_EFFECT, NOT_YET, DeploymentOptions, deployment_options
+from headrace.spec.options import NO_EFFECT, NOT_YET, DeploymentOptions, deployment_options
+from headrace.spec.placement import MOST_PER_NODE, STRATEGIES
 from headrace.spec.sticky import sticky as checked_sticky
-from headrace.spec.strategy_kinds import ROLLOUT, STICKY, declared_rollout, environment_fields
+from headrace.spec.strategy_kinds import (
+    ROLLOUT,
+    STICKY,
+    declared_rollout,
+    environment_fields,
+    replica_environment_fields,
+)
 
 LEVELS = ("CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET")
 _LOGS = NO_EFFECT["logging_config"]
@@ -67,6 +74,16 @@ class TracingConfig(Schema):
     }
 
 
+_PLACED = {
+    "memory": "Bytes of memory of a replica, on a Ray cluster.",
+    "resources": "Other resources of a replica by name, on a Ray cluster.",
+    "accelerator_type": "The kind of GPU that the node has, on a Ray cluster.",
+    "label_selector": "What the labels of the node are, on a Ray cluster.",
+    "fallback_strategy": "What else the labels may be, the best first.",
+}
+_FALLBACK = Keys({"label_selector": Field(Table(Text()), "What the labels of the node are.", required=True)})
+
+
 class RayActorOptionsSchema(Schema):
     """The resources and the environment of a replica."""
 
@@ -80,26 +97,14 @@ class RayActorOptionsSchema(Schema):
     fallback_strategy: list[Plain] | None = UNSET
 
     FIELDS: ClassVar[Mapping[str, Field]] = {
-        "runtime_env": Field(
-            Keys(environment_fields(whole=False)), "The environment of the replicas.", {}, nullable=True
-        ),
+        "runtime_env": Field(Keys(replica_environment_fields()), "The environment of the replicas.", {}, nullable=True),
         "num_cpus": Field(Number(0), "CPUs of a replica.", None, nullable=True),
         "num_gpus": Field(Number(0), "GPUs of a replica: a share of one, or a whole number.", None, nullable=True),
-        "memory": Field(Number(0), "Bytes of a replica.", None, nullable=True, no_effect=ACTOR_NO_EFFECT["memory"]),
-        "resources": Field(Table(Number(0)), "Other resources.", {}, refused="only num_cpus and num_gpus are known"),
-        "accelerator_type": Field(
-            Text(), "The GPU that is needed.", None, nullable=True, no_effect=ACTOR_NO_EFFECT["accelerator_type"]
-        ),
-        "label_selector": Field(
-            Table(Text()), "Machines that are meant.", None, nullable=True, no_effect=ACTOR_NO_EFFECT["label_selector"]
-        ),
-        "fallback_strategy": Field(
-            Items(Kind()),
-            "What else would do.",
-            None,
-            nullable=True,
-            no_effect=ACTOR_NO_EFFECT["fallback_strategy"],
-        ),
+        "memory": Field(Number(0), _PLACED["memory"], None, nullable=True),
+        "resources": Field(Table(Number(0)), _PLACED["resources"], {}),
+        "accelerator_type": Field(Text(), _PLACED["accelerator_type"], None, nullable=True),
+        "label_selector": Field(Table(Text()), _PLACED["label_selector"], None, nullable=True),
+        "fallback_strategy": Field(Items(_FALLBACK), _PLACED["fallback_strategy"], None, nullable=True),
     }
 
 
@@ -166,6 +171,16 @@ class DeploymentSchema(Schema):
     num_cpus: float | None = UNSET
     num_gpus: float = UNSET
     environment: dict[str, str] = UNSET
+    memory: float = UNSET
+    resources: dict[str, float] = UNSET
+    accelerator_type: str = UNSET
+    label_selector: dict[str, str] = UNSET
+    fallback_strategy: list[Plain] = UNSET
+    runtime_env: Plain = UNSET
+    placement_group_bundles: list[dict[str, float]] | None = UNSET
+    placement_group_strategy: str | None = UNSET
+    placement_group_bundle_label_selector: list[dict[str, str]] | None = UNSET
+    max_replicas_per_node: int | None = UNSET
     repeatable: bool = UNSET
     retry_budget: Any = UNSET
     hedge: Any = UNSET
@@ -177,12 +192,8 @@ class DeploymentSchema(Schema):
     health_check_period_s: float = UNSET
     health_check_timeout_s: float = UNSET
     logging_config: LoggingConfig | None = UNSET
-    max_replicas_per_node: int | None = UNSET
     max_surge_percent: int = UNSET
     rolling_update_percentage: float = UNSET
-    placement_group_strategy: str = UNSET
-    placement_group_bundles: Any = UNSET
-    placement_group_bundle_label_selector: Any = UNSET
     autoscaling_config: Any = UNSET
     gang_scheduling_config: Any = UNSET
     deployment_actors: Any = UNSET
@@ -213,6 +224,31 @@ class DeploymentSchema(Schema):
         "num_cpus": _option(Number(), "CPUs of a replica, without `ray_actor_options`.", "num_cpus"),
         "num_gpus": _option(Number(), "GPUs of a replica, without `ray_actor_options`.", "num_gpus"),
         "environment": _option(Table(Text()), "Environment variables of the replicas.", "environment"),
+        "memory": _option(Number(0), _PLACED["memory"], "memory"),
+        "resources": _option(Table(Number(0)), _PLACED["resources"], "resources"),
+        "accelerator_type": _option(Text(), _PLACED["accelerator_type"], "accelerator_type"),
+        "label_selector": _option(Table(Text()), _PLACED["label_selector"], "label_selector"),
+        "fallback_strategy": _option(Items(_FALLBACK), _PLACED["fallback_strategy"], "fallback_strategy"),
+        "runtime_env": _option(
+            Keys(replica_environment_fields()), "The environment of the replicas, on a Ray cluster.", "runtime_env"
+        ),
+        "placement_group_bundles": _option(
+            Items(Table(Number(0))),
+            "Resources that are set aside for a replica together, on a Ray cluster.",
+            "placement_group_bundles",
+        ),
+        # What these are to the bundles is looked at with those of the code.
+        "placement_group_strategy": Field(
+            Text(*STRATEGIES), "How the bundles lie on the nodes: PACK by default.", nullable=True
+        ),
+        "placement_group_bundle_label_selector": Field(
+            Items(Table(Text())), "What the labels of each bundle's node are, or those of all.", nullable=True
+        ),
+        "max_replicas_per_node": _option(
+            Number(1, MOST_PER_NODE, whole=True),
+            "How many replicas a node has at most, on a Ray cluster.",
+            "max_replicas_per_node",
+        ),
         "repeatable": _option(Flag(), "Whether calls may run twice, when a replica dies.", "repeatable"),
         "retry_budget": _option(
             Either(Number(), _RETRIES), "How many calls may be repeated: a share, or more of it.", "retry_budget"
@@ -232,16 +268,18 @@ class DeploymentSchema(Schema):
         "health_check_period_s": _ignored(Number(0), "Ray Serve's.", "health_check_period_s"),
         "health_check_timeout_s": _ignored(Number(0), "Ray Serve's.", "health_check_timeout_s"),
         "logging_config": _ignored(Of(LoggingConfig), "Ray Serve's.", "logging_config"),
-        "max_replicas_per_node": _ignored(Number(1, 100, whole=True), "Ray Serve's.", "max_replicas_per_node"),
         "max_surge_percent": _ignored(Number(0, 100, whole=True), "Ray Serve's.", "max_surge_percent"),
         "rolling_update_percentage": _ignored(Number(0, 1), "Ray Serve's.", "rolling_update_percentage"),
-        "placement_group_strategy": _ignored(Text(), "Ray Serve's.", "placement_group_strategy"),
         **{name: Field(Kind(), "Ray Serve's.", refused=instead) for name, instead in NOT_YET.items()},
     }
 
     @classmethod
     def _find_together(cls, given: Mapping[str, Any], path: Path, findings: Findings) -> None:
-        find_together(lambda: deployment_options(_overrides(given)), path, findings)
+        overrides = _overrides(given)
+        if not overrides.get("placement_group_bundles"):  # then those of the code may be meant
+            for name in ("placement_group_strategy", "placement_group_bundle_label_selector"):
+                overrides.pop(name, None)
+        find_together(lambda: deployment_options(overrides), path, findings)
 
     def overrides(self) -> Plain:
         """The options that are given and have an effect, for `deployment_options`."""
@@ -250,12 +288,7 @@ class DeploymentSchema(Schema):
 
 def _overrides(given: Mapping[str, Any]) -> Plain:
     effective: Plain = Keys(DeploymentSchema.FIELDS).effective(given)
-    kept = {n: v for n, v in effective.items() if n != "name" and not DeploymentSchema.FIELDS[n].refused}
-    actor = kept.get("ray_actor_options")
-    if actor is not None:
-        refused = (name for name, field in RayActorOptionsSchema.FIELDS.items() if field.refused)
-        kept["ray_actor_options"] = {name: value for name, value in actor.items() if name not in refused}
-    return kept
+    return {n: v for n, v in effective.items() if n != "name" and not DeploymentSchema.FIELDS[n].refused}
 
 
 class ServeApplicationSchema(Schema):
@@ -291,7 +324,7 @@ class ServeApplicationSchema(Schema):
         ),
         "args": Field(Table(Kind()), "Arguments of the function that builds it.", {}),
         "runtime_env": Field(
-            Keys(environment_fields(whole=True)),
+            Keys(environment_fields()),
             "The environment in which it is imported, and that of its replicas.",
             {},
         ),

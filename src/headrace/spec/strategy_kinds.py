@@ -15,12 +15,12 @@ from headrace.spec.application import ImportedCode
 from headrace.spec.errors import OptionError, OptionTypeError
 from headrace.spec.kinds import Either, Field, Flag, Items, Keys, Kind, Number, Table, Tagged, Text
 from headrace.spec.names import split_import_path
+from headrace.spec.placement import RUNTIME_ENV_KEYS
 from headrace.spec.rollout import CHECKS, STRATEGIES, Comparison, Strategy
 from headrace.spec.rollout import rollout as parse_rollout
 
 INSTALL = "install what the application imports in the environment that runs the instance"
 DEFAULT_RTOL = 1e-6  # as that of serve.numeric
-_INSTALLED = ("conda", "container", "image_uri", "java_jars", "mpi", "nsight", "pip", "uv", "worker_process_setup_hook")
 
 _TEXTS = {
     "against_baseline": "Whether the candidate must be no worse than the baseline revision.",
@@ -153,40 +153,29 @@ def _comparison(given: Any) -> Comparison:
     return Comparison(**fields)
 
 
-def environment_fields(*, whole: bool) -> dict[str, Field]:
-    """The keys of a `runtime_env`; that of a deployment (`whole` False) has variables alone."""
-    elsewhere = INSTALL if whole else f"it is of the whole application; else {INSTALL}"
+def environment_fields() -> dict[str, Field]:
+    """The keys of the `runtime_env` of an application, in which it is built."""
     fields = {
         "env_vars": Field(Table(Text()), "Environment variables of the processes.", {}),
-        "working_dir": Field(
-            Text(),
-            "Local directory to work in and to import from first.",
-            check=local_path,
-            refused="" if whole else elsewhere,
-        ),
+        "working_dir": Field(Text(), "Local directory to work in and to import from first.", check=local_path),
         "py_modules": Field(
             Items(Text()),
             "Local directories of packages to import.",
             [],
             check=lambda paths: [local_path(path) for path in paths],
-            refused="" if whole else elsewhere,
         ),
         "config": Field(Table(Kind()), "Ray's options of setting up.", no_effect="environments are not built"),
         "excludes": Field(Items(Text()), "Files that are not uploaded.", no_effect="nothing is uploaded"),
     }
-    for name in (
-        "conda",
-        "container",
-        "image_uri",
-        "java_jars",
-        "mpi",
-        "nsight",
-        "pip",
-        "uv",
-        "worker_process_setup_hook",
-    ):
-        fields[name] = Field(Kind(), f"Ray's {name}.", refused=elsewhere)
-    return fields
+    rest = (name for name in RUNTIME_ENV_KEYS if name not in fields)
+    return fields | {name: Field(Kind(), f"Ray's {name}.", refused=INSTALL) for name in rest}
+
+
+def replica_environment_fields() -> dict[str, Field]:
+    """The keys of the `runtime_env` of a deployment. All but `env_vars` are Ray's to make something of."""
+    own = Field(Table(Text()), "Environment variables of the replicas.", {})
+    rest = (name for name in RUNTIME_ENV_KEYS if name != "env_vars")
+    return {"env_vars": own} | {name: Field(Kind(), f"Ray's {name}, on a Ray cluster.") for name in rest}
 
 
 def local_path(given: str) -> PurePosixPath:

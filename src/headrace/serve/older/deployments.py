@@ -29,7 +29,7 @@ from headrace.spec.application import ApplicationSpec, DeploymentSpec
 from headrace.spec.errors import ApplicationNotFound, OptionError, OptionTypeError, RevisionNotFound
 from headrace.spec.ingress import ingress_of
 from headrace.spec.names import checked_name, checked_route_prefix
-from headrace.spec.options import DeploymentOptions, deployment_options
+from headrace.spec.options import OF_THE_PROCESS, DeploymentOptions, deployment_options
 from headrace.wire.code import load_code, pack_arguments, unpack_arguments
 from headrace.wire.control import Delete, Deploy, Deployed, GetRevision, GetStatus, Revision, Status
 from headrace.wire.who import who
@@ -205,7 +205,7 @@ def _check_previous(name: str, previous: str, present: Revision | None) -> None:
 def _in_place(spec: ApplicationSpec, present: Revision) -> tuple[ApplicationSpec, dict[str, bytes]]:
     """The version that runs, with the options of `spec`."""
     before, after = _only(present.spec), _only(spec)
-    kept = {name: getattr(before.options, name) for name in ("num_cpus", "num_gpus", "environment")}
+    kept = {name: getattr(before.options, name) for name in OF_THE_PROCESS}
     only = msgspec.structs.replace(
         before,
         options=msgspec.structs.replace(after.options, **kept),
