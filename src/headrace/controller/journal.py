@@ -71,9 +71,19 @@ class Journal:
     `load`, then `begin`, which takes the journal over; from then on `append`, and `begin` again where `needs_base`.
     """
 
-    def __init__(self, values: KeyValues, prefix: str, part_bytes: int = PART_BYTES) -> None:
+    def __init__(
+        self,
+        values: KeyValues,
+        prefix: str,
+        *,
+        part_bytes: int = PART_BYTES,
+        inline_bytes: int = INLINE_BYTES,
+        most_entries: int = MOST_ENTRIES,
+    ) -> None:
         self._values = values
         self._prefix = prefix
+        self._inline_bytes = inline_bytes
+        self._most_entries = most_entries
         self._blobs = Blobs(values, f"{prefix}blob/", part_bytes)
         self._writer = secrets.token_hex(8)
         self._generations = itertools.count(1)
@@ -87,7 +97,7 @@ class Journal:
     @property
     def needs_base(self) -> bool:
         """Whether `begin` is due, not `append`."""
-        return not self._generation or self._entries >= MOST_ENTRIES
+        return not self._generation or self._entries >= self._most_entries
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -163,7 +173,12 @@ class Journal:
 
     def _stored(self, changes: Iterable[Change]) -> list[_StoredChange]:
         return [
-            (table, app, item, self._blobs.put(value) if value is not None and len(value) > INLINE_BYTES else value)
+            (
+                table,
+                app,
+                item,
+                self._blobs.put(value) if value is not None and len(value) > self._inline_bytes else value,
+            )
             for table, app, item, value in changes
         ]
 
