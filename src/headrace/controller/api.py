@@ -1,7 +1,8 @@
 """The control socket: who may talk to the controller, and what becomes of what they say.
 
-In: connections of this user's processes. Out: their messages, to the reconciler and the operations; what cannot be
-understood or is not allowed ends that connection, with an error in the log, and nothing else.
+In: connections of this user's processes; with several nodes, those that their agents carry here, over TCP. Out: their
+messages, to the reconciler and the operations, and what is known of nodes; what cannot be understood or is not allowed
+ends that connection, with an error in the log, and nothing else.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from headrace.controller.ledger import Ledger
 from headrace.controller.operations import Operations
@@ -22,23 +24,54 @@ from headrace.engine.linux import peer_uid
 from headrace.spec.errors import PeerVersionError, ProtocolError
 from headrace.wire.channel import ControlChannel
 from headrace.wire.control import (
+    CONTROL_PURPOSE,
     CONTROL_VERSION,
     MAX_CONTROL_BYTES,
     CountsReport,
     Hello,
     IngressReport,
     Message,
+    NodeReport,
     ReplicaReport,
     Request,
     Signals,
     SnapshotAck,
     Subscribe,
 )
+from headrace.wire.meeting import Reception
+from headrace.wire.tcp import Credentials, format_address, listen
+from headrace.wire.tls import TlsFiles
 
 logger = logging.getLogger(__name__)
 
-ROLES = frozenset({"worker", "ingress", "driver", "cli"})
+ROLES = frozenset({"worker", "ingress", "node", "driver", "cli"})
 HELLO_TIMEOUT_S = 10.0
+
+
+class NodesHeard(Protocol):
+    """Who is told what is heard of nodes by their agents. `now` is the loop's time."""
+
+    def connected(self, node_id: str, host: str, now: float) -> None:
+        """The agent of the node has a connection, which is its only one or its newest."""
+
+    def reported(self, node_id: str, now: float) -> None:
+        """The node lives, and can be reached."""
+
+    def lost(self, node_id: str, now: float) -> None:
+        """The agent of the node has no connection any more."""
+
+
+class NoNodes:
+    """For an engine with one node, which has no agents."""
+
+    def connected(self, node_id: str, host: str, now: float) -> None:
+        """Nothing."""
+
+    def reported(self, node_id: str, now: float) -> None:
+        """Nothing."""
+
+    def lost(self, node_id: str, now: float) -> None:
+        """Nothing."""
 
 
 @dataclass(slots=True)
@@ -48,6 +81,7 @@ class _Session:
     timer: asyncio.TimerHandle
     hello: Hello | None = None
     subscribed: bool = False
+    reported: bool = False  # as the agent of its node
 
 
 def _process(hello: Hello) -> str:
@@ -61,14 +95,23 @@ class ControlServer:
     A connection with more than `max_unsent_bytes` that its other end does not read is closed.
     """
 
-    def __init__(self, path: Path, reconciler: Reconciler, operations: Operations, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        path: Path,
+        reconciler: Reconciler,
+        operations: Operations,
+        ledger: Ledger,
+        nodes: NodesHeard | None = None,
+    ) -> None:
         self._path = path
+        self._nodes = nodes or NoNodes()
         self._reconciler = reconciler
         self._operations = operations
         self._ledger = ledger
         self.max_unsent_bytes = MAX_CONTROL_BYTES  # the largest message alone is within it
         self._sessions: dict[ControlChannel, _Session] = {}
         self._server: asyncio.Server | None = None
+        self._reception: Reception | None = None
 
     def __repr__(self) -> str:
         return f"<ControlServer {self._path}, {len(self._sessions)} connections>"
@@ -88,10 +131,37 @@ class ControlServer:
             backlog=1024,
         )
 
+    async def listen_tcp(self, host: str, ports: tuple[int, int] | None, secret: bytes, tls: TlsFiles | None) -> str:
+        """Take connections at `host` too, on a free port of `ports` (None: any), of who has the secret and, with `tls`,
+        a certificate. Returns the address. Raises OSError, or InstanceError for TLS files that cannot be used.
+        """
+        sock = listen(host, ports)
+        self._reception = Reception(
+            sock,
+            Credentials(secret, tls),
+            CONTROL_PURPOSE,
+            lambda: ControlChannel(self._received, self._closed, on_open=self._begun, name="a newcomer"),
+            what="the controller",
+        )
+        try:
+            self._reception.start()
+        except BaseException:
+            await self._reception.close()
+            raise
+        return format_address(host, sock.getsockname()[1])
+
+    def cut(self, node_id: str) -> None:
+        """End all connections from this node now: what it still has to say, it has to say anew."""
+        for channel, session in list(self._sessions.items()):
+            if session.hello is not None and session.hello.node == node_id:
+                channel.abort()
+
     async def close(self) -> None:
-        """Close the socket and all connections."""
+        """Close the sockets and all connections."""
         if self._server is not None:
             self._server.close()
+        if self._reception is not None:
+            await self._reception.close()
         for channel in list(self._sessions):
             channel.close()
         self._path.unlink(missing_ok=True)
@@ -101,11 +171,14 @@ class ControlServer:
     def _opened(self, channel: ControlChannel) -> None:
         assert channel.transport is not None
         uid = peer_uid(channel.transport.get_extra_info("socket"))
-        timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self._silent, channel)
-        self._sessions[channel] = _Session(timer)
+        self._begun(channel)
         if uid is not None and uid != os.getuid():
             logger.error("closing a control connection of user %d: the instance is of user %d", uid, os.getuid())
             channel.abort()
+
+    def _begun(self, channel: ControlChannel) -> None:
+        timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self._silent, channel)
+        self._sessions[channel] = _Session(timer)
 
     def _silent(self, channel: ControlChannel) -> None:
         logger.error("closing a control connection that said no hello within %g s", HELLO_TIMEOUT_S)
@@ -117,6 +190,8 @@ class ControlServer:
         if session.hello is not None:
             if session.hello.role == "worker":
                 self._reconciler.worker_lost(session.hello.id, channel)
+            if session.reported and not self._has_agent(session.hello.node):
+                self._nodes.lost(session.hello.node, asyncio.get_running_loop().time())
             if session.subscribed and not self._is_back(session.hello.id):
                 self._reconciler.unsubscribed(session.hello.id)
                 self._ledger.gone(_process(session.hello))
@@ -125,6 +200,13 @@ class ControlServer:
         """Whether the process has a newer connection, over which it subscribed already."""
         return any(
             other.hello is not None and other.hello.id == id and other.subscribed for other in self._sessions.values()
+        )
+
+    def _has_agent(self, node_id: str) -> bool:
+        """Whether there is another connection of the node's agent, which came back before the old one was gone."""
+        return any(
+            other.reported and other.hello is not None and other.hello.node == node_id
+            for other in self._sessions.values()
         )
 
     # --- messages ---------------------------------------------------------------------------------------------------
@@ -147,6 +229,8 @@ class ControlServer:
                 self._reconciler.reported(id, message, now)
             case IngressReport() if session.hello.role == "ingress":
                 self._reconciler.ingress_reported(id, message)
+            case NodeReport(id=node_id) if session.hello.role == "node" and node_id == session.hello.node:
+                self._node_reported(channel, session, message, now)
             case CountsReport(counted=counted, since=since) if session.subscribed:
                 self._ledger.counted(_process(session.hello), counted, since)
             case Signals(signals=signals):
@@ -155,6 +239,13 @@ class ControlServer:
                 self._operations.take(operation, Waiter(number, channel.send), now)
             case _:
                 raise ProtocolError(f"{session.hello.role} {id} sent {type(message).__name__}, which it may not")
+
+    def _node_reported(self, channel: ControlChannel, session: _Session, report: NodeReport, now: float) -> None:
+        if not session.reported:
+            session.reported = True
+            self._nodes.connected(report.id, report.host, now)
+        self._nodes.reported(report.id, now)
+        channel.send(report)
 
     def _tell(self, channel: ControlChannel, news: Message) -> bool:
         """Send a snapshot, unless the other end has not read for so long that its connection had better end."""
@@ -175,6 +266,8 @@ class ControlServer:
             )
         if message.role not in ROLES:
             raise ProtocolError(f"role {message.role!r} is none of {', '.join(sorted(ROLES))}")
+        if message.role == "node" and not message.node:
+            raise ProtocolError(f"node {message.id} (pid {message.pid}) does not say which node it is")
         session.timer.cancel()
         session.hello = message
         channel.name = f"{message.role} {message.id} (pid {message.pid})"

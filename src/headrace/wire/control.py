@@ -9,7 +9,8 @@ Who says what:
   anyone      -> controller: CountsReport now and then, while requests end; Signals
   controller  -> worker: HostReplica, DrainReplica, ReconfigureReplica, DescribeReplica (it is stopped by the engine)
   controller  -> worker, ingress: EndProcess, where the engine could not reach it
-  node        -> controller: NodeReport every NODE_REPORT_S, from the agent of each node of an engine with several
+  node        -> controller: NodeReport every NODE_REPORT_S, from the agent of each node of an engine with several;
+                             sent back, so that the agent knows that it was heard
   driver, CLI -> controller: Request (answered by one Response of the same id)
 """
 
@@ -29,6 +30,7 @@ from headrace.wire.prefixed import PrefixedBuffer, prefixed
 
 CONTROL_VERSION = 3
 NODE_REPORT_S = 0.5
+CONTROL_PURPOSE = "control"  # of the handshake, where the controller is reached over TCP
 MAX_CONTROL_BYTES = 512 * 1024 * 1024  # a pickled model may be a constructor argument
 
 
