@@ -17,7 +17,7 @@ import msgspec
 
 from headrace.replica.held import ENDED, Holder
 from headrace.spec.errors import NotServableError, ProtocolError, RequestCancelledError, RequestTimeoutError
-from headrace.wire.buffers import blocks_of
+from headrace.wire.buffers import Landing, blocks_of
 from headrace.wire.connection import GATHERED_BYTES, Outflow
 from headrace.wire.frames import (
     ARENAS,
@@ -269,11 +269,20 @@ class Incoming:
         inflow = self._inflow
         return inflow is not None and inflow.whole and not inflow.ended
 
-    def feed(self, data: bytes, more: bool) -> bool:
-        """The next part has come. True: the body is whole, and the call was waiting for that."""
+    def feed(self, data: bytes, more: bool, landing: Landing | None) -> bool:
+        """The next part has come (b"" where it is in its `landing`). True: the body is whole, and the call was waiting
+        for that.
+        """
         inflow = self._inflow
         if inflow is None:
             raise ProtocolError(f"DATA on stream {self._stream}, whose body was whole")
+        if landing is not None:
+            landing.feed(data)
+            if more:
+                return False
+            self.body = landing.whole()
+            inflow.ended = True
+            return True
         if data:
             inflow.parts.append(data)
         inflow.ended = not more

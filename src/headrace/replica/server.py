@@ -261,7 +261,11 @@ class CalleeLink(Connection):
         if incoming.flags & MORE:
             whole = call_is_by_handle(incoming)
             incoming.expect_body(whole)
-            self.send(stream, CREDIT, payload=U32.pack(WINDOW_BYTES))
+            landing = self.buffers.landing(incoming.body) if whole and incoming.flags & ARENAS else None
+            if landing is not None:
+                self.land(stream, landing)
+            else:
+                self.send(stream, CREDIT, payload=U32.pack(WINDOW_BYTES))
             if whole:
                 return
         self._start_whole(incoming)
@@ -269,7 +273,7 @@ class CalleeLink(Connection):
     def _start_whole(self, incoming: Incoming) -> None:
         if incoming.flags & ARENAS:
             try:
-                incoming.body, incoming.buffers = self.buffers.unwrap(bytes(incoming.body))
+                incoming.body, incoming.buffers = self.buffers.unwrap(incoming.body)
             except ProtocolError:
                 incoming.reply(b"")  # it never started
                 raise
@@ -282,7 +286,7 @@ class CalleeLink(Connection):
         incoming = self.calls.get(stream)
         if incoming is None:
             return  # answered before its body had ended
-        if incoming.feed(payload, bool(flags & MORE)):
+        if incoming.feed(payload, bool(flags & MORE), self.landings.get(stream)):
             self.forget_inflow(stream)
             self._start_whole(incoming)
 

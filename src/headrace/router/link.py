@@ -342,18 +342,23 @@ class Link(Connection):
             self.close()
 
     def _large_reply(self, call: Call, flags: int, meta: bytes, payload: bytes) -> None:
-        if flags & MORE and (call.whole or flags & ARENAS):
-            call.parts = [payload]
-            call.reply_flags = flags & ~MORE
-            call.reply_meta = meta
+        if not (flags & MORE and (call.whole or flags & ARENAS)):
+            self._whole_reply(call, flags, meta, payload)
             return
+        call.parts = [payload]
+        call.reply_flags = flags & ~MORE
+        call.reply_meta = meta
+        landing = self._buffers.landing(payload) if flags & ARENAS else None
+        if landing is not None:
+            self.land(call.stream, landing)
+
+    def _whole_reply(self, call: Call, flags: int, meta: bytes, body: bytes | memoryview) -> None:
         call.answered = True
         call.buffers = ()
         if flags & ARENAS:
-            data, call.buffers = self._buffers.unwrap(payload)
-            payload = bytes(data)
+            body, call.buffers = self._buffers.unwrap(body)
         call.count(flags)
-        call.on_reply(flags & ~ARENAS, meta, payload)
+        call.on_reply(flags & ~ARENAS, meta, bytes(body))
 
     def _on_data(self, stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
         more = bool(flags & MORE)
@@ -365,13 +370,19 @@ class Link(Connection):
             pass  # it was on its way when the call was cancelled
         elif parts is None:
             call.on_data(payload, more)
+        elif stream in self.landings:
+            landing = self.landings[stream]
+            landing.feed(payload)
+            if not more:
+                call.parts = None
+                self._whole_reply(call, call.reply_flags, call.reply_meta, landing.whole())
         else:
             parts.append(payload)
             if more:
                 self.consumed(stream, len(payload))
             else:
                 call.parts = None
-                self._large_reply(call, call.reply_flags, call.reply_meta, b"".join(parts))
+                self._whole_reply(call, call.reply_flags, call.reply_meta, b"".join(parts))
         if not more:
             self.forget_inflow(stream)
             if self.leaving and not self.calls:

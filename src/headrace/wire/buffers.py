@@ -3,13 +3,16 @@
 In: payloads with buffers, to send; bodies that refer to blocks, received; ARENA and RELEASE frames. Out: body parts to
 send, payloads with views of the blocks, ARENA and RELEASE frames.
 
-A body with the ARENAS flag is `u16 n | n x (u32 arena, u64 offset, u64 length) | data | inline buffers`; an arena of
-0xFFFFFFFF says that the buffer of that length stands behind the data, in order.
+A body with the ARENAS flag is `u16 n | u64 length of the data | n x (u32 arena, u64 offset, u64 length) | data | inline
+buffers`; an arena of 0xFFFFFFFF says that the buffer of that length stands behind the data, in order, at the next
+multiple of ALIGN from the start of the body. So the first frame says how long the whole is: the rest is received right
+where it stays (`Landing`).
 """
 
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import socket
 import struct
@@ -26,9 +29,49 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.wire")
 
-COUNT = struct.Struct("<H")
+HEAD = struct.Struct("<HQ")  # references, bytes of data
 ANNOUNCEMENT = struct.Struct("<IQ")  # arena number, size in bytes
 INLINE = 0xFFFFFFFF
+ALIGN = 64  # as arrays like it
+HUGE_BYTES = 4 * 1024 * 1024  # memory of this size is worth huge pages, where there are any
+
+
+class Landing:
+    """Memory for a body whose length is known, which is received right into it, from its start to its end."""
+
+    def __init__(self, first: bytes | memoryview, total: int) -> None:
+        try:
+            # Pages come when they are written to: nothing is cleared first, as it would be for a bytearray.
+            memory = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if total >= HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        except (OSError, ValueError, OverflowError) as error:
+            raise ProtocolError(f"a body of {total} bytes was announced, which cannot be held: {error}") from error
+        self.total = total
+        self._view = memoryview(memory)
+        self._at = 0
+        self.feed(first)
+
+    def __repr__(self) -> str:
+        return f"<Landing of {self._at} of {self.total} bytes>"
+
+    def room(self, count: int) -> memoryview:
+        """Where the next `count` bytes go, which the caller will put there. Raises ProtocolError beyond the end."""
+        start, self._at = self._at, self._at + count
+        if self._at > self.total:
+            raise ProtocolError(f"a body of {self.total} bytes goes on after its end")
+        return self._view[start : self._at]
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Copy the next bytes in."""
+        if data:
+            self.room(len(data))[:] = data
+
+    def whole(self) -> memoryview:
+        """All of it, read-only. Raises ProtocolError when it has not all come."""
+        if self._at != self.total:
+            raise ProtocolError(f"a body of {self.total} bytes ended after {self._at}")
+        return self._view.toreadonly()
 
 
 class Buffers:
@@ -43,13 +86,18 @@ class Buffers:
 
     def wrap(self, data: bytes, buffers: Sequence[memoryview | bytes]) -> list[bytes | memoryview]:
         """The parts of a body that carries `data` and `buffers`. The buffers may change once this has returned."""
-        references: list[bytes] = [COUNT.pack(len(buffers))]
+        references: list[bytes] = [HEAD.pack(len(buffers), len(data))]
         behind: list[bytes | memoryview] = []
+        end = HEAD.size + len(buffers) * REFERENCE.size + len(data)
         for buffer in buffers:
             reference = self._place(buffer)
             if reference is None:
-                copy = bytes(buffer)
+                copy = _unchanging(buffer)
+                gap = -end % ALIGN
+                if gap:
+                    behind.append(bytes(gap))
                 behind.append(copy)
+                end += gap + len(copy)
                 reference = REFERENCE.pack(INLINE, 0, len(copy))
             references.append(reference)
         return [b"".join((*references, data)), *behind]
@@ -68,31 +116,47 @@ class Buffers:
             self._connection.send_fd(0, ARENA, fd, ANNOUNCEMENT.pack(number, os.fstat(fd).st_size))
         return reference
 
-    def unwrap(self, body: bytes) -> tuple[memoryview, list[memoryview]]:
+    def landing(self, first: bytes | memoryview) -> Landing | None:
+        """Where the body goes whose first frame this is; None when that does not say how long the body is."""
+        if len(first) < HEAD.size:
+            return None
+        count, length = HEAD.unpack_from(first)
+        at = HEAD.size + count * REFERENCE.size
+        if at > len(first):
+            return None
+        end = at + length
+        for arena, _, size in REFERENCE.iter_unpack(memoryview(first)[HEAD.size : at]):
+            if arena == INLINE:
+                end += -end % ALIGN + size
+        return Landing(first, end)
+
+    def unwrap(self, body: bytes | memoryview) -> tuple[memoryview, list[memoryview]]:
         """The data and the buffers of a body that came with the ARENAS flag, all read-only."""
         view = memoryview(body)
-        if len(view) < COUNT.size:
+        if len(view) < HEAD.size:
             raise ProtocolError(f"a body with buffers of {len(view)} bytes")
-        (count,) = COUNT.unpack_from(view, 0)
-        at = COUNT.size + count * REFERENCE.size
-        if at > len(view):
-            raise ProtocolError(f"a body of {len(view)} bytes cannot refer to {count} buffers")
-        references = [bytes(view[start : start + REFERENCE.size]) for start in range(COUNT.size, at, REFERENCE.size)]
-        inline = sum(length for arena, _, length in map(REFERENCE.unpack, references) if arena == INLINE)
-        end = len(view) - inline
-        if end < at:
-            raise ProtocolError(f"a body of {len(view)} bytes cannot hold {inline} bytes of buffers")
+        count, length = HEAD.unpack_from(view, 0)
+        at = HEAD.size + count * REFERENCE.size
+        end = at + length
+        if end > len(view):
+            raise ProtocolError(f"a body of {len(view)} bytes cannot refer to {count} buffers and hold {length} bytes")
         behind = end
         buffers: list[memoryview] = []
-        for reference in references:
-            arena, _, length = REFERENCE.unpack(reference)
+        for start in range(HEAD.size, at, REFERENCE.size):
+            reference = bytes(view[start : start + REFERENCE.size])
+            arena, _, size = REFERENCE.unpack(reference)
             if arena == INLINE:
-                buffers.append(view[behind : behind + length])
-                behind += length
+                behind += -behind % ALIGN
+                if behind + size > len(view):
+                    raise ProtocolError(f"a body of {len(view)} bytes cannot hold a buffer of {size} at {behind}")
+                buffers.append(view[behind : behind + size])
+                behind += size
             elif self._receiver is None:
                 raise ProtocolError(f"a buffer in arena {arena}, which was not announced")
             else:
                 buffers.append(self._receiver.view(reference))
+        if behind != len(view):
+            raise ProtocolError(f"a body of {len(view)} bytes has {len(view) - behind} that nothing refers to")
         return view[at:end], buffers
 
     def discard(self, body: bytes | memoryview) -> None:
@@ -152,9 +216,16 @@ class Buffers:
             self._receiver = None
 
 
+def _unchanging(buffer: memoryview | bytes) -> bytes | memoryview:
+    """The buffer, if nobody can change it, else a copy."""
+    if isinstance(buffer, bytes) or type(buffer.obj) is bytes:
+        return buffer
+    return bytes(buffer)
+
+
 def blocks_of(body: bytes | memoryview) -> list[bytes]:
     """The references to blocks in a body that `wrap` made; its first frame will do."""
-    count = COUNT.unpack_from(body)[0] if len(body) >= COUNT.size else 0
-    starts = range(COUNT.size, COUNT.size + count * REFERENCE.size, REFERENCE.size)
+    count = HEAD.unpack_from(body)[0] if len(body) >= HEAD.size else 0
+    starts = range(HEAD.size, HEAD.size + count * REFERENCE.size, REFERENCE.size)
     references = [bytes(body[at : at + REFERENCE.size]) for at in starts]
     return [each for each in references if len(each) == REFERENCE.size and REFERENCE.unpack(each)[0] != INLINE]

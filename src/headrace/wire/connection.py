@@ -19,6 +19,7 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from headrace.spec.errors import ProtocolError
 from headrace.wire.frames import (
@@ -33,6 +34,9 @@ from headrace.wire.frames import (
     U32,
     WINDOW_BYTES,
 )
+
+if TYPE_CHECKING:
+    from headrace.wire.buffers import Landing
 
 log = logging.getLogger("headrace.wire")
 
@@ -187,6 +191,7 @@ class Connection:
         self._bulk: deque[Outflow] = deque()
         self._rest = b""
         self._owed: dict[int, int] = {}
+        self.landings: dict[int, Landing] = {}  # where bodies go whose length is known, by stream
 
     @property
     def unsent(self) -> bool:
@@ -256,6 +261,16 @@ class Connection:
     def forget_inflow(self, stream: int) -> None:
         """No more DATA comes on `stream`: what credit it is owed does not matter any more."""
         self._owed.pop(stream, None)
+        self.landings.pop(stream, None)
+
+    def land(self, stream: int, landing: Landing) -> None:
+        """The DATA of `stream` goes there. It may come as fast as it can: the memory for it is taken already."""
+        self.landings[stream] = landing
+        left = landing.total
+        while left > 0:
+            credit = min(left, 0xFFFFFFFF)
+            self.send(stream, CREDIT, payload=U32.pack(credit))
+            left -= credit
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -451,6 +466,7 @@ class Connection:
         self._out.clear()
         self._bulk.clear()
         self.outflows.clear()
+        self.landings.clear()
         self._close_fds()
 
     def _close_fds(self) -> None:

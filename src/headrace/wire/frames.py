@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 HEADER = struct.Struct("<IIHHBB")
 HEADER_BYTES = HEADER.size
 MAX_FRAME_BYTES = 64 * 1024
