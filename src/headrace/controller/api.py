@@ -52,13 +52,13 @@ class NodesHeard(Protocol):
     """Who is told what is heard of nodes by their agents. `now` is the loop's time."""
 
     def connected(self, node_id: str, host: str, now: float) -> None:
-        """The agent of the node has a connection, which is its only one or its newest."""
+        """The agent of the node has a connection (more): one that comes back may do so before the old one is gone."""
 
     def reported(self, node_id: str, now: float) -> None:
         """The node lives, and can be reached."""
 
     def lost(self, node_id: str, now: float) -> None:
-        """The agent of the node has no connection any more."""
+        """A connection of the agent of the node has ended."""
 
 
 class NoNodes:
@@ -190,7 +190,7 @@ class ControlServer:
         if session.hello is not None:
             if session.hello.role == "worker":
                 self._reconciler.worker_lost(session.hello.id, channel)
-            if session.reported and not self._has_agent(session.hello.node):
+            if session.reported:
                 self._nodes.lost(session.hello.node, asyncio.get_running_loop().time())
             if session.subscribed and not self._is_back(session.hello.id):
                 self._reconciler.unsubscribed(session.hello.id)
@@ -200,13 +200,6 @@ class ControlServer:
         """Whether the process has a newer connection, over which it subscribed already."""
         return any(
             other.hello is not None and other.hello.id == id and other.subscribed for other in self._sessions.values()
-        )
-
-    def _has_agent(self, node_id: str) -> bool:
-        """Whether there is another connection of the node's agent, which came back before the old one was gone."""
-        return any(
-            other.reported and other.hello is not None and other.hello.node == node_id
-            for other in self._sessions.values()
         )
 
     # --- messages ---------------------------------------------------------------------------------------------------
