@@ -266,3 +266,6 @@ class ControlServer:
         channel.name = f"{message.role} {message.id} (pid {message.pid})"
         if message.role == "worker":
             self._reconciler.worker_connected(message.id, channel, asyncio.get_running_loop().time())
+        elif message.role == "ingress":
+            now = asyncio.get_running_loop().time()
+            self._reconciler.ingress_connected(message.id, message.node, message.pid, channel, now)

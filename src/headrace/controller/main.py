@@ -23,6 +23,7 @@ from headrace.controller.history import Chronicle
 from headrace.controller.judge import Judge
 from headrace.controller.kept import PackStore, StateStore
 from headrace.controller.ledger import Ledger
+from headrace.controller.nodes import Nodes
 from headrace.controller.operations import Operations
 from headrace.controller.packs import Packs
 from headrace.controller.proxies import Proxies
@@ -31,6 +32,7 @@ from headrace.controller.registry import Registry
 from headrace.controller.store import Store
 from headrace.controller.timelines import Timelines
 from headrace.controller.waiters import Waiters
+from headrace.core.nodes import NodePolicy
 from headrace.core.plan import DRAIN_MARGIN_S
 from headrace.core.restart import RestartPolicy
 from headrace.engine import linux
@@ -58,6 +60,7 @@ class Controller:
         *,
         store: StateStore,
         packs: PackStore,
+        node_policy: NodePolicy | None = None,
     ) -> None:
         policy = policy or RestartPolicy()
         self.engine = engine
@@ -75,25 +78,28 @@ class Controller:
         self.ended = asyncio.Event()
         self.lost = ""
         self.superseded = ""
+        self.nodes = Nodes(self.wake, node_policy)
         self.actor = Actor(
-            engine, self.registry, self.waiters, self.history, lambda: self.feed.snapshot.version, self.wake
+            engine, self.registry, self.waiters, self.history, lambda: self.feed.snapshot.version, self.wake, self.nodes
         )
-        self.proxies = Proxies(engine, self.actor.spawn, self.wake, policy)
+        self.proxies = Proxies(engine, self.actor.spawn, self.wake, policy, self.nodes)
         census = Census(self.actor.ask_reports)
         self.reconciler = Reconciler(
             engine=engine,
             registry=self.registry,
+            nodes=self.nodes,
             actor=self.actor,
             proxies=self.proxies,
             feed=self.feed,
             census=census,
             judge=self.judge,
             write=self._write,
+            cut=lambda node: self.server.cut(node),
             after_round=self._check_end,
         )
         self.delivery = self._delivery()
         self.operations = self._operations(census)
-        self.server = ControlServer(directory.control_socket, self.reconciler, self.operations, self.ledger)
+        self.server = ControlServer(directory.control_socket, self.reconciler, self.operations, self.ledger, self.nodes)
 
     def _delivery(self) -> Delivery:
         return Delivery(
@@ -119,6 +125,7 @@ class Controller:
             actor=self.actor,
             waiters=self.waiters,
             proxies=self.proxies,
+            nodes=self.nodes,
             feed=self.feed,
             census=census,
             delivery=self.delivery,
@@ -185,6 +192,7 @@ class Controller:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
             await self.server.close()
+            self.nodes.close()
             await self.actor.close()
             await self.engine.close()
             self.packs.close()
@@ -207,6 +215,7 @@ class Controller:
         self.proxies.options = self.store.http_options()
         self.proxies.grpc = self.store.grpc_service()
         now = asyncio.get_running_loop().time()
+        self.nodes.begin(self.engine.nodes(), now)
         self.reconciler.adopt(list(await self.engine.list()), published, now)
         # Before anybody is let in: whoever subscribes gets what this controller stands for.
         self.reconciler.step(now)
@@ -217,8 +226,8 @@ class Controller:
             case EngineLost(reason=reason):
                 self.lost = reason
                 self.ended.set()
-            case NodesChanged():
-                self.wake()
+            case NodesChanged(nodes=nodes):
+                self.nodes.changed(nodes, asyncio.get_running_loop().time())
             case _:
                 self.reconciler.exited(event, asyncio.get_running_loop().time())
 

@@ -77,7 +77,7 @@ class Nodes:
             self._wake()
 
     def lost(self, node_id: str, now: float) -> None:
-        """A connection of the agent of the node has ended."""
+        """The agent of the node has no connection any more."""
         self._nodes.broken(node_id, now)
         self._wake()
 

@@ -19,7 +19,8 @@ from headrace.controller.delivery import Delivery
 from headrace.controller.feed import Feed
 from headrace.controller.history import Chronicle
 from headrace.controller.kept import PackStore, StateStore
-from headrace.controller.proxies import Proxies
+from headrace.controller.nodes import Nodes
+from headrace.controller.proxies import Proxies, reserve_ports
 from headrace.controller.registry import Registry
 from headrace.controller.waiters import Waiter, Waiters
 from headrace.core.fleet import Application
@@ -31,12 +32,11 @@ from headrace.spec.errors import (
     DeployFailedError,
     HeadraceError,
     InstanceError,
-    PortBusyError,
     RevisionConflictError,
     RevisionNotFound,
 )
 from headrace.spec.grpc import GrpcService
-from headrace.spec.status import RolloutOutcome
+from headrace.spec.status import NodeStatus, RolloutOutcome
 from headrace.wire.control import (
     ControlRollout,
     Delete,
@@ -83,6 +83,7 @@ class Operations:
         actor: Actor,
         waiters: Waiters,
         proxies: Proxies,
+        nodes: Nodes,
         feed: Feed,
         census: Census,
         delivery: Delivery,
@@ -98,6 +99,7 @@ class Operations:
         self._actor = actor
         self._waiters = waiters
         self._proxies = proxies
+        self._nodes = nodes
         self._feed = feed
         self._census = census
         self._wake = wake
@@ -164,7 +166,8 @@ class Operations:
         apps = self._registry.apps.values()
         rollouts = self._delivery.rollouts(now)
         proxies = self._proxies.details()
-        waiter.answer(Status(serve_status(apps, proxies, self._feed.snapshot.instance, now, rollouts)))
+        nodes = self._nodes.details()
+        waiter.answer(Status(serve_status(apps, proxies, self._feed.snapshot.instance, now, rollouts, nodes)))
 
     # --- what was, and of whom --------------------------------------------------------------------------------------
 
@@ -250,24 +253,18 @@ class Operations:
     async def _listen(self, options: HTTPOptions, grpc: GrpcService | None, waiter: Waiter) -> None:
         try:
             if options.ingress_workers:
-                port = await self._engine.reserve_port(options.host, options.port)
-                options = msgspec.structs.replace(options, port=port)
-                if grpc is not None:
-                    host = grpc.options.host or options.host
-                    port = await self._reserve_grpc(host, grpc.options.port)
-                    grpc = msgspec.structs.replace(grpc, options=msgspec.structs.replace(grpc.options, port=port))
+                # Whoever asks is told at once of a port that cannot be had. Each of several nodes has its own.
+                for place in self._nodes.places():
+                    if place.status is NodeStatus.ALIVE and (place.head or options.location != "HeadOnly"):
+                        reserved = await reserve_ports(self._engine, options, grpc, place.node)
+                        if not place.node:
+                            options, grpc = reserved
         except HeadraceError as error:
             waiter.fail(error)
             return
         self._store.keep_ingress(options, grpc)
         self._proxies.configure(options, grpc)
         self._proxies.when_listening(lambda error: waiter.answer(Done()) if error is None else waiter.fail(error))
-
-    async def _reserve_grpc(self, host: str, port: int) -> int:
-        try:
-            return await self._engine.reserve_port(host, port, "grpc")
-        except PortBusyError as error:
-            raise PortBusyError(f"gRPC: {error}".replace("--port", "--grpc-port")) from error
 
 
 def same_address(present: HTTPOptions, asked: HTTPOptions) -> bool:

@@ -15,6 +15,7 @@ from headrace.controller.act import PRINTED_LAST, Actor
 from headrace.controller.census import Census
 from headrace.controller.feed import Feed
 from headrace.controller.judge import Judge
+from headrace.controller.nodes import Nodes
 from headrace.controller.proxies import Proxies
 from headrace.controller.registry import Registry
 from headrace.core import plan
@@ -26,7 +27,7 @@ from headrace.spec.errors import ProtocolError
 from headrace.spec.snapshot import Snapshot
 from headrace.spec.status import ReplicaState
 from headrace.wire.channel import ControlChannel
-from headrace.wire.control import IngressReport, Message, ReplicaReport
+from headrace.wire.control import EndProcess, IngressReport, Message, ReplicaReport
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ def describe_exit(event: ProcessExited) -> str:
 class Reconciler:
     """Brings what is towards what should be, one application at a time.
 
-    `write` keeps a snapshot on disk, `after_round` is called when a round has acted.
+    `write` keeps a snapshot on disk, `cut` ends the connections of a node that is lost, `after_round` is called when a
+    round has acted.
     """
 
     def __init__(
@@ -62,22 +64,26 @@ class Reconciler:
         *,
         engine: Engine,
         registry: Registry,
+        nodes: Nodes,
         actor: Actor,
         proxies: Proxies,
         feed: Feed,
         census: Census,
         judge: Judge,
         write: Callable[[Snapshot], None],
+        cut: Callable[[str], None],
         after_round: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._registry = registry
+        self._nodes = nodes
         self._actor = actor
         self._proxies = proxies
         self._feed = feed
         self._census = census
         self._judge = judge
         self._write = write
+        self._cut = cut
         self._after_round = after_round
         self._woken = asyncio.Event()
 
@@ -108,10 +114,13 @@ class Reconciler:
 
     def step(self, now: float) -> float | None:
         """One round. Returns when the next is due if nothing happens before; wakes itself where more can be done."""
-        wake_at = self._proxies.step(now)
+        self._note_nodes(now)
+        wake_at = self._proxies.step(now, {replica.node for replica in self._registry.replicas()})
         acted = False
         routed = self._feed.routed(now)
+        leaving = self._nodes.leaving()
         for app in list(self._registry.apps.values()):
+            app.leaving = leaving
             if self._judge.look(app):
                 self._registry.keep(app)
             planned = plan.plan_application(app, routed, now)
@@ -123,6 +132,24 @@ class Reconciler:
             self.wake()
         self._after_round()
         return _earlier(wake_at, self._feed.next_timeout(now))
+
+    def _note_nodes(self, now: float) -> None:
+        """What runs on nodes that are lost is gone, at once and all of it; where there is more room, it may be used."""
+        for node in self._nodes.take_losses():
+            for id in self._proxies.on_node(node):
+                self._feed.leave(id)  # it goes on by what it knows, for those who can reach it
+            self._cut(node)  # what is there says hello anew when it can, and is told what it is by then
+        for replica in self._registry.replicas():
+            if replica.node and self._nodes.is_lost(replica.node):
+                self._feed.leave(replica.process_id)
+                self._census.heard(replica.process_id)
+                self._actor.give_up(replica)
+        if self._nodes.take_arrivals():
+            for app in self._registry.apps.values():
+                for failures in app.failures.values():
+                    if failures.short:
+                        failures.short = False
+                        failures.restarts.hurry(now)
 
     def _publish(self, now: float) -> bool:
         """Publish what routers should know, if it is other than what they do. True: plans may go further now."""
@@ -146,10 +173,9 @@ class Reconciler:
         """
         living = {info.id: info for info in processes}
         listed = {
-            f"{replica.id}@{entry.app}": published.version
+            f"{replica.id}@{entry.app}": replica
             for entry in (published.deployments.values() if published is not None else ())
             for replica in entry.replicas
-            if published is not None
         }
         for replica in self._registry.replicas():
             info = living.pop(replica.process_id, None)
@@ -158,9 +184,14 @@ class Reconciler:
             if info is None:
                 self._actor.gone(replica, "its process died while there was no controller", now)
                 continue
-            replica.pid = info.pid
-            replica.listed_at = listed.get(replica.process_id)
-            replica.listed = replica.listed_at is not None
+            replica.pid, replica.node = info.pid, info.node
+            known = listed.get(replica.process_id)
+            if known is not None and published is not None:
+                replica.address, replica.near = known.address, known.near
+                replica.node = replica.node or known.node
+                replica.listed, replica.listed_at = True, published.version
+            else:
+                replica.listed, replica.listed_at = False, None
             self._feed.expect(replica.process_id, now)
         for info in living.values():
             if info.role == "ingress":
@@ -177,18 +208,20 @@ class Reconciler:
         """A process is gone."""
         self._feed.leave(event.id)
         replica = self._registry.replica(event.id)
-        if replica is not None:
+        if replica is not None and self._nodes.is_doubtful(replica.node):
+            self._actor.give_up(replica)
+        elif replica is not None:
             self._actor.gone(replica, describe_exit(event), now)
         elif event.id in self._proxies:
             self._proxies.exited(event, now)
         self.wake()
 
     def worker_connected(self, process_id: str, channel: ControlChannel, now: float) -> None:
-        """A worker has said hello. One that nobody knows is ended."""
+        """A worker has said hello. One that nobody knows (any more) is ended."""
         replica = self._registry.replica(process_id)
         if replica is None:
             logger.warning("ending worker %s, of which nothing is known", process_id)
-            self._engine.stop(process_id, 0.0)
+            self._actor.end_unknown(process_id, channel)
             return
         self._actor.connected(replica, channel, now)
         self.wake()
@@ -218,6 +251,7 @@ class Reconciler:
         replica.pid = report.pid or replica.pid
         replica.ongoing = report.ongoing
         replica.address = report.address or replica.address
+        replica.node, replica.near = report.node or replica.node, report.near or replica.near
         match replica.phase:
             case Phase.RUNNING if before is not Phase.RUNNING:
                 self._actor.started(replica)
@@ -237,6 +271,13 @@ class Reconciler:
                 self._actor.failed(app, replica, "it stopped before it was ready", now, starting=True)
             case _:
                 pass
+
+    def ingress_connected(self, process_id: str, node: str, pid: int, channel: ControlChannel, now: float) -> None:
+        """An ingress has said hello. One that has no place (any more) is ended."""
+        if not self._proxies.connected(process_id, node, pid, now):
+            logger.warning("ending %s (pid %d), which has no place", process_id, pid)
+            channel.send(EndProcess(self._proxies.drain_s))
+        self.wake()
 
     def ingress_reported(self, process_id: str, report: IngressReport) -> None:
         """An ingress says how it is. Raises ProtocolError when it speaks of another."""

@@ -75,13 +75,15 @@ class Replica:
 class Failures:
     """What went wrong with one deployment (by key): `starts` counts failures before ready since the last deploy.
 
-    `final` says that trying again is of no use: the name of the error class that says why.
+    `final` says that trying again is of no use: the name of the error class that says why. `short`: the last start
+    was refused for want of room.
     """
 
     restarts: Restarts
     starts: int = 0
     error: str = ""
     final: str = ""
+    short: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

@@ -36,7 +36,7 @@ class NodePolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Node:
-    """One node. `connections` its agent has at present; it was `met` once, was last `heard` then, and is lost at `due`
+    """One node. Its agent is `connected` or not; it was `met` once, was last `heard` then, and is lost at `due`
     if nothing is heard of it until then. `named`: the engine knows it.
     """
 
@@ -45,7 +45,7 @@ class Node:
     head: bool = False
     leaving: bool = False
     named: bool = False
-    connections: int = 0
+    connected: bool = False
     met: bool = False
     heard: float = 0.0
     due: float = 0.0
@@ -78,7 +78,7 @@ class Nodes:
             return NodeStatus.LOST
         if not node.named or not (node.met or not id):
             return NodeStatus.COMING
-        if id and not (node.connections if now is None else self._is_heard(node, now)):
+        if id and not (node.connected if now is None else self._is_heard(node, now)):
             return NodeStatus.SUSPECT
         return NodeStatus.LEAVING if node.leaving else NodeStatus.ALIVE
 
@@ -100,7 +100,7 @@ class Nodes:
             node = self._node(id, now)
             if not node.named:
                 node.due = max(node.due, now + self._bound_s(node))
-                if node.connections:
+                if node.connected:
                     node.lost = False  # its agent was back before the engine said so
             node.named, node.head, node.leaving = True, told.head, told.leaving
             node.host = told.host or node.host
@@ -112,14 +112,14 @@ class Nodes:
                 if not node.lost:
                     lost.append(node.id)
                 node.named, node.lost = False, True
-            if not node.connections:
+            if not node.connected:
                 del self._nodes[node.id]
         return lost
 
     def connected(self, id: str, host: str, now: float) -> bool:
-        """The agent of the node has a connection (more). True: the node is back, which was lost."""
+        """The agent of the node has a connection. True: the node is back, which was lost."""
         node = self._node(id, now)
-        node.connections += 1
+        node.connected = True
         node.host = host or node.host
         return self._heard(node, now)
 
@@ -129,15 +129,14 @@ class Nodes:
         return node is not None and self._heard(node, now)
 
     def broken(self, id: str, now: float) -> None:
-        """A connection of the agent of the node has ended."""
+        """The agent of the node has no connection any more."""
         node = self._nodes.get(id)
-        if node is None or not node.connections:
+        if node is None or not node.connected:
             return
-        node.connections -= 1
-        if not node.connections:
-            node.due = now + self._policy.broken_s
-            if not node.named:
-                del self._nodes[id]
+        node.connected = False
+        node.due = now + self._policy.broken_s
+        if not node.named:
+            del self._nodes[id]
 
     def _node(self, id: str, now: float) -> Node:
         if id not in self._nodes:
@@ -173,9 +172,9 @@ class Nodes:
         return [node.id for node in lost]
 
     def _is_heard(self, node: Node, now: float) -> bool:
-        return node.connections > 0 and now < node.heard + self._policy.suspect_s
+        return node.connected and now < node.heard + self._policy.suspect_s
 
     def _bound_s(self, node: Node) -> float:
         if not node.met:
             return self._policy.first_s
-        return self._policy.silent_s if node.connections else self._policy.broken_s
+        return self._policy.silent_s if node.connected else self._policy.broken_s

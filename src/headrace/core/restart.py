@@ -77,6 +77,10 @@ class Restarts:
         """When the next that is held back may start; None when none is."""
         return self._waiting[0][0] if self._waiting else None
 
+    def hurry(self, now: float) -> None:
+        """What those that are held back waited for may be there now: none waits longer."""
+        self._waiting = [(now, level) for _, level in sorted(self._waiting)]
+
     def forgive(self) -> None:
         """Forget what failed: what follows is new (another deploy, by a person)."""
         self._waiting.clear()

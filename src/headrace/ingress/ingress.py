@@ -1,7 +1,7 @@
 """One ingress: listens, routes by the controller's snapshots, reports, and ends without losing a request.
 
-In: snapshots, from the disk first and then from the controller. Out: IngressReports, after each (re)connect and when it
-stops to listen.
+In: snapshots, from the disk first and then from the controller; EndProcess. Out: IngressReports, after
+each (re)connect and when it stops to listen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headrace.router import Router
 from headrace.router.reports import Reports
 from headrace.spec.config import HTTPOptions
 from headrace.spec.snapshot import Snapshot
-from headrace.wire.control import Hello, IngressReport
+from headrace.wire.control import EndProcess, Hello, IngressReport, Message
 from headrace.wire.link import ControlLink
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class Ingress:
         self._drain_s = options.drain_timeout_s
         self._link = ControlLink(
             control_path,
-            Hello(role="ingress", id=process_id, pid=os.getpid()),
+            Hello(role="ingress", id=process_id, pid=os.getpid(), node=os.environ.get("HEADRACE_NODE", "")),
+            self._received,
             snapshot=snapshot,
             on_snapshot=self._route_by,
             on_connect=self._connected,
@@ -117,6 +118,14 @@ class Ingress:
         if self.grpc is not None:
             self.grpc.update(snapshot)
 
+    def _received(self, message: Message) -> None:
+        match message:
+            case EndProcess(grace_s=grace_s):
+                log.warning("%s: its place was given to another; it ends within %g s", self._process_id, grace_s)
+                self.stop(grace_s)
+            case _:
+                log.warning("%s does not know what to do with %s", self._process_id, type(message).__name__)
+
     def _connected(self) -> None:
         self._report()
         self._reports.connected()
@@ -130,5 +139,6 @@ class Ingress:
                 port=self.listener.port,
                 draining=self.door.draining,
                 grpc_port=0 if self.grpc is None else self.grpc.port,
+                node=os.environ.get("HEADRACE_NODE", ""),
             )
         )

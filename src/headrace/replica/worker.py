@@ -1,6 +1,6 @@
 """A worker: told by the controller which replica to host, it hosts it and reports, for as long as it is wanted.
 
-In: HostReplica, ReconfigureReplica, DescribeReplica, DrainReplica and snapshots from the controller. Out:
+In: HostReplica, ReconfigureReplica, DescribeReplica, DrainReplica, EndProcess and snapshots from the controller. Out:
 ReplicaReports, when asked, at each change of state and after each (re)connect, so that a controller that was away
 adopts what runs.
 """
@@ -22,6 +22,7 @@ from headrace.wire.awake import Awake
 from headrace.wire.control import (
     DescribeReplica,
     DrainReplica,
+    EndProcess,
     Hello,
     HostReplica,
     Message,
@@ -67,7 +68,7 @@ class Worker:
         self._life: asyncio.Task[None] | None = None
         self._link = ControlLink(
             control_path,
-            Hello(role="worker", id=process_id, pid=os.getpid()),
+            Hello(role="worker", id=process_id, pid=os.getpid(), node=os.environ.get("HEADRACE_NODE", "")),
             self._received,
             snapshot=snapshot,
             on_snapshot=adopt,
@@ -118,6 +119,9 @@ class Worker:
             case ReconfigureReplica(replica_id=replica_id, spec=spec, told_at=at) if self._is_ours(replica_id):
                 if self.replica is not None:
                     self.replica.reconfigure(spec, at)
+            case EndProcess(grace_s=grace_s):
+                log.warning("%s: its place was given to another; it ends within %g s", self._process_id, grace_s)
+                self.stop(grace_s)
             case DescribeReplica(replica_id=replica_id) if self._is_ours(replica_id):
                 self._report_again()
             case _:
