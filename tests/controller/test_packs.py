@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_values import FakeValues
 
-from headrace.controller.packs import Packs
+from headrace.controller.packs import Packs, RowPacks
+from headrace.controller.rows import Rows
 from headrace.engine.directory import InstanceDirectory
-from headrace.spec.errors import DeployFailedError, ProtocolError, RevisionNotFound
+from headrace.spec.errors import DeployFailedError, InstanceError, ProtocolError, RevisionNotFound
 from headrace.wire.pack import name_of
 
 ONE, TWO = b"one", b"two"
@@ -118,3 +123,76 @@ def test_the_directory_is_locked_against_what_tidies_up_by_age(directory: Instan
         Packs(directory).keep({name_of(TWO): TWO}, name_of(TWO))
     finally:
         os.close(other)
+
+
+# --- as rows beside the state -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def values() -> FakeValues:
+    return FakeValues()
+
+
+@contextlib.contextmanager
+def packs_over(values: FakeValues) -> Iterator[tuple[Rows, RowPacks]]:
+    rows = Rows(values)
+    rows.open(lambda tables: None, lambda reason: None)
+    try:
+        yield rows, RowPacks(rows)
+    finally:
+        values.away = False
+        rows.close()
+
+
+def test_what_is_kept_as_rows_can_be_loaded_by_the_next_controller(values: FakeValues) -> None:
+    large = os.urandom(200_000)
+    with packs_over(values) as (_, packs):
+        packs.keep({name_of(ONE): ONE}, "")
+        assert packs.names() == set()
+        for data in (ONE, large):
+            packs.keep({name_of(ONE): ONE, name_of(large): large}, name_of(data))
+        packs.keep({}, name_of(ONE))  # it is there
+        packs.close()
+    with packs_over(values) as (_, packs):
+        assert packs.load([name_of(ONE), "", name_of(large)]) == {name_of(ONE): ONE, name_of(large): large}
+        packs.prune([name_of(ONE), "", name_of(TWO)])
+        assert packs.names() == {name_of(ONE)}
+        with pytest.raises(RevisionNotFound, match="is not stored"):
+            packs.load([name_of(large)])
+    with packs_over(values) as (_, packs):
+        assert packs.names() == {name_of(ONE)}
+    assert sum(map(len, values.rows.values())) < 1000
+
+
+@pytest.mark.parametrize(
+    ("sent", "name", "error", "said"),
+    [
+        ({name_of(ONE): TWO}, name_of(ONE), ProtocolError, "was changed on its way"),
+        ({"x": ONE}, "", ProtocolError, "the source pack 'x' came as 3 bytes"),
+        ({}, name_of(ONE), DeployFailedError, "was neither sent with it nor is stored"),
+        ({}, "../../etc/passwd", ProtocolError, "is no name of a source pack"),
+    ],
+)
+def test_what_is_not_kept_as_rows(
+    values: FakeValues, sent: dict[str, bytes], name: str, error: type[Exception], said: str
+) -> None:
+    with packs_over(values) as (_, packs):
+        with pytest.raises(error, match=said):
+            packs.keep(sent, name)
+        assert packs.names() == set()
+
+
+def test_while_the_store_is_away_a_deploy_with_a_new_pack_fails(values: FakeValues) -> None:
+    with packs_over(values) as (rows, packs):
+        values.away = True
+        rows.write(("t", "a", 1, b"x"))
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                rows.check()
+            except InstanceError:
+                break
+            assert time.monotonic() < deadline
+        with pytest.raises(DeployFailedError, match=r"cannot be stored: .*the fake store is away"):
+            packs.keep({name_of(ONE): ONE}, name_of(ONE))
+        assert packs.names() == set()

@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 END_MARGIN_S = 10.0
 LOST_GRACE_S = 5.0
+LEAP = 100_000  # versions
 
 
 class Controller:
@@ -202,6 +203,10 @@ class Controller:
         """Take up what an earlier controller of this life left; forget what one of another life did."""
         published = read_snapshot(self.directory)
         version = int(self.store.fact("version") or 0)
+        if version and (published is None or published.version < version - 1):
+            # Routers were told by a controller elsewhere, and of more than it could keep, perhaps: no version that they
+            # know may come again with another meaning.
+            published, version = None, version + LEAP
         if self.store.fact("life") != self.life:
             if self.store.set_aside is None:
                 self.store.forget_all()

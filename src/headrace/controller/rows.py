@@ -34,9 +34,13 @@ class Rows:
     What cannot be read is left where it is, and a new journal begun beside it; of those left only the last is kept.
     """
 
-    def __init__(self, values: KeyValues, prefix: str = "state/") -> None:
+    def __init__(
+        self, values: KeyValues, prefix: str = "state/", *, stuck_s: float = STUCK_S, close_s: float = CLOSE_S
+    ) -> None:
         self._values = values
         self._prefix = prefix
+        self._stuck_s = stuck_s
+        self._close_s = close_s
         self._journal: Journal | None = None
         self._superseded: Callable[[str], None] = lambda reason: None
         self._thread: threading.Thread | None = None
@@ -111,9 +115,9 @@ class Rows:
             return
         with self._changed:
             self._closing = True
-            self._give_up_at = time.monotonic() + CLOSE_S
+            self._give_up_at = time.monotonic() + self._close_s
             self._changed.notify_all()
-        self._thread.join(CLOSE_S)
+        self._thread.join(self._close_s)
         self._thread = None
         if self._said > self._done and not self._over:
             logger.error(
@@ -167,10 +171,10 @@ class Rows:
 
     def _stuck(self) -> bool:
         with self._changed:
-            return self._said > self._done and time.monotonic() - self._since > STUCK_S
+            return self._said > self._done and time.monotonic() - self._since > self._stuck_s
 
     def _why(self) -> str:
-        return self._failure or f"the store has answered nothing for {STUCK_S:g} s"
+        return self._failure or f"the store has answered nothing for {self._stuck_s:g} s"
 
     def _tell(self) -> None:
         with self._changed:
