@@ -11,9 +11,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from bench.peers import BENCH, ENVIRONMENTS, Peer
+from bench.peers import BENCH, CLUSTER, ENVIRONMENTS, WEB, Peer
 
 ROOT = BENCH.parent
+EXTRAS = {WEB: "grpc", CLUSTER: "ray"}  # of Headrace's, in the environments that hold it
 
 
 class EnvironmentFailed(Exception):
@@ -34,7 +35,8 @@ def make_environment(peer: Peer) -> None:
     folder = ENVIRONMENTS / peer.folder
     _run([sys.executable, "-m", "venv", "--clear", str(folder)])
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, "-r", str(peer.requirements), *(["--editable", f"{ROOT}[grpc]"] if peer.holds_headrace else [])])
+    ours = ["--editable", f"{ROOT}[{EXTRAS[peer.folder]}]"] if peer.holds_headrace else []
+    _run([*pip, "-r", str(peer.requirements), *ours])
     stamp.write_text(wanted)
 
 

@@ -14,6 +14,7 @@ BENCH = Path(__file__).parent
 APPS = BENCH / "apps"
 ENVIRONMENTS = BENCH / ".envs"
 WEB = "web"  # the environment of what is measured against itself: Headrace, FastAPI, uvicorn and grpcio, same versions
+CLUSTER = "cluster"  # that of Headrace and Ray Serve beside each other on one Ray cluster
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Peer:
     @property
     def holds_headrace(self) -> bool:
         """Whether this repository's package belongs into the peer's environment."""
-        return self.folder == WEB
+        return self.folder in (WEB, CLUSTER)
 
     def command_line(self, port: int, second_port: int = 0) -> list[str]:
         values = {

@@ -6,10 +6,10 @@ In: `Results`. Out: tables as text; `write_between` changes a file between `<!--
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from bench.budgets import judge
+from bench.budgets import Verdict, judge
 from bench.calls import CallRound
 from bench.results import Entry, PeerResults, Results
 from bench.section import Section
@@ -121,8 +121,13 @@ def section_table(section: Section, entries: Mapping[str, Entry]) -> str:
 
 def budgets_table(results: Results) -> str:
     """The project's own budgets, with what the run found."""
+    return verdicts_table(judge(results))
+
+
+def verdicts_table(verdicts: Iterable[Verdict]) -> str:
+    """What became of budgets."""
     rows = []
-    for verdict in judge(results):
+    for verdict in verdicts:
         budget = verdict.budget
         limit = f"{'≥' if budget.at_least else '≤'} {number(budget.limit, budget.unit)}"
         state = "not measured" if verdict.figure is None else "met" if verdict.met else "**missed**"
@@ -192,10 +197,10 @@ def short(results: Results) -> str:
     return f"{markdown(header, rows)}\n\n{how(results)}\n"
 
 
-def write_between(path: Path, text: str) -> None:
+def write_between(path: Path, text: str, begins: str = BEGIN, ends: str = END) -> None:
     """Replace what stands between the markers of the file by the text. ValueError when it has no markers."""
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = path.read_text().partition(begins)
+    _, end, after = rest.partition(ends)
     if not begin or not end:
-        raise ValueError(f"{path} has no {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n{text.strip()}\n{END}{after}")
+        raise ValueError(f"{path} has no {begins} and {ends}")
+    path.write_text(f"{before}{begins}\n{text.strip()}\n{ends}{after}")
