@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import uvloop
 
+from headrace.engine.credentials import credentials_of
 from headrace.engine.directory import read_snapshot, runtime_directory
 from headrace.ingress.ingress import Ingress
 from headrace.observe.logs import log_to_stderr
@@ -86,7 +87,14 @@ async def serve(options: HTTPOptions) -> None:
     loop = asyncio.get_running_loop()
     process_id = os.environ["HEADRACE_PROCESS_ID"]
     directory = runtime_directory(os.environ["HEADRACE_RUNTIME_DIR"])
-    router = Router(loop, process_id, "ingress", awake_for(loop))
+    router = Router(
+        loop,
+        process_id,
+        "ingress",
+        awake_for(loop),
+        node=os.environ.get("HEADRACE_NODE", ""),
+        read_credentials=lambda: credentials_of(directory),
+    )
     ingress = Ingress(
         process_id,
         options,

@@ -20,6 +20,7 @@ from headrace.replica.board import ModelBoard
 from headrace.replica.destroy import call, disarm
 from headrace.replica.failure import is_of_user_code
 from headrace.replica.invoke import Invoker
+from headrace.replica.place import Place
 from headrace.replica.server import Server
 from headrace.replica.threads import ThreadPool, in_thread
 from headrace.spec.application import DeploymentSpec
@@ -57,7 +58,8 @@ class HostedReplica:
 
     `handle_for(name)` gives what stands for another deployment in the constructor's arguments. `prepare` readies the
     process for the replica's code, before that is loaded; what it raises is as if the code had raised it. `awake` is
-    what the process waits with, where this replica is all that it hosts.
+    what the process waits with, where this replica is all that it hosts. `place` is its node's, where there are several
+    nodes.
     """
 
     def __init__(
@@ -67,9 +69,13 @@ class HostedReplica:
         handle_for: Callable[[str], Any],
         prepare: Callable[[HostReplica], None] | None = None,
         awake: Awake | None = None,
+        place: Place | None = None,
     ) -> None:
         self.order = order
         self._awake = awake
+        self._place = place
+        self._near = order.address if place is None else place.near(order.address)
+        self._address = "" if place is not None else order.address
         self._models = ModelBoard()
         self.context = ReplicaContext(
             app_name=order.app,
@@ -114,11 +120,13 @@ class HostedReplica:
             key=order.key,
             revision=order.revision,
             state=self.state or ReplicaState.STARTING,
-            address=order.address,
+            address=self._address or order.address,
             pid=os.getpid(),
             ongoing=self.ongoing,
             told_at=self._configured_at,
             error=self.error,
+            node="" if self._place is None else self._place.node,
+            near="" if self._place is None else self._near,
         )
 
     def reconfigure(self, spec: DeploymentSpec, told_at: float = 0.0) -> None:
@@ -265,9 +273,11 @@ class HostedReplica:
         self._server = Server(loop, self.order.replica_id, limit, self._invoker.start, self._awake, self._models)
         self._server.limit_queues(self._spec.options.max_queued_requests)
         try:
-            await self._server.listen(self.order.address)
+            await self._server.listen(self._near)
         except OSError as error:
-            raise InstanceError(f"the replica cannot listen on {self.order.address}: {error}") from error
+            raise InstanceError(f"the replica cannot listen on {self._near}: {error}") from error
+        if self._place is not None:
+            self._address = self._place.listen(self._server, self.order.app)
 
     # ---- changing
 

@@ -1,7 +1,8 @@
 """The worker process: the composition root of what runs user code (`python -m headrace.replica`).
 
-In: HEADRACE_INSTANCE, HEADRACE_PROCESS_ID, HEADRACE_LIFELINE_FD and HEADRACE_RUNTIME_DIR from the keeper; orders of
-the controller. Out: exit code 0 after a drain, 1 when the drain's time was over and something still ran.
+In: HEADRACE_INSTANCE, HEADRACE_PROCESS_ID, HEADRACE_LIFELINE_FD and HEADRACE_RUNTIME_DIR from the keeper, and where
+there are several nodes what replica/place.py reads; orders of the controller. Out: exit code 0 after a drain, 1 when
+the drain's time was over and something still ran.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from headrace.engine.directory import read_snapshot
 from headrace.observe.logs import log_to_stderr
 from headrace.replica.host import DESTROY_S, UNWIND_S, HostedReplica
 from headrace.replica.pack_finder import import_from_pack
+from headrace.replica.place import place_of
 from headrace.replica.source_pack import read_pack
 from headrace.replica.worker import Worker
 from headrace.router import Router
@@ -58,7 +60,14 @@ async def serve() -> int:
     loop = asyncio.get_running_loop()
     process_id = os.environ["HEADRACE_PROCESS_ID"]
     directory = runtime.own_directory()
-    router = Router(loop, process_id, "replica")
+    place = place_of(directory)
+    router = Router(
+        loop,
+        process_id,
+        "replica",
+        node="" if place is None else place.node,
+        read_credentials=None if place is None else lambda: place.credentials,
+    )
     here = runtime.Runtime(router, loop, threading.get_ident())
     runtime.install(here)
     snapshot = read_snapshot(directory)
@@ -74,6 +83,7 @@ async def serve() -> int:
         on_drain=exit_regardless_after,
         awake=awake_for(loop),
         reports=here.reports,
+        place=place,
     )
     loop.add_signal_handler(signal.SIGTERM, worker.stop)
     watch_lifeline(loop, worker)

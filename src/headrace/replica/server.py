@@ -13,7 +13,6 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -65,9 +64,8 @@ from headrace.wire.frames import (
     CallMeta,
     HelloInfo,
 )
-
-if TYPE_CHECKING:
-    pass
+from headrace.wire.over_tcp import OverTcp
+from headrace.wire.tcp import Credentials, Listener, format_address, listen
 
 log = logging.getLogger("headrace.replica")
 
@@ -84,8 +82,8 @@ _encode = msgspec.msgpack.Encoder().encode
 class CalleeLink(Connection):
     """The replica's end of the connection to one router."""
 
-    def __init__(self, server: Server, sock: socket.socket) -> None:
-        super().__init__(server.loop, sock)
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, server: Server) -> None:
+        super().__init__(loop, sock)
         self.server = server
         self.gate = server.gate
         self.peer = ""  # until it has said hello
@@ -350,6 +348,10 @@ class CalleeLink(Connection):
         self.buffers.close()  # after the calls, which may refer to blocks
 
 
+class TcpCalleeLink(OverTcp, CalleeLink):
+    """The replica's end of the connection to a router of another node."""
+
+
 def call_is_by_handle(incoming: Incoming) -> bool:
     return bytes(incoming.meta.http) == b"\xc0"
 
@@ -380,6 +382,7 @@ class Server:
         self.on_drain: set[Callable[[], None]] = set()  # of calls that last until they are told to end
         self._socket: socket.socket | None = None
         self._path: Path | None = None
+        self._door: Listener | None = None  # for other nodes
         self._idle: asyncio.Event = asyncio.Event()
         self._lease_timer: asyncio.TimerHandle | None = None
 
@@ -402,6 +405,20 @@ class Server:
         self._socket.listen(BACKLOG)
         self.loop.add_reader(self._socket.fileno(), self._accept)
 
+    def listen_tcp(self, host: str, ports: tuple[int, int] | None, credentials: Credentials, purpose: str) -> str:
+        """Take connections of other nodes too, at `host` and a port of `ports`: the address, `tcp:HOST:PORT`.
+
+        What has not proved that it belongs to the instance, and means `purpose`, never becomes a link. Raises OSError,
+        and InstanceError for TLS files that cannot be used.
+        """
+        sock = listen(host, ports)
+        self._door = Listener(
+            self.loop, sock, credentials, self._admit_distant, purpose=purpose, what=f"replica {self.replica_id}"
+        )
+        address = format_address(host, sock.getsockname()[1])
+        self._door.start()
+        return address
+
     def _accept(self) -> None:
         assert self._socket is not None
         while True:
@@ -417,9 +434,14 @@ class Server:
                 log.error("refused a connection of another user to replica %s", self.replica_id)
                 sock.close()
                 continue
-            link = CalleeLink(self, sock)
-            self.links.add(link)
-            link.start()
+            self._admit(CalleeLink(self.loop, sock, self))
+
+    def _admit_distant(self, sock: socket.socket) -> None:
+        self._admit(TcpCalleeLink(self.loop, sock, self))
+
+    def _admit(self, link: CalleeLink) -> None:
+        self.links.add(link)
+        link.start()
 
     def start_suspect(self, incoming: Incoming) -> None:
         """Start it, or let it wait for its turn in the slot that it has."""
@@ -498,6 +520,9 @@ class Server:
             self.loop.remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
+        if self._door is not None:
+            self._door.close()
+            self._door = None
         if self._path is not None:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()

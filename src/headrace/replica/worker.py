@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from headrace.handle import DeploymentHandle
 from headrace.replica.host import HostedReplica
+from headrace.replica.place import Place
 from headrace.router.reports import Reports
 from headrace.runtime import Runtime
 from headrace.spec.snapshot import Snapshot
@@ -39,8 +40,9 @@ class Worker:
 
     `prepare(order)` readies the process for the replica's code before that is loaded; what it raises fails the replica.
     `on_state(replica)` is told of changes of state, `on_drain(deadline_s)` of a drain that begins, `adopt` of
-    snapshots, `runtime` is what the handles of the replica call by, where that is not the one of the process, and
-    `reports` what tells the controller of requests of this process.
+    snapshots, `runtime` is what the handles of the replica call by, where that is not the one of the process,
+    `reports` what tells the controller of requests of this process, and `place` where it is, where there are several
+    nodes.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Worker:
         awake: Awake | None = None,
         runtime: Runtime | None = None,
         reports: Reports | None = None,
+        place: Place | None = None,
     ) -> None:
         self.replica: HostedReplica | None = None
         self._process_id = process_id
@@ -64,11 +67,12 @@ class Worker:
         self._on_drain = on_drain
         self._awake = awake
         self._runtime = runtime
+        self._place = place
         self._ended = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
         self._link = ControlLink(
             control_path,
-            Hello(role="worker", id=process_id, pid=os.getpid(), node=os.environ.get("HEADRACE_NODE", "")),
+            Hello(role="worker", id=process_id, pid=os.getpid(), node="" if place is None else place.node),
             self._received,
             snapshot=snapshot,
             on_snapshot=adopt,
@@ -138,7 +142,7 @@ class Worker:
             self._report_again()
             return
         self.replica = HostedReplica(
-            order, self._tell, lambda name: DeploymentHandle(name, order.app), self._prepare, self._awake
+            order, self._tell, lambda name: DeploymentHandle(name, order.app), self._prepare, self._awake, self._place
         )
         self.replica.context.runtime = self._runtime
         self._life = asyncio.get_running_loop().create_task(self._live(self.replica), name="replica")

@@ -8,12 +8,14 @@ Repeats (what becomes of a call whose replica died); this is their shell.
 from __future__ import annotations
 
 import logging
+import socket
 from typing import TYPE_CHECKING
 
 from headrace.core.balance import Balancer, Replica
 from headrace.core.bound import Key, to_model, to_replica
 from headrace.core.repeat import Repeats, RetryBudget, Verdict
 from headrace.router.call import Call
+from headrace.router.dialing import Dialing, TcpLink
 from headrace.router.hedges import Hedges
 from headrace.router.link import NONE_WAITS, Link, connect
 from headrace.router.places import Places
@@ -61,6 +63,7 @@ class Pool:
         self.closed = False  # the entry is gone: what comes back is the router's to place elsewhere
         self.serving = True  # requests come here whose answers somebody gets: mirrored ones take only what those leave
         self._addresses: dict[str, str] = {}
+        self._dialing = Dialing(self)
         self._announcing = False
         self._tick_at = 0.0  # while announcing: when the first news of this tick came
 
@@ -82,7 +85,7 @@ class Pool:
             balancer.resize(entry.max_ongoing_requests)
         policy = balancer.policy
         replicas = entry.replicas if policy is not None and policy.sees_all else self.router.subset(entry)
-        listed = {replica.id: replica.address for replica in replicas}
+        listed = {replica.id: replica.address_from(self.router.node) for replica in replicas}
         named = {replica.id for replica in entry.replicas}
         for replica_id in [known for known in self._addresses if known not in listed]:
             if replica_id in named and balancer.awaited(replica_id):
@@ -118,6 +121,7 @@ class Pool:
 
     def _forget(self, replica_id: str) -> None:
         self._addresses.pop(replica_id, None)
+        self._undial(replica_id)
         replica = self.balancer.remove(replica_id)
         if replica is not None and replica.link is not None:
             replica.link.leave()
@@ -190,8 +194,9 @@ class Pool:
         if replica_id not in self._addresses:
             for listed in self.entry.replicas:
                 if listed.id == replica_id:
-                    self._addresses[replica_id] = listed.address
-        if replica_id in self._addresses and replica_id not in self.balancer.replicas:
+                    self._addresses[replica_id] = listed.address_from(self.router.node)
+        absent = replica_id not in self.balancer.replicas and replica_id not in self._dialing
+        if replica_id in self._addresses and absent:
             self.balancer.add(replica_id)
         return replica_id in self._addresses
 
@@ -253,20 +258,54 @@ class Pool:
         return self._open(replica) if link is None else link
 
     def _open(self, replica: Replica) -> Link | None:
-        """Connect to the replica. None when nobody is there: it is out of the pool then."""
+        """Connect to the replica. None when nobody is there, or it takes a while: it is out of the pool then."""
         if self.balancer.replicas.get(replica.id) is not replica:
             return None  # the call before this one has found that out
+        address = self._addresses.get(replica.id, "")
+        if address.startswith("tcp:"):
+            self.balancer.expected.add(replica.id)
+            self.balancer.remove(replica.id)
+            self._dialing.dial(replica.id, address)
+            return None
         try:
-            sock = connect(self._addresses[replica.id])
-        except (OSError, KeyError) as error:
+            sock = connect(address)
+        except OSError as error:
             log.info("replica %s does not take connections: %s", replica.id, error)
             self._out_of_reach(replica)
             return None
-        link = Link(self.loop, sock, self, replica, self.router.role, self.router.identity)
+        return self._adopt(replica, Link(self.loop, sock, self, replica, self.router.role, self.router.identity))
+
+    def _adopt(self, replica: Replica, link: Link) -> Link:
         replica.link = link
         self.router.links.add(link)
         link.start()
         return link
+
+    def reached(self, replica_id: str, sock: socket.socket) -> None:
+        """The connection to a replica of another node is there: it takes calls."""
+        self.balancer.expected.discard(replica_id)
+        if replica_id not in self._addresses or replica_id in self.balancer.replicas or self.router.closed:
+            sock.close()
+            return
+        replica = self.balancer.add(replica_id)
+        self._adopt(replica, TcpLink(self.loop, sock, self, replica, self.router.role, self.router.identity))
+        self._pump()
+
+    def unreached(self, replica_id: str) -> None:
+        """There is none, or not yet. What waits for that replica alone is told so."""
+        self.balancer.expected.discard(replica_id)
+        if replica_id in self._addresses:
+            self.loop.call_later(RECONNECT_S, self._try_again, replica_id)
+        self._pump()
+
+    def stop_dialing(self) -> None:
+        """Connect to no more replicas of other nodes."""
+        for replica_id in self._addresses:
+            self._dialing.forget(replica_id)
+
+    def _undial(self, replica_id: str) -> None:
+        self._dialing.forget(replica_id)
+        self.balancer.expected.discard(replica_id)
 
     def _out_of_reach(self, replica: Replica) -> None:
         self.balancer.remove(replica.id)
@@ -274,7 +313,8 @@ class Pool:
             self.loop.call_later(RECONNECT_S, self._try_again, replica.id)
 
     def _try_again(self, replica_id: str) -> None:
-        if replica_id in self._addresses and replica_id not in self.balancer.replicas and not self.router.closed:
+        known = replica_id in self.balancer.replicas or replica_id in self._dialing
+        if replica_id in self._addresses and not known and not self.router.closed:
             self.balancer.add(replica_id)
             self._pump()
 
@@ -496,6 +536,7 @@ class Pool:
     def going(self, replica: Replica) -> None:
         """The replica drains: no new calls go there."""
         self._addresses.pop(replica.id, None)
+        self._undial(replica.id)
         self.balancer.remove(replica.id)
         self.places.lost(replica.id)
         self._pump()

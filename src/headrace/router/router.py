@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 from headrace.core.subset import choose_subset
@@ -28,6 +28,7 @@ from headrace.spec.errors import (
 )
 from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, Snapshot
 from headrace.wire.awake import Awake
+from headrace.wire.tcp import Credentials
 
 FEW_LINKS = 8
 
@@ -74,7 +75,11 @@ class Routes:
 
 
 class Router:
-    """Sends each call to a replica of the deployment that it names. All methods are called on the loop's thread."""
+    """Sends each call to a replica of the deployment that it names. All methods are called on the loop's thread.
+
+    `node` is the node of this process, whose replicas it reaches by their Unix sockets; the first time that it connects
+    to one of another node, it asks `read_credentials` for what it proves by that it belongs to the instance.
+    """
 
     def __init__(
         self,
@@ -82,11 +87,16 @@ class Router:
         identity: str,
         role: str = "driver",
         awake: Awake | None = None,
+        node: str = "",
+        read_credentials: Callable[[], Credentials | None] | None = None,
     ) -> None:
         self.loop = loop
         self.identity = identity
         self.role = role
         self.awake = awake  # None: the loop sleeps whenever there is nothing to do
+        self.node = node  # where this is: "" where there is but one
+        self._read_credentials = read_credentials
+        self._credentials: Credentials | None = None
         self.links: set[Link] = set()
         self.closed = False
         self.snapshot = Snapshot()
@@ -100,6 +110,12 @@ class Router:
 
     def __repr__(self) -> str:
         return f"<Router {self.identity} snapshot={self.snapshot.version} pools={list(self._pools.values())}>"
+
+    def credentials(self) -> Credentials | None:
+        """What replicas of other nodes are shown; None: none are to be reached. Raises InstanceError."""
+        if self._credentials is None and self._read_credentials is not None:
+            self._credentials = self._read_credentials()
+        return self._credentials
 
     # --- snapshots -------------------------------------------------------------------------------------------------
 
@@ -268,6 +284,7 @@ class Router:
         self.closed = True
         error = InstanceError("this process has closed its connection to the instance")
         for pool in self._pools.values():
+            pool.stop_dialing()
             pool.fail_queued(error)
         for link in list(self.links):
             link.cut(error)

@@ -32,6 +32,7 @@ __all__ = [
     "meet",
     "open_connection",
     "parse_address",
+    "replica_purpose",
     "tune",
 ]
 
@@ -100,6 +101,11 @@ def parse_address(address: str) -> tuple[str, int]:
 def format_address(host: str, port: int) -> str:
     """As `parse_address` takes it."""
     return f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
+
+
+def replica_purpose(app: str, replica_id: str) -> str:
+    """What both ends of a connection to a replica mean: ports are used again, and another may listen there now."""
+    return f"replica {app} {replica_id}"
 
 
 # --- sockets -------------------------------------------------------------------------------------------------------
