@@ -38,10 +38,12 @@ class NodeLink:
         *,
         cut: Callable[[], None],
         on_message: Callable[[Message], None] | None = None,
+        report_s: float = NODE_REPORT_S,
     ) -> None:
         self._directory = directory
         self._report = NodeReport(id=node, host=host)
         self._cut = cut
+        self._report_s = report_s
         self._on_message = on_message
         self._unanswered = 0
         self._link = ControlLink(
@@ -74,7 +76,7 @@ class NodeLink:
         linked = asyncio.get_running_loop().create_task(self._link.run(), name="node link")
         try:
             while True:
-                await asyncio.sleep(NODE_REPORT_S)
+                await asyncio.sleep(self._report_s)
                 if self._unanswered >= MOST_UNANSWERED:
                     self._unanswered = 0
                     self._cut()

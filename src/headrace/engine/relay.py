@@ -3,7 +3,7 @@
 In: connections of this user's processes at the Unix socket of the node's directory; where the controller is at present.
 Out: as many connections over TCP, each begun by the proof of the instance's secret. So the processes of a node speak to
 a controller of their own, as they see it, and one that moved is one that was started anew. A connection that cannot be
-carried is closed within CONNECT_S: whoever opened it tries again by himself.
+carried is closed within `connect_s`: whoever opened it tries again by himself.
 """
 
 from __future__ import annotations
@@ -35,11 +35,18 @@ class Relay:
     """
 
     def __init__(
-        self, directory: InstanceDirectory, secret: bytes, tls: TlsFiles | None, where: Callable[[], str]
+        self,
+        directory: InstanceDirectory,
+        secret: bytes,
+        tls: TlsFiles | None,
+        where: Callable[[], str],
+        *,
+        connect_s: float = CONNECT_S,
     ) -> None:
         self._directory = directory
         self._credentials = Credentials(secret, tls)
         self._where = where
+        self._connect_s = connect_s
         self._server: asyncio.Server | None = None
         self._carried: set[_Carried] = set()
         self._turns = asyncio.Semaphore(AT_ONCE)
@@ -112,7 +119,7 @@ class Relay:
     async def _connect(self, carried: _Carried) -> None:
         where = ""
         try:
-            async with asyncio.timeout(CONNECT_S), self._turns:
+            async with asyncio.timeout(self._connect_s), self._turns:
                 where = self._where()
                 if not where:
                     raise ConnectionError("nobody knows where it is")
@@ -120,7 +127,7 @@ class Relay:
             carried.begin()
         except (OSError, HeadraceError) as error:  # TimeoutError and ssl.SSLError are OSErrors
             carried.abort()
-            self._failed(where, str(error) or f"no answer within {CONNECT_S:g} s")
+            self._failed(where, str(error) or f"no answer within {self._connect_s:g} s")
         except Exception:  # the top of a task: its connection must end, whatever it was
             carried.abort()
             logger.exception("a connection to the controller failed")
@@ -164,8 +171,8 @@ class _Carried:
             self.abort()
             return
         self.near.other, self.far.other = self.far, self.near
-        self.near.read(True)
-        self.far.read(True)
+        self.near.begin()
+        self.far.begin()
 
     def lost(self, side: _Side, error: Exception | None) -> None:
         """The connection of this side has ended."""
@@ -198,10 +205,20 @@ class _Side(asyncio.Protocol):
         self.other: _Side | None = None
         self._carried = carried
         self._said_all = False
+        self._early = b""  # what came before there was another side: not every loop can be told at once not to read
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # uvloop's is no asyncio.Transport
         self._carried.made(self)
+
+    def begin(self) -> None:
+        """Carry from now on, to the other side."""
+        self.read(True)
+        if self._early:
+            self.data_received(self._early)
+            self._early = b""
+        if self._said_all and not self._end_other() and self.transport is not None:
+            self.transport.close()
 
     def read(self, on: bool) -> None:
         """Read on, or not for now."""
@@ -213,7 +230,10 @@ class _Side(asyncio.Protocol):
             self.transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
-        if self.other is not None and self.other.transport is not None:
+        if self.other is None:
+            self._early += data
+            self.read(False)
+        elif self.other.transport is not None:
             self.other.transport.write(data)
 
     def eof_received(self) -> bool:
@@ -221,6 +241,12 @@ class _Side(asyncio.Protocol):
         such a thing (TLS does not, and ends). False: this one is closed.
         """
         self._said_all = True
+        if self.other is not None and not self._end_other():
+            return False
+        return self.transport is not None and self.transport.can_write_eof()
+
+    def _end_other(self) -> bool:
+        """Tell the other side that nothing more will be said. False: with that all is over."""
         other = self.other
         if other is None or other.transport is None or not other.transport.can_write_eof():
             return False
@@ -228,7 +254,7 @@ class _Side(asyncio.Protocol):
         if other._said_all:
             other.transport.close()
             return False
-        return self.transport is not None and self.transport.can_write_eof()
+        return True
 
     def pause_writing(self) -> None:
         if self.other is not None:
