@@ -87,8 +87,8 @@ class RayCluster:
     `subnet` keeps the addresses of clusters beside each other apart. `redis` ("host:port") keeps the state of the GCS.
     """
 
-    def __init__(self, nodes: int = NODES, *, subnet: int = 7, redis: str = "", cpus: int = CPUS) -> None:
-        self.count, self.subnet, self.redis, self.cpus = nodes, subnet, redis, cpus
+    def __init__(self, nodes: int = NODES, *, subnet: int = 7, redis: str = "", cpus: int = CPUS, gpus: int = 0) -> None:
+        self.count, self.subnet, self.redis, self.cpus, self.gpus = nodes, subnet, redis, cpus, gpus
         self.nodes: list[Node] = []
 
     def __enter__(self) -> RayCluster:
@@ -143,6 +143,7 @@ class RayCluster:
             node_ip_address=host,
             env_vars=env,
             num_cpus=rest.pop("num_cpus", self.cpus),
+            num_gpus=rest.pop("num_gpus", self.gpus),
             object_store_memory=STORE_BYTES,
             include_dashboard=False,
             include_log_monitor=False,

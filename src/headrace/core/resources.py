@@ -56,12 +56,7 @@ class Ledger:
         """
         if holder in self._held:
             raise ValueError(f"{holder} holds resources already")
-        cpus = _units("num_cpus", wanted.cpus or 0.0)
-        gpus = _units("num_gpus", wanted.gpus)
-        if gpus > _UNIT and gpus % _UNIT:
-            raise OptionError(
-                f"num_gpus={wanted.gpus:g} is neither a whole number nor a share of one GPU (0 < share < 1)"
-            )
+        cpus, gpus = _amounts(wanted)
         shares = self._choose_gpus(gpus)
         if cpus > self._cpus_free or shares is None:
             raise ResourcesShortError(self._describe_shortage(holder, cpus, gpus))
@@ -98,6 +93,19 @@ class Ledger:
             total = len(self._gpus) * _UNIT
             parts.append(_shortage("GPU", gpus, total, sum(self._gpu_free.values()), held))
         return f"{holder} does not fit on this machine: " + "; ".join(parts)
+
+
+def check_amounts(wanted: Resources) -> None:
+    """Raise OptionError for amounts that no machine could grant."""
+    _amounts(wanted)
+
+
+def _amounts(wanted: Resources) -> tuple[int, int]:
+    cpus = _units("num_cpus", wanted.cpus or 0.0)
+    gpus = _units("num_gpus", wanted.gpus)
+    if gpus > _UNIT and gpus % _UNIT:
+        raise OptionError(f"num_gpus={wanted.gpus:g} is neither a whole number nor a share of one GPU (0 < share < 1)")
+    return cpus, gpus
 
 
 def _units(option: str, amount: float) -> int:

@@ -30,7 +30,11 @@ OnEnd = Callable[[Child, ProcessExited], None]
 
 
 class Family:
-    """The living processes by id. Belongs to the keeper's loop; `on_end` is called from `reap`."""
+    """The living processes by id. Belongs to the keeper's loop; `on_end` is called from `reap`.
+
+    `variables` are the engine's own, which win in every process. `shared`: this process has other children too, whose
+    ends are not the family's to take.
+    """
 
     def __init__(
         self,
@@ -40,6 +44,8 @@ class Family:
         selector: selectors.BaseSelector,
         lines: LineFeed | None,
         on_end: OnEnd,
+        variables: Mapping[str, str] | None = None,
+        shared: bool = False,
     ) -> None:
         self._directory = directory
         self._machine = machine
@@ -47,6 +53,9 @@ class Family:
         self._selector = selector
         self._lines = lines
         self._on_end = on_end
+        self._variables = dict(variables or {})
+        self._shared = shared
+        self._ended_strangers: set[int] = set()
         self._logs = Logs(directory)
         self._ledger = Ledger(machine.cpus, machine.gpus)
         self._by_id: dict[str, Child] = {}
@@ -102,6 +111,7 @@ class Family:
             "HEADRACE_PROCESS_ID": request.id,
             "HEADRACE_LIFELINE_FD": str(LIFELINE_FD),
             _TOKEN: token,
+            **self._variables,
         }
         environment = process_environment(self._inherited, request, grant, self._machine, identity)
         try:
@@ -166,7 +176,7 @@ class Family:
         """Take note of all that ended: kill what they left, and tell `on_end` of each."""
         ended: list[tuple[Child, int]] = []
         reaped = False
-        while (pid := _ended_child()) is not None:
+        while (pid := self._ended_pid()) is not None:
             child = self._by_pid.pop(pid, None)
             if child is not None:
                 kill_group(pid)
@@ -181,6 +191,20 @@ class Family:
         for child, code in ended:
             event = ProcessExited(id=child.info.id, pid=child.info.pid, code=code, tail=child.output.tail())
             self._on_end(child, event)
+
+    def sweep(self) -> None:
+        """To be called now and then where the process is shared: have done with what ended processes left here.
+
+        A child that has ended and is nobody's in the family is reaped when it is still there at the next sweep: its
+        own parent in this process, if it has one, reaps it sooner.
+        """
+        self._kill_orphans(everyone=False)
+        with contextlib.suppress(OSError):  # out of descriptors: they are found at the next sweep
+            ended = {pid for pid in self._orphans() if _has_ended(pid)}
+            for pid in ended & self._ended_strangers:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+            self._ended_strangers = ended - self._ended_strangers
 
     def processes(self) -> tuple[ProcessInfo, ...]:
         """Those that belong to the engine."""
@@ -199,6 +223,12 @@ class Family:
     def known_empty(self) -> bool:
         """Whether none of those that were started is left."""
         return not self._by_pid
+
+    def _ended_pid(self) -> int | None:
+        """A child that ended, not reaped yet, or None; where others have children here too, one of the family's."""
+        if self._shared:
+            return next((pid for pid in self._by_pid if _has_ended(pid)), None)
+        return _ended_child()
 
     def _read(self, child: Child) -> None:
         if not child.read():
@@ -232,11 +262,19 @@ class Family:
             return  # out of descriptors: they are found when the next process ends
         for pid in orphans:
             token = linux.environment_value(pid, _TOKEN)
-            if everyone or (token is not None and token not in self._tokens):
+            if (everyone and not self._shared) or (token is not None and (everyone or token not in self._tokens)):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
                     if os.getpgid(pid) == pid:
                         kill_group(pid)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether this child ended; it is not reaped."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 def _ended_child() -> int | None:

@@ -1,0 +1,141 @@
+"""Instances on a Ray cluster, from outside: connect, find one, start one, end one. All synchronous.
+
+In: the cluster's address, an instance's name. Out: the instance's directory on this node. The controller runs in an
+actor that Ray restarts; what it is made of is not known here, only the name of the function that runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from headrace.engine.directory import InstanceDirectory, runtime_directory
+from headrace.engine.ray import inventory
+from headrace.engine.ray.agent import CONTROLLER_KEY, NODE_KEY
+from headrace.engine.ray.hosts import brief
+from headrace.engine.ray.kv import KeyValues
+from headrace.engine.ray.names import NAMESPACE, controller_name
+from headrace.engine.ray.nodes import look
+from headrace.engine.ray.seats import ANY_NUMBER_OF_CALLS
+from headrace.spec.cluster import ClusterOptions
+from headrace.spec.errors import InstanceError
+
+logger = logging.getLogger(__name__)
+
+_START_S = 60.0
+_AGENT_S = 30.0
+_CHECK_S = 0.05
+_FORCE_S = 15.0
+
+
+def connect(address: str | None = None) -> None:
+    """Connect this process to the cluster at `address` (None, `auto`: the one that it is on), unless it is already.
+
+    Raises InstanceError when there is none.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(address=address or "auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    except (RayError, ConnectionError, ValueError, RuntimeError, OSError, AssertionError) as error:
+        where = "on this machine" if address in (None, "auto") else f"at {address}"
+        raise InstanceError(
+            f"no Ray cluster is found {where} ({brief(error)}): start one by `ray start --head`, and join others to it "
+            "by `ray start --address HOST:6379`; this process has to run on a node of it"
+        ) from error
+
+
+def find(instance: str) -> InstanceDirectory | None:
+    """The instance's directory on this node, None when it does not run. A node that just joined is waited for."""
+    kept = KeyValues(instance)
+    node = str(ray.get_runtime_context().get_node_id())
+    try:
+        if kept.get(CONTROLLER_KEY) is None:
+            return None
+        path = _until(lambda: kept.get(NODE_KEY + node), _AGENT_S)
+    except OSError as error:
+        raise InstanceError(f"whether instance {instance} runs cannot be told: {error}") from error
+    if path is None:
+        raise InstanceError(f"instance {instance} runs on the cluster, but has no agent on this node ({node[:8]}) yet")
+    return runtime_directory(path.decode())
+
+
+def start(instance: str, options: ClusterOptions) -> tuple[InstanceDirectory, bool]:
+    """See to it that the instance runs; its directory on this node, and whether it did not run before."""
+    ran = inventory.handle(controller_name(instance)) is not None
+    try:
+        controller = _controller(instance, options)
+        ray.get(controller.ready.remote(), timeout=_START_S)
+    except (RayError, TimeoutError) as error:
+        if not ran:
+            end(instance, 0)
+        raise InstanceError(f"the controller of instance {instance} did not start on the cluster: {error}") from error
+    directory = find(instance)
+    if directory is None:
+        raise InstanceError(f"instance {instance} has ended while it was started")
+    if not _until(directory.control_socket.exists, _AGENT_S):
+        raise InstanceError(f"the agent of this node does not listen at {directory.control_socket}")
+    return directory, not ran
+
+
+def end(instance: str, timeout_s: float) -> None:
+    """Wait until the instance has ended, as it was asked to; after `timeout_s` end whatever is left by force."""
+    controller = controller_name(instance)
+    _until(lambda: controller not in inventory.actors(instance), timeout_s)
+    deadline = time.monotonic() + _FORCE_S
+    while left(instance):
+        if time.monotonic() > deadline:
+            raise InstanceError(f"instance {instance} could not be ended on the cluster: {', '.join(left(instance))}")
+        inventory.remove_all(instance, but_controller=False)
+        time.sleep(_CHECK_S)
+    forget(instance)
+
+
+def left(instance: str) -> list[str]:
+    """The names of what the instance has on the cluster."""
+    return inventory.actors(instance) + inventory.groups(instance)
+
+
+def forget(instance: str) -> None:
+    """Remove all that is kept of the instance on the cluster. For when nothing of it runs."""
+    kept = KeyValues(instance)
+    with contextlib.suppress(OSError):  # the GCS is gone, and what it kept with it
+        for key in kept.keys(""):
+            kept.delete(key)
+
+
+def _controller(instance: str, options: ClusterOptions) -> Any:
+    from headrace.engine.ray.controller import ControllerActor
+
+    head = next((seen.state.id for seen in look() if seen.state.head), None)
+    placed = {"scheduling_strategy": NodeAffinitySchedulingStrategy(head, soft=True)} if head else {}
+    actor = ray.remote(ControllerActor).options(
+        name=controller_name(instance),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=ANY_NUMBER_OF_CALLS,
+        num_cpus=0,
+        **placed,
+    )
+    return actor.remote(instance, options)
+
+
+def _until(condition: Any, timeout_s: float) -> Any:
+    """What the condition gives once it holds; what it gave last when it did not for so long."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        holds = condition()
+        if holds or time.monotonic() >= deadline:
+            return holds
+        time.sleep(_CHECK_S)
