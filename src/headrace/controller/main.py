@@ -167,7 +167,9 @@ class Controller:
             logger.error("snapshot %d could not be kept on disk: %s", snapshot.version, error)
 
     async def run(self, started: Callable[[], None] | None = None) -> None:
-        """Live until the end was asked for and is reached. Raises InstanceError when it cannot begin."""
+        """Live until the end was asked for and is reached. Raises InstanceError when it cannot begin, or another has
+        taken over.
+        """
         loop = asyncio.get_running_loop()
 
         def superseded(reason: str) -> None:
@@ -184,8 +186,8 @@ class Controller:
                 started()
             await self.ended.wait()
             if self.superseded:
-                logger.error("%s: leaving all that runs to the other", self.superseded)
-            elif self.lost:
+                raise InstanceError(f"{self.superseded}: this one ends, and leaves all that runs to that one")
+            if self.lost:
                 logger.error("%s: ending what it left behind", self.lost)
                 await self.end_what_is_left()
         finally:
