@@ -12,13 +12,16 @@ import atexit
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from headrace.context import current_replica
 from headrace.engine import linux
-from headrace.engine.directory import InstanceDirectory, instance_directory, read_snapshot, runtime_directory
+from headrace.engine.credentials import credentials_of
+from headrace.engine.directory import InstanceDirectory, read_node, read_snapshot, runtime_directory
+from headrace.engine.site import Site, inner_site, site_of
 from headrace.router import Call, Router
 from headrace.router.reports import Reports
 from headrace.spec.errors import HeadraceError, InstanceError, LoopBlockedError, RequestTimeoutError
@@ -33,23 +36,33 @@ WATCH_S = 0.5  # how soon a driver whose link is down looks whether its instance
 
 
 def own_directory() -> InstanceDirectory:
-    """The directory of the instance that this process belongs to, or talks to (`HEADRACE_INSTANCE`, else `default`)."""
+    """The directory of the instance that this process belongs to, or talks to.
+
+    Raises InstanceError for one on a Ray cluster that does not run; one on this machine has a directory all the same.
+    """
+    return own_site().directory()
+
+
+def own_site() -> Site:
+    """Where the instance is that this process belongs to; else the one that it talks to: as `mean` said last, or as the
+    environment says.
+    """
     told = os.environ.get("HEADRACE_RUNTIME_DIR")
     if told:
-        return runtime_directory(told)
-    return instance_directory(os.environ.get("HEADRACE_INSTANCE") or "default")
+        return inner_site(runtime_directory(told))
+    if _slot.site is None:
+        return site_of()
+    return _slot.site
+
+
+def mean(site: Site | None) -> None:
+    """Have this process talk to the instance at `site` from now on; None: to that of the environment."""
+    _slot.site = site
 
 
 def in_instance() -> bool:
     """Whether this process is one of the instance's own: it could not outlive it, nor start another."""
     return bool(os.environ.get("HEADRACE_RUNTIME_DIR"))
-
-
-def not_running(directory: InstanceDirectory) -> InstanceError:
-    """The error for an instance without a keeper."""
-    return InstanceError(
-        f"no instance {directory.name!r} is running: start one with serve.run(...) or `headrace run module:app`"
-    )
 
 
 class Runtime:
@@ -146,7 +159,7 @@ class Runtime:
 class _DriverThread:
     """A daemon thread with an event loop that holds the router and the link to the controller of a driver."""
 
-    def __init__(self, directory: InstanceDirectory, snapshot: Snapshot) -> None:
+    def __init__(self, site: Site, directory: InstanceDirectory, snapshot: Snapshot) -> None:
         self._directory = directory
         self._ready = threading.Event()
         self._stop: asyncio.Event | None = None
@@ -154,6 +167,9 @@ class _DriverThread:
         self.runtime: Runtime | None = None
         self._failure: BaseException | None = None
         self._keeper_pid = directory.keeper_pid()
+        self._away_s = site.keeper_away_s
+        self._gone_since: float | None = None
+        self._secret = _secret_of(directory)
 
     def start(self) -> Runtime:
         """Start the thread; answers once its router takes calls."""
@@ -178,7 +194,8 @@ class _DriverThread:
         loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         identity = f"driver-{os.getpid()}-{os.urandom(4).hex()}"
-        router = Router(loop, identity)
+        directory = self._directory
+        router = Router(loop, identity, node=read_node(directory), read_credentials=lambda: credentials_of(directory))
         router.update(snapshot)
         self.runtime = Runtime(router, loop, threading.get_ident(), self.close)
         link = ControlLink(
@@ -193,7 +210,7 @@ class _DriverThread:
         linked = loop.create_task(link.run(), name="headrace-link")
         self._ready.set()
         # At once, where the system can tell: another instance of this name may be up before the next look.
-        pidfd = linux.open_pidfd(self._keeper_pid) if self._keeper_pid is not None else None
+        pidfd = linux.open_pidfd(self._keeper_pid) if self._keeper_pid is not None and not self._away_s else None
         if pidfd is not None:
             loop.add_reader(pidfd, self._stop.set)
         self._look_for_keeper()  # it may have ended before it was watched
@@ -221,9 +238,28 @@ class _DriverThread:
             self.runtime.reports.connected()
 
     def _look_for_keeper(self) -> None:
-        """Without its keeper the instance has ended; one of the same name that runs now is another."""
-        if self._stop is not None and self._directory.keeper_pid() != self._keeper_pid:
+        """Without its keeper the instance has ended; one of the same name that runs now is another.
+
+        On a Ray cluster the keeper is the node's agent, which another one follows: for `_away_s` it may be gone, and
+        what is another instance has another secret.
+        """
+        if self._stop is None:
+            return
+        pid = self._directory.keeper_pid()
+        if not self._away_s:
+            if pid != self._keeper_pid:
+                self._stop.set()
+            return
+        secret = _secret_of(self._directory)
+        if secret == self._secret and pid is not None:
+            self._gone_since = None
+        elif secret is not None and secret != self._secret:
             self._stop.set()
+        else:
+            now = time.monotonic()
+            self._gone_since = self._gone_since or now
+            if now - self._gone_since >= self._away_s or (pid is None and secret is None):
+                self._stop.set()
 
     def close(self) -> None:
         """Close the router, stop the loop, and wait for the thread to end (not on the thread itself)."""
@@ -237,10 +273,11 @@ class _DriverThread:
 
 
 class _Slot:
-    """The process's runtime, if it has one."""
+    """The process's runtime, if it has one, and where the instance is that it is to talk to, if that was said."""
 
-    def __init__(self) -> None:
+    def __init__(self, site: Site | None = None) -> None:
         self.runtime: Runtime | None = None
+        self.site = site
         self.lock = threading.Lock()
         self.left_behind: list[Runtime] = []
 
@@ -271,8 +308,9 @@ def current(former: Runtime | None = None) -> Runtime:
         return runtime
     with _slot.lock:
         if _slot.runtime is None or not _slot.runtime.alive:
-            directory = own_directory()
-            _slot.runtime = _DriverThread(directory, _first_snapshot(directory)).start()
+            site = own_site()
+            directory = site.directory()
+            _slot.runtime = _DriverThread(site, directory, _first_snapshot(site, directory)).start()
         return _slot.runtime
 
 
@@ -306,14 +344,14 @@ def check_not_on_loop(what: str) -> None:
         )
 
 
-def _first_snapshot(directory: InstanceDirectory) -> Snapshot:
+def _first_snapshot(site: Site, directory: InstanceDirectory) -> Snapshot:
     """The controller's snapshot; while the controller is away, the one on disk (calls go on without a controller)."""
     client = ControlClient(str(directory.control_socket))
     try:
         answer = client.request(GetSnapshot(), SNAPSHOT_TIMEOUT_S)
     except (InstanceError, RequestTimeoutError) as error:
         if directory.keeper_pid() is None:
-            raise not_running(directory) from None
+            raise site.not_running() from None
         snapshot = read_snapshot(directory)
         if snapshot is None:
             raise error
@@ -325,6 +363,14 @@ def _first_snapshot(directory: InstanceDirectory) -> Snapshot:
     return answer.snapshot
 
 
+def _secret_of(directory: InstanceDirectory) -> bytes | None:
+    """What tells lives of an instance on a cluster apart; None where there is one machine, or the instance ended."""
+    try:
+        return directory.secret.read_bytes()
+    except OSError:
+        return None
+
+
 def _after_fork_in_child() -> None:
     # The loop's thread does not exist here, but its epoll set is shared with the parent: to finalize the loop would
     # take the parent's sockets out of that set. So it is kept, unused, for as long as the process lives.
@@ -332,7 +378,7 @@ def _after_fork_in_child() -> None:
     if _slot.runtime is not None:
         _slot.runtime.alive = False
         left_behind.append(_slot.runtime)
-    _slot.__init__()  # type: ignore[misc]  # a lock that some other thread held at the fork is never released here
+    _slot.__init__(_slot.site)  # type: ignore[misc]  # a lock that some other thread held at the fork is never released here
     _slot.left_behind = left_behind
 
 

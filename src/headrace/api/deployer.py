@@ -16,6 +16,7 @@ import msgspec
 
 from headrace.api.errors import Busy
 from headrace.api.thread import in_thread
+from headrace.engine.directory import InstanceDirectory
 from headrace.serve.declared import Declared, deploy_config
 from headrace.spec.config_schema import ServeApplicationSchema, ServeDeploySchema
 from headrace.spec.errors import HeadraceError
@@ -50,8 +51,8 @@ class Deployer(Protocol):
 class ProcessDeployer:
     """Builds a few at once. Modules are imported from `app_dir`."""
 
-    def __init__(self, instance: str, app_dir: Path, *, most_at_once: int = MOST_AT_ONCE) -> None:
-        self._instance = instance
+    def __init__(self, directory: InstanceDirectory, app_dir: Path, *, most_at_once: int = MOST_AT_ONCE) -> None:
+        self._directory = directory
         self._app_dir = app_dir
         self._places = asyncio.Semaphore(most_at_once)
         self._declaring = asyncio.Lock()
@@ -89,7 +90,7 @@ class ProcessDeployer:
     def _deploy(self, config: ServeDeploySchema, expected: int | None, by: str, exact: bool) -> dict[str, Declared]:
         return deploy_config(
             config,
-            instance=self._instance,
+            directory=self._directory,
             wait=False,
             expected=expected,
             by=by,

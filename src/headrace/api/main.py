@@ -1,7 +1,7 @@
 """The process of the control API: it is put together here, and lives until SIGINT or SIGTERM.
 
-In: an instance's name and where to listen. Out: the control API on that port, for who has the token. The instance may
-start later, end and start again meanwhile.
+In: an instance's directory and where to listen. Out: the control API on that port, for who has the token. The instance
+may start later, end and start again meanwhile.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from headrace.api.desk import Desk
 from headrace.api.guard import Guard, is_loopback
 from headrace.api.server import listening, server_of
 from headrace.api.token import own_token
-from headrace.engine.directory import instance_directory
+from headrace.engine.directory import InstanceDirectory
 from headrace.observe.logs import log_to_stderr
 
 _ANY = ("", "0.0.0.0", "::")
 
 
-def run(instance: str, host: str, port: int, allowed_hosts: Sequence[str], app_dir: Path) -> None:
+def run(directory: InstanceDirectory, host: str, port: int, allowed_hosts: Sequence[str], app_dir: Path) -> None:
     """Serve the API of the instance. Raises InstanceError (no private token), PortBusyError."""
-    directory = instance_directory(instance)
     directory.create()
     token = own_token(directory.api_token)
     listener = listening(host, port)
     hosts = [*allowed_hosts, *(() if host in _ANY else (host,))]
-    desk = Desk(Controller(directory), ProcessDeployer(directory.name, app_dir))
+    desk = Desk(Controller(directory), ProcessDeployer(directory, app_dir))
     bound = listener.getsockname()[1]
     server = server_of(Api(Guard(token, hosts), desk))
 

@@ -6,8 +6,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from headrace.cli.instance import add_instance
-from headrace.engine.directory import instance_directory
+from headrace.cli.instance import add_instance, mean, site
 from headrace.spec.errors import InstanceError, OptionError
 
 
@@ -40,7 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.token_header:
         from headrace.api.token import own_token
 
-        directory = instance_directory(arguments.instance)
+        directory = site(arguments).directory()
         directory.create()
         print(f"Authorization: Bearer {own_token(directory.api_token)}")
         return 0
@@ -53,5 +52,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise InstanceError("the control API needs uvicorn, which is not installed: pip install 'headrace[api]'")
     from headrace.api.main import run  # it takes a while to load, and needs the extra
 
-    run(arguments.instance, arguments.host, arguments.port, arguments.allow_host, app_dir.resolve())
+    meant = site(arguments)
+    directory = meant.directory()
+    mean(meant)  # also for what is built for it
+    run(directory, arguments.host, arguments.port, arguments.allow_host, app_dir.resolve())
     return 0

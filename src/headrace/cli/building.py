@@ -15,7 +15,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 
-from headrace.engine.directory import InstanceDirectory
 from headrace.spec.errors import DeployFailedError
 from headrace.wire.report import Built, Failure, Line, decode_built, read
 
@@ -48,8 +47,8 @@ def builder_command(flags: list[str], arguments: argparse.Namespace, *python: st
     )
 
 
-def build(arguments: argparse.Namespace, directory: InstanceDirectory, say: Callable[[str], None]) -> Built:
-    """Build the application that the arguments name. `say` gets each line of the builder.
+def build(arguments: argparse.Namespace, instance: str, say: Callable[[str], None]) -> Built:
+    """Build the application that the arguments name, for the instance of this name; `say` gets the builder's lines.
 
     Raises DeployFailedError with the user's own traceback, or with how the builder died.
     """
@@ -62,7 +61,7 @@ def build(arguments: argparse.Namespace, directory: InstanceDirectory, say: Call
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=builder_environment(os.environ, directory),
+            env=builder_environment(os.environ, instance),
             pass_fds=(result.fileno(),),
             start_new_session=True,  # a group of its own, which ends with it
         )
@@ -106,10 +105,10 @@ def _end_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def builder_environment(inherited: Mapping[str, str], directory: InstanceDirectory) -> dict[str, str]:
+def builder_environment(inherited: Mapping[str, str], instance: str) -> dict[str, str]:
     """The environment of a builder that is no process of the instance: what asks `serve` there means this instance."""
     kept = {name: value for name, value in inherited.items() if name not in _NOT_FOR_BUILDERS}
-    return {**kept, "HEADRACE_INSTANCE": directory.name, "PYTHONUNBUFFERED": "1"}
+    return {**kept, "HEADRACE_INSTANCE": instance, "PYTHONUNBUFFERED": "1"}
 
 
 def ending(code: int) -> str:

@@ -34,7 +34,7 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.check is not None:
         return check(arguments.check)
-    answer = ask(running(arguments.instance), GetStatus())
+    answer = ask(running(arguments), GetStatus())
     if not isinstance(answer, Status):
         raise HeadraceError(f"the controller answered GetStatus with {type(answer).__name__}")
     config = declared(answer.status, arguments.app)

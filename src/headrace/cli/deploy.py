@@ -16,7 +16,7 @@ import msgspec
 from headrace.cli.building import build
 from headrace.cli.exits import DONE, FAILED, INTERRUPTED, TIMED_OUT, USAGE
 from headrace.cli.follow import Teller, code_of, follow
-from headrace.cli.instance import add_instance, ask, running, whoami
+from headrace.cli.instance import add_instance, ask, mean, running_at, site, whoami
 from headrace.cli.strategy import add_strategy, strategy
 from headrace.cli.target import add_application, check_application, is_config_file
 from headrace.engine.directory import InstanceDirectory
@@ -82,7 +82,7 @@ def main(arguments: argparse.Namespace) -> int:
         return wrong(error)
 
     def deploy(directory: InstanceDirectory) -> Deploy:
-        built = build(arguments, directory, lambda line: teller.say(teller.style.dim(line)))
+        built = build(arguments, directory.name, lambda line: teller.say(teller.style.dim(line)))
         spec = msgspec.structs.replace(
             built.spec,
             sticky=key or built.spec.sticky,
@@ -98,7 +98,10 @@ def main(arguments: argparse.Namespace) -> int:
             packs=built.packs,
         )
 
-    return perform(arguments, arguments.name, running(arguments.instance), deploy, teller)
+    meant = site(arguments)
+    directory = running_at(meant)
+    mean(meant)  # also for the builder
+    return perform(arguments, arguments.name, directory, deploy, teller)
 
 
 def check(arguments: argparse.Namespace) -> None:

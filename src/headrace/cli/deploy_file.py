@@ -15,7 +15,7 @@ import msgspec
 
 from headrace.cli.exits import DONE, FAILED, INTERRUPTED, ROLLED_BACK, TIMED_OUT, USAGE
 from headrace.cli.follow import Teller
-from headrace.cli.instance import running, whoami
+from headrace.cli.instance import mean, running_at, site, whoami
 from headrace.serve.config_file import read_config
 from headrace.serve.declared import Declared, deploy_config
 from headrace.spec.config_schema import ServeDeploySchema
@@ -51,9 +51,12 @@ def deploy_file(arguments: argparse.Namespace) -> int:
         teller.say(note)
     several = len(read.schema.applications) > 1
     try:
+        meant = site(arguments)
+        directory = running_at(meant)
+        mean(meant)  # also for the builders
         results = deploy_config(
             read.schema,
-            instance=running(arguments.instance).name,
+            directory=directory,
             wait=arguments.wait,
             timeout_s=arguments.timeout,
             expected=expected,

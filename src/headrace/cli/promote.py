@@ -11,7 +11,7 @@ import sys
 
 from headrace.cli.deploy import add_deploying, check_waiting, perform, wrong
 from headrace.cli.follow import Teller
-from headrace.cli.instance import ask, running, whoami
+from headrace.cli.instance import add_engine, ask, running, whoami
 from headrace.cli.strategy import add_strategy, strategy
 from headrace.engine.directory import InstanceDirectory
 from headrace.spec.application import ImportedCode
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_strategy(parser)
     add_deploying(parser)
+    add_engine(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -42,7 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
             raise OptionError(f"--revision {arguments.revision} must be the number of a revision")
         if arguments.source == arguments.to:
             raise OptionError(f"--from and --to are both {arguments.to!r}: name two instances")
-        source, target = running(arguments.source), running(arguments.to)
+        source, target = running(arguments, arguments.source), running(arguments, arguments.to)
     except (OptionError, OptionTypeError) as error:
         return wrong(error)
 

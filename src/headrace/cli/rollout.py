@@ -111,7 +111,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Returns an exit code of `cli.exits`."""
     act: Callable[[argparse.Namespace, InstanceDirectory], int] = _ACTIONS[arguments.action]
     try:
-        return act(arguments, running(arguments.instance))
+        return act(arguments, running(arguments))
     except (OptionError, OptionTypeError) as error:
         return wrong(error)
     except RequestTimeoutError as error:

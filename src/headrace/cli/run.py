@@ -18,15 +18,16 @@ from pathlib import Path
 
 from headrace import __version__
 from headrace.cli.building import application_flags, builder_command, ending
+from headrace.cli.cluster import add_cluster, cluster
 from headrace.cli.failures import StartFailures, gist
-from headrace.cli.instance import add_instance, whoami
+from headrace.cli.instance import add_instance, site, whoami
 from headrace.cli.listening import add_listening, check_listening
 from headrace.cli.target import add_application, check_application
 from headrace.cli.terminal import Style, shown_name
 from headrace.cli.watch import Watcher
 from headrace.engine.base import ProcessExited, ProcessInfo, ProcessRequest
-from headrace.engine.directory import instance_directory
 from headrace.engine.keeper import Keeper, Stage
+from headrace.engine.site import RaySite
 from headrace.spec.config import TLS_FILES
 from headrace.spec.errors import InstanceError
 from headrace.wire.report import NO_HTTP, Event, Failure, Imported, Line, Ready, Waiting, read
@@ -50,20 +51,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_listening(parser)
     add_instance(parser)
+    add_cluster(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Serve until stopped. Raises OptionError, or InstanceError when the instance runs already."""
+    """Serve until stopped; on a Ray cluster, until it is deployed. Raises OptionError, or InstanceError when the
+    instance runs already.
+    """
     started = time.monotonic()
     check(arguments)
-    directory = instance_directory(arguments.instance)
+    meant = site(arguments)
+    screen = Screen(arguments.target, arguments.name, Style.of(sys.stdout), started)
+    if isinstance(meant, RaySite):
+        from headrace.cli.run_on_ray import run_on_ray  # what is needed there alone takes a while to load
+
+        return run_on_ray(arguments, meant, screen)
+    cluster(arguments, meant)
+    directory = meant.directory()
     pid = directory.keeper_pid()
     if pid is not None:
         raise InstanceError(
             f"instance {directory.name!r} runs already (pid {pid}): stop it with "
             f"`headrace shutdown --instance {directory.name}`, or give this one another name with --instance"
         )
-    screen = Screen(arguments.target, arguments.name, Style.of(sys.stdout), started)
     session = Session(arguments, screen)
     session.keeper = keeper = Keeper(
         directory, on_line=screen.line, on_ready=session.start_builder, on_exit=session.process_ended
@@ -257,7 +267,7 @@ class Screen:
         if is_builder(process_id):
             event = read(line)
             if event is not None:
-                self._report(event, process_id)
+                self.report(event, process_id)
                 return
         if process_id == "keeper":
             self._keeper(line)
@@ -305,7 +315,8 @@ class Screen:
         else:
             self._write(self.style.dim(line))
 
-    def _report(self, event: Event, process_id: str) -> None:
+    def report(self, event: Event, process_id: str = BUILDER) -> None:
+        """What a builder tells, or whoever deploys in its place."""
         match event:
             case Line(text=text):
                 failed = _FAILED.fullmatch(text)

@@ -1,18 +1,19 @@
 """`headrace start`: an empty instance in the background, which lives until `headrace shutdown`.
 
-In: arguments. Out: a keeper with its controller and its ingress, and a line that says where it listens.
+In: arguments. Out: a keeper with its controller and its ingress, or an instance on a Ray cluster; lines that say where
+it listens, and how to go on.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 
 from headrace import __version__
-from headrace.cli.instance import add_instance, ask
+from headrace.cli.cluster import add_cluster, cluster
+from headrace.cli.instance import add_instance, ask, mean, running_at, site
 from headrace.cli.listening import add_listening, check_listening
-from headrace.cli.status import addresses
-from headrace.engine.directory import instance_directory
+from headrace.cli.status import listening
+from headrace.engine.site import Site
 from headrace.spec.config import TLS_FILES
 from headrace.spec.errors import InstanceError
 from headrace.wire.control import GetStatus, Status
@@ -25,28 +26,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--app-dir", default=".", metavar="DIR", help="where to import the functions of gRPC from (default: here)"
     )
     add_instance(parser)
+    add_cluster(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Returns 0 once it listens. Raises OptionError, or InstanceError when the instance runs already."""
-    options, grpc = check_listening(arguments)
-    directory = instance_directory(arguments.instance)
-    pid = directory.keeper_pid()
-    if pid is not None:
+    check_listening(arguments)
+    meant = site(arguments)
+    cluster(arguments, meant)
+    running = meant.find()
+    if running is not None:
         raise InstanceError(
-            f"instance {directory.name!r} runs already (pid {pid}): deploy to it, end it with "
-            f"`headrace shutdown --instance {directory.name}`, or give the new one another name with --instance"
+            f"instance {meant.name!r} runs already (pid {running.keeper_pid()}): deploy to it, end it with "
+            f"`headrace shutdown{meant.flags() or ' --instance default'}`, or give the new one another name with "
+            "--instance"
         )
+    mean(meant)
+    start_instance(arguments, meant)
+    directory = running_at(meant)
+    answer = ask(directory, GetStatus())
+    where = ", ".join(listening(answer.status)) if isinstance(answer, Status) else ""
+    print(f"headrace {__version__} · instance {meant.name} · {where or 'no HTTP'} · pid {directory.keeper_pid()}")
+    flags = meant.flags()
+    print(f"deploy to it with `headrace deploy MODULE:APP{flags}`, end it with `headrace shutdown{flags}`")
+    return 0
+
+
+def start_instance(arguments: argparse.Namespace, meant: Site) -> None:
+    """Start the instance, which this process means (`cli.instance.mean`), if it does not run, and have it listen.
+
+    Warns where it runs and listens otherwise. Raises OptionError, InstanceError, PortBusyError.
+    """
     # They take a while to load: not for who only mistyped an option.
     from headrace import serve
     from headrace.serve.target import import_from
 
+    options, grpc = check_listening(arguments)
     if grpc.enabled:
         import_from(arguments.app_dir)
-    os.environ.pop("HEADRACE_RUNTIME_DIR", None)
-    os.environ["HEADRACE_INSTANCE"] = directory.name
     files = {name: getattr(arguments, name) for name in TLS_FILES}
     serve.start(
+        proxy_location=arguments.proxy_location,
         http_options={
             "host": options.host,
             "port": options.port,
@@ -55,10 +75,5 @@ def main(arguments: argparse.Namespace) -> int:
         },
         grpc_options=grpc if grpc.enabled else None,
         detached=True,
+        cluster_options=cluster(arguments, meant),
     )
-    answer = ask(directory, GetStatus())
-    where = addresses(answer.status) if isinstance(answer, Status) else ""
-    print(f"headrace {__version__} · instance {directory.name} · {where} · pid {directory.keeper_pid()}")
-    flag = "" if directory.name == "default" else f" --instance {directory.name}"
-    print(f"deploy to it with `headrace deploy MODULE:APP{flag}`, end it with `headrace shutdown{flag}`")
-    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import sys
 from collections.abc import Sequence
 
@@ -12,11 +13,12 @@ from headrace.cli.instance import add_instance, ask, running
 from headrace.cli.live import percent, stage_of
 from headrace.cli.terminal import Style
 from headrace.spec.errors import HeadraceError
-from headrace.spec.status import DeploymentStatusOverview, ReplicaState, ServeStatus
+from headrace.spec.status import DeploymentStatusOverview, ProxyDetails, ReplicaState, ServeStatus
 from headrace.wire.control import GetStatus, Status
 
-_GOOD = frozenset(("RUNNING", "HEALTHY"))
-_BAD = frozenset(("DEPLOY_FAILED", "UNHEALTHY", "FAILED"))
+_GOOD = frozenset(("RUNNING", "HEALTHY", "ALIVE"))
+_BAD = frozenset(("DEPLOY_FAILED", "UNHEALTHY", "FAILED", "SUSPECT", "LOST"))
+_ANY = ("0.0.0.0", "::")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the state; returns 0 when there is an instance to tell of. Raises InstanceError when there is none."""
-    answer = ask(running(arguments.instance), GetStatus())
+    answer = ask(running(arguments), GetStatus())
     if not isinstance(answer, Status):
         raise HeadraceError(f"the controller answered GetStatus with {type(answer).__name__}")
     if arguments.json:
@@ -40,8 +42,9 @@ def main(arguments: argparse.Namespace) -> int:
 def table(status: ServeStatus, style: Style) -> list[str]:
     """The lines of the table: the instance, its applications and their deployments, then what is not well."""
     lines = [_head(status)]
+    nodes = _nodes(status, style)
     if not status.applications:
-        return [*lines, "", "no application runs on it: headrace run, or serve.run(...), deploys one"]
+        return [*lines, *nodes, "", "no application runs on it: headrace run, or serve.run(...), deploys one"]
     rows: list[Sequence[str]] = [("APPLICATION", "ROUTE", "STATUS", "REVISION")]
     for name, app in status.applications.items():
         rows.append((name, app.route_prefix or "-", app.status.value, str(app.revision or "-")))
@@ -51,7 +54,7 @@ def table(status: ServeStatus, style: Style) -> list[str]:
         for name, deployment in app.deployments.items():
             rows.append((f"{app_name}/{name}", deployment.status.value, *_counts(deployment)))
     lines += ["", *_aligned(rows, style)]
-    return lines + _rollouts(status, style) + _errors(status, style)
+    return lines + nodes + _rollouts(status, style) + _errors(status, style)
 
 
 def _rollouts(status: ServeStatus, style: Style) -> list[str]:
@@ -71,18 +74,43 @@ def _rollouts(status: ServeStatus, style: Style) -> list[str]:
     return ["", *_aligned(rows, style)] if len(rows) > 1 else []
 
 
-def addresses(status: ServeStatus) -> str:
-    """Where the instance listens, for people."""
-    found = {f"{p.scheme}://{_in_url(p.host)}:{p.port}" for p in status.proxies.values() if p.port}
-    found |= {f"grpc://{_in_url(p.host)}:{p.grpc_port}" for p in status.proxies.values() if p.grpc_port}
-    return ", ".join(sorted(found, reverse=True)) or "no HTTP"
+def listening(status: ServeStatus) -> list[str]:
+    """Where the instance listens, HTTP before gRPC; on a cluster, where its nodes do: none of them is named whose
+    ingress is for the node itself.
+    """
+    found = {f"{p.scheme}://{_in_url(_host(p, status))}:{p.port}" for p in status.proxies.values() if p.port}
+    found |= {f"grpc://{_in_url(_host(p, status))}:{p.grpc_port}" for p in status.proxies.values() if p.grpc_port}
+    return sorted(found, key=lambda place: (place.startswith("grpc"), place))
+
+
+def _host(proxy: ProxyDetails, status: ServeStatus) -> str:
+    """The address that others reach it by: on a cluster, that of its node where it listens on all addresses."""
+    node = status.nodes.get(proxy.node)
+    return node.host if node is not None and node.host and proxy.host in _ANY else proxy.host
+
+
+def _nodes(status: ServeStatus, style: Style) -> list[str]:
+    """Of a cluster: each node with its ingress and its replicas."""
+    if not status.nodes:
+        return []
+    rows: list[Sequence[str]] = [("NODE", "ADDRESS", "STATUS", "INGRESS", "REPLICAS")]
+    replicas = [r for app in status.applications.values() for each in app.deployments.values() for r in each.replicas]
+    for id, node in sorted(status.nodes.items(), key=lambda item: (not item[1].head, item[1].host, item[0])):
+        proxies = [proxy.status.value for proxy in status.proxies.values() if proxy.node == id]
+        states = collections.Counter(r.state for r in replicas if r.node == id)
+        counted = ", ".join(f"{n} {state.lower()}" for state, n in sorted(states.items(), key=_running_first))
+        ingress = ", ".join(f"{n} {state.lower()}" for state, n in collections.Counter(proxies).items())
+        name = f"{id[:8]} (head)" if node.head else id[:8]
+        rows.append((name, node.host or "-", node.status.value, ingress or "-", counted or "-"))
+    return ["", *_aligned(rows, style)]
 
 
 def _head(status: ServeStatus) -> str:
     count = len(status.proxies)
     processes = f" ({count} ingress process{'es' if count != 1 else ''})" if count else ""
     unwell = [f"{name} {p.status.value}" for name, p in status.proxies.items() if p.status != "HEALTHY"]
-    return f"instance {status.instance} · {addresses(status)}{processes}{' · ' + ', '.join(unwell) if unwell else ''}"
+    where = ", ".join(listening(status)) or "no HTTP"
+    return f"instance {status.instance} · {where}{processes}{' · ' + ', '.join(unwell) if unwell else ''}"
 
 
 def _in_url(host: str) -> str:

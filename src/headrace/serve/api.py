@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import runtime as runtimes
 from headrace.context import current_replica
+from headrace.engine.site import Site, site_of
 from headrace.handle import DeploymentHandle
 from headrace.serve.builder import call_builder
 from headrace.serve.deployment import Application
 from headrace.serve.driver import Driver, Tie, current_tie, driver, inner_tie, local_tie, mean_driver
 from headrace.serve.graph import ByValue
 from headrace.serve.grpc_options import grpc_service
+from headrace.serve.objections import check_local
 from headrace.serve.run_target import DEFAULT_APP_NAME, RunTarget, Target
 from headrace.spec.application import DEFAULT_HISTORY
+from headrace.spec.cluster import ClusterOptions
+from headrace.spec.cluster import cluster_options as parse_cluster_options
 from headrace.spec.config import HTTPOptions
 from headrace.spec.config import http_options as parse_http_options
 from headrace.spec.errors import (
@@ -74,15 +78,20 @@ def start(
     detached: bool = False,
     http_host: str | None = None,
     http_port: int | None = None,
+    engine: str | None = None,
+    address: str | None = None,
+    cluster_options: ClusterOptions | Mapping[str, Any] | None = None,
 ) -> Client:
     """Start the instance, and HTTP and (where `grpc_options` say so) gRPC on it, where they do not run yet.
 
     Returns what code of 2020 makes its backends and endpoints by; `http_host` and `http_port` are its names for what
     `http_options` say.
 
-    The instance is that of `HEADRACE_INSTANCE`, else `default`; it ends with this process unless `detached`. Called
-    again with other options than it runs with, it warns and changes nothing. Raises OptionError, ImportPathError,
-    PortBusyError, or InstanceError when it does not come up.
+    The instance is that of `HEADRACE_INSTANCE`, else `default`; it ends with this process unless `detached`. With
+    `engine="ray"` it is on the Ray cluster at `address` ("auto": that of this node), outlives this process, and its
+    nodes reach each other as `cluster_options` say; else as `HEADRACE_ENGINE` and `HEADRACE_ADDRESS` say. What follows
+    in this process means the same instance. Called again with other options than it runs with, it warns and changes
+    nothing. Raises OptionError, ImportPathError, PortBusyError, or InstanceError when it does not come up.
     """
     for name, value in (
         ("logging_config", logging_config),
@@ -96,8 +105,13 @@ def start(
         raise OptionError(
             "grpc_options need an ingress process: let ingress_workers be 1 or more, and HTTP not disabled"
         )
+    site = runtimes.own_site() if engine is None and address is None else site_of(engine, address)
+    between = _cluster_options(cluster_options, site)
     tie = mean_driver()
-    started = tie.start(detached)
+    tie.mean(site)
+    started = tie.start(detached, between)
+    if between is not None and not started:
+        warnings.warn("the instance runs already and keeps its cluster_options", stacklevel=2)
     try:
         _start_http(tie, options, grpc)
     except BaseException:
@@ -202,7 +216,7 @@ def run_many(
         if blocking:
             _block(tie, [spec.name for spec in specs], owned or tie.keeper is not None)
     except (KeyboardInterrupt, InstanceError):
-        if owned:
+        if owned and tie.engine == "local":
             tie.shutdown()
         raise
     return [DeploymentHandle(spec.ingress, spec.name) for spec in specs]
@@ -211,7 +225,10 @@ def run_many(
 def _deploy(target: RunTarget, wait: bool) -> Deploy:
     """What asks for the application, with the sources that its replicas import."""
     packing = ByValue()
-    return target.deploy(target.spec(resolve_target(target.target), packing), packing, wait)
+    spec = target.spec(resolve_target(target.target), packing)
+    if driver().engine == "local":
+        check_local(spec)
+    return target.deploy(spec, packing, wait)
 
 
 def _run_inside(targets: Sequence[RunTarget], blocking: bool) -> list[DeploymentHandle]:
@@ -355,6 +372,14 @@ def _http_options(given: HTTPOptions | Mapping[str, Any] | None, proxy_location:
     return parse_http_options(dict(given or {}) | ({} if location is None else {"location": location}))
 
 
+def _cluster_options(given: ClusterOptions | Mapping[str, Any] | None, site: Site) -> ClusterOptions | None:
+    if given is None:
+        return None
+    if site.engine != "ray":
+        raise OptionError("cluster_options have no effect with engine='local', which has one machine: leave them out")
+    return parse_cluster_options(given)
+
+
 def _fields(options: HTTPOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in options.__struct_fields__}
 
@@ -433,11 +458,16 @@ def _warn_grpc(present: str, asked: GrpcService) -> None:
 
 
 def _block(tie: Driver, apps: Sequence[str], owned: bool) -> None:
-    """Wait for Ctrl-C or the end of the instance; after Ctrl-C, end what was started here."""
+    """Wait for Ctrl-C or the end of the instance; after Ctrl-C, end what was started here. What is on a cluster stays
+    there: it belongs to no terminal.
+    """
     try:
         while tie.runs():
             time.sleep(KEEPER_POLL_S)
     except KeyboardInterrupt:
+        if tie.engine == "ray":
+            logger.info("the applications go on")
+            return
         logger.info("stopping")
         if owned:
             tie.shutdown()
@@ -445,7 +475,7 @@ def _block(tie: Driver, apps: Sequence[str], owned: bool) -> None:
             for app in apps:
                 delete(app)
     else:
-        raise InstanceError(f"instance {tie.directory().name!r} has ended")
+        raise InstanceError(f"instance {tie.name!r} has ended")
 
 
 def _check_distinct(targets: Sequence[RunTarget]) -> None:

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from headrace.engine.directory import InstanceDirectory, instance_directory
+from headrace.engine.directory import InstanceDirectory
+from headrace.engine.site import controller_away_s, site_of
 from headrace.serve.build_declared import DeclaredJob
 from headrace.spec.config import http_options
 from headrace.spec.config_schema import ServeApplicationSchema, ServeDeploySchema
@@ -45,7 +46,6 @@ from headrace.wire.control import (
 )
 from headrace.wire.report import Failure, Line, decode_built, read
 
-AWAY_TIMEOUT_S = 15.0  # how long a controller may be away, before it is asked
 BUILD_TIMEOUT_S = 1800.0
 POLL_S = 0.05
 MOST_BUILDS = 4
@@ -78,7 +78,8 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
 def deploy_config(
     schema: ServeDeploySchema,
     *,
-    instance: str = "default",
+    instance: str | None = None,
+    directory: InstanceDirectory | None = None,
     wait: bool = True,
     until: str = "end",
     expected: int | Mapping[str, int] | None = None,
@@ -91,18 +92,19 @@ def deploy_config(
 ) -> dict[str, Declared]:
     """Have the instance's declared applications be those of the schema, and say what became of each, by name.
 
-    Those that were declared before and are not any more are deleted (not with `exact` False), once all of the others
-    are built: where one could not be, none is deleted. Those that code deployed are left alone. With `wait` each is
-    waited for as `Deploy` says of `until`. `expected` is the newest revision that is known of an application, by name,
-    or of the only one. After `timeout_s` seconds what has not ended has failed with RequestTimeoutError, and goes on in
-    the instance. `on_progress` gets an application's name ("": the instance) and a line. Modules and relative paths
-    are looked for in `app_dir`; `source` is what the schema was read from.
+    The instance is that of `directory`, else the one of this name (None: as the environment says). Those that were
+    declared before and are not any more are deleted (not with `exact` False), once all of the others are built: where
+    one could not be, none is deleted. Those that code deployed are left alone. With `wait` each is waited for as
+    `Deploy` says of `until`. `expected` is the newest revision that is known of an application, by name, or of the only
+    one. After `timeout_s` seconds what has not ended has failed with RequestTimeoutError, and goes on in the instance.
+    `on_progress` gets an application's name ("": the instance) and a line. Modules and relative paths are looked for in
+    `app_dir`; `source` is what the schema was read from.
     Raises InstanceError where the instance does not run, ConfigError for a schema that is not valid.
     """
     # What was changed since it was made is checked here.
     schema = ServeDeploySchema.model_validate(schema.model_dump(exclude_unset=True))
     tell = on_progress or (lambda app, line: None)
-    directory = _running(instance)
+    directory = directory or _running(instance)
     deployer = _Deployer(directory, Path(app_dir).absolute(), wait, until, by, tell, source, timeout_s)
     status = deployer.status()
     deployer.start_http(schema, status)  # first: a port that is taken leaves all as it was
@@ -123,10 +125,11 @@ def build_declared(application: ServeApplicationSchema, *, app_dir: str | Path =
     return built.spec
 
 
-def _running(name: str) -> InstanceDirectory:
-    directory = instance_directory(name)
-    if directory.keeper_pid() is None:
-        raise InstanceError(f"no instance {name!r} is running: start one with `headrace start --instance {name}`")
+def _running(name: str | None) -> InstanceDirectory:
+    site = site_of(name=name)
+    directory = site.find()
+    if directory is None:
+        raise InstanceError(f"no instance {site.name!r} is running: start one with `headrace start{site.flags()}`")
     return directory
 
 
@@ -218,7 +221,7 @@ class _Deployer:
                     raise
                 now = time.monotonic()
                 away_since = now if sent or away_since is None else away_since
-                if now - away_since > AWAY_TIMEOUT_S:
+                if now - away_since > controller_away_s(self._directory):
                     raise
                 time.sleep(POLL_S)
             finally:

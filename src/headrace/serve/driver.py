@@ -22,10 +22,12 @@ import msgspec
 
 from headrace import runtime as runtimes
 from headrace.engine.directory import InstanceDirectory
+from headrace.engine.site import RaySite, Site
 from headrace.handle import DeploymentHandle
 from headrace.runtime import Runtime
 from headrace.serve.deployment import Application
 from headrace.serve.run_target import RunTarget
+from headrace.spec.cluster import ClusterOptions
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import ApplicationNotFound, HeadraceError, InstanceError
 from headrace.spec.grpc import GrpcService
@@ -49,8 +51,8 @@ from headrace.wire.control import (
 )
 
 START_TIMEOUT_S = 30.0
-AWAY_TIMEOUT_S = 15.0  # how long a controller may be away (it is restarted by the keeper) before a request fails
 STOP_TIMEOUT_S = 60.0
+FORCE_TIMEOUT_S = 10.0  # on a cluster, what answers nobody gets so long
 POLL_S = 0.01
 
 T = TypeVar("T")
@@ -115,36 +117,63 @@ class Driver:
         self._lifeline: int | None = None  # its end tells the keeper that this process is gone
 
     def __repr__(self) -> str:
-        return f"<Driver of {self.directory().path}{' with its keeper' if self.keeper else ''}>"
+        return f"<Driver of {runtimes.own_site()!r}{' with its keeper' if self.keeper else ''}>"
 
     def directory(self) -> InstanceDirectory:
-        """Where the instance of this process lives, whether it runs or not."""
+        """Where the instance of this process lives. Raises InstanceError for one on a cluster that does not run."""
         return runtimes.own_directory()
 
     @property
     def name(self) -> str:
         """The instance's name."""
-        return self.directory().name
+        return runtimes.own_site().name
+
+    @property
+    def engine(self) -> str:
+        """What places the processes of the instance: "local" or "ray"."""
+        return runtimes.own_site().engine
+
+    def mean(self, site: Site) -> None:
+        """Have this process talk to the instance at `site` from now on; one of an instance's own stays with that.
+
+        Raises InstanceError where it has started an instance that would end with it.
+        """
+        with self.lock:
+            if runtimes.in_instance() or site == runtimes.own_site():
+                return
+            if self.keeper is not None and not self.detached:
+                raise InstanceError(
+                    f"this process runs instance {self.name!r}, which ends with it: serve.shutdown() first, to go on "
+                    f"with {site}"
+                )
+            runtimes.close_own()
+            self.keeper = self.http = self.grpc = None
+            runtimes.mean(site)
 
     def runtime(self) -> Runtime:
         """The process's own. Raises InstanceError when the instance does not run."""
         return runtimes.current()
 
     def runs(self) -> bool:
-        """Whether the instance has a keeper."""
-        return self.directory().keeper_pid() is not None
+        """Whether the instance has a keeper. Raises InstanceError (no such cluster)."""
+        return runtimes.own_site().find() is not None
 
-    def start(self, detached: bool = False) -> bool:
+    def start(self, detached: bool = False, options: ClusterOptions | None = None) -> bool:
         """See to it that the instance runs; True when this started it. Raises InstanceError when it does not come up.
 
-        Unless `detached`, the instance ends with this process.
+        Unless `detached`, the instance ends with this process; on a Ray cluster it never does. `options` are for that.
         """
         with self.lock:
             if self.runs():
                 return False
             if runtimes.in_instance():
                 raise InstanceError("the instance that this process belongs to is gone")
-            return self._spawn(detached)
+            site = runtimes.own_site()
+            if not isinstance(site, RaySite):
+                return self._spawn(detached)
+            directory, started = site.start(options or ClusterOptions())
+            self._await_controller(directory, time.monotonic() + START_TIMEOUT_S)
+            return started
 
     def _spawn(self, detached: bool) -> bool:
         """Start a keeper and wait for its controller; False when somebody else's keeper was faster."""
@@ -215,7 +244,8 @@ class Driver:
         if isinstance(operation, Deploy | Delete | StartHTTP | _Traffic):
             # These end when all routers know of it, the one of this thread among them.
             runtimes.check_not_on_loop(type(operation).__name__)
-        directory = self.directory()
+        site = runtimes.own_site()
+        directory = site.directory()
         away_since: float | None = None
         while True:
             # A connection for each: a deploy that takes minutes holds up no other thread's question, nor a fork's.
@@ -230,14 +260,14 @@ class Driver:
                     raise
                 now = time.monotonic()
                 away_since = away_since or now
-                if not self.runs():
-                    raise runtimes.not_running(directory) from None
+                if directory.keeper_pid() is None and now - away_since >= site.keeper_away_s:
+                    raise site.not_running() from None
                 if connected and isinstance(operation, _ONCE):
                     told = f"{error}; whether it acted, serve.rollout_status({operation.app!r}) tells"
                     raise InstanceError(told) from error
                 if connected and isinstance(operation, Deploy) and operation.expected is not None:
                     operation = self._repeated(operation)
-                if now - away_since > AWAY_TIMEOUT_S:
+                if now - away_since > site.controller_away_s:
                     raise
                 time.sleep(POLL_S)
             finally:
@@ -266,19 +296,27 @@ class Driver:
         with self.lock:
             runtimes.close_own()
             self.http = self.grpc = None
-            directory = self.directory()
-            pid = directory.keeper_pid()
-            if pid is not None:
+            site = runtimes.own_site()
+            directory = site.find()
+            if directory is not None:
                 with contextlib.suppress(InstanceError):
                     self.ask(Shutdown())
             if runtimes.in_instance():
                 return  # this very process ends with it
-            deadline = time.monotonic() + STOP_TIMEOUT_S
-            while directory.keeper_pid() is not None:
-                if time.monotonic() > deadline:
-                    raise InstanceError(f"instance {directory.name!r} did not end within {STOP_TIMEOUT_S:g} s")
-                time.sleep(POLL_S)
+            ended = directory is None or self._await_end(directory)
+            if isinstance(site, RaySite):
+                site.end(FORCE_TIMEOUT_S)  # what a node that answers nobody has kept, or an unfinished start
+            elif not ended:
+                raise InstanceError(f"instance {site.name!r} did not end within {STOP_TIMEOUT_S:g} s")
             self._end_keeper()
+
+    def _await_end(self, directory: InstanceDirectory) -> bool:
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while directory.keeper_pid() is not None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S)
+        return True
 
     def _end_keeper(self) -> None:
         """Let go of the lifeline, upon which the keeper ends if it has not yet, and take its exit status."""
