@@ -358,20 +358,19 @@ TestHedging.settings = settings(max_examples=60, stateful_step_count=40, deadlin
 # --- where a copy goes
 
 
-def balancer(limit: int, loads: list[int]) -> Balancer[int]:
-    made: Balancer[int] = Balancer(limit, 10, Random(1))
+def balancer(limit: int, loads: list[int], seed: int = 1) -> Balancer[int]:
+    made: Balancer[int] = Balancer(limit, 10, Random(seed))
     for i, load in enumerate(loads):
         replica = made.add(f"r{i}")
         for _ in range(load):
-            made._book(replica)
+            made.book(replica)
     return made
 
 
 @settings(max_examples=200)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=7), st.integers(0, 6), st.integers(0, 100))
 def test_a_copy_goes_to_another_replica_with_room_and_less_to_do(loads: list[int], which: int, seed: int) -> None:
-    made = balancer(4, loads)
-    made._random = Random(seed).random
+    made = balancer(4, loads, seed)
     holder = made.replicas[f"r{which % len(loads)}"]
     before = {replica.id: replica.ours for replica in made.replicas.values()}
     chosen = made.choose_beside(holder)

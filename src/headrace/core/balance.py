@@ -28,36 +28,15 @@ from headrace.core.bound import BoundLines, Key, to_model, to_replica
 from headrace.core.homes import Homes
 from headrace.core.lateness import Lateness
 from headrace.core.queue import AGING_S, CallQueue
+from headrace.core.room import Replica, Room
 from headrace.core.routing import RoutingPolicy
 from headrace.spec.priority import LOWEST_PRIORITY
+
+__all__ = ["Balancer", "Replica"]
 
 _HEAD_START_S = -LOWEST_PRIORITY * AGING_S  # of priority 0 over the lowest
 
 CallT = TypeVar("CallT", bound=Hashable)
-
-
-class Replica:
-    """A replica as one router knows it. `ours`: calls that this router has there; `others`: those of all others.
-
-    `others` is what the last reply said, and fades while nothing newer is heard. `suspect`: one of our calls there was
-    in work at a crash. `link` is the shell's own.
-    """
-
-    __slots__ = ("id", "index", "limit", "link", "others", "ours", "shelf", "suspect", "told")
-
-    def __init__(self, replica_id: str, limit: int, link: Any = None) -> None:
-        self.id = replica_id
-        self.limit = limit
-        self.link = link
-        self.ours = 0
-        self.others = 0
-        self.shelf: list[Replica] | None = None  # the balancer's list that it is on, and its place there
-        self.index = 0
-        self.told = False  # it knows that calls wait here
-        self.suspect = False
-
-    def __repr__(self) -> str:
-        return f"<Replica {self.id} ours={self.ours} others={self.others} of {self.limit}{' told' * self.told}>"
 
 
 class Balancer(Generic[CallT]):
@@ -66,7 +45,7 @@ class Balancer(Generic[CallT]):
     `limit` is what a replica takes at once (max_ongoing_requests), `max_queued` how many calls may wait here (negative:
     any number). `choose`, `enqueue`, `finished`, `offered` cost O(1), whatever the number of replicas. `shed` are calls
     with a deadline that waited and do not wait any more because they would be late: take them out and answer them after
-    `drain` and `offered`.
+    `drain` and `offered`. `node` is that of the router, whose replicas are near (""; not known, and none is).
     """
 
     __slots__ = (
@@ -75,37 +54,44 @@ class Balancer(Generic[CallT]):
         "_loaders",
         "_news",
         "_open",
+        "_policy",
         "_queue",
         "_random",
+        "_room",
         "_silent",
+        "_special",
         "_suspects",
         "_told",
         "_told_due",
         "_urgent",
+        "expected",
         "homes",
         "lateness",
         "limit",
         "max_queued",
-        "policy",
+        "node",
         "replicas",
         "shed",
         "to_load",
     )
 
-    def __init__(self, limit: int, max_queued: int, rng: Random) -> None:
+    def __init__(self, limit: int, max_queued: int, rng: Random, node: str = "") -> None:
         self.limit = limit
         self.max_queued = max_queued
+        self.node = node
         self.replicas: dict[str, Replica] = {}
-        # Replicas with room, and those without though no call of ours is there, from whose end we would hear of room.
-        self._open: list[Replica] = []
-        self._silent: list[Replica] = []
+        self.expected: set[str] = set()  # replicas that are about to come: calls for one of them wait
+        self._room = Room(rng.random)
+        self._open = self._room.open
+        self._silent = self._room.silent
+        self._special = False  # not every replica with room is as good as another: by a policy, or as one is near
         self._queue: CallQueue[CallT] = CallQueue()
         self._suspects: CallQueue[CallT] = CallQueue()
         self._bound: BoundLines[CallT] = BoundLines()
         self._loaders: dict[CallT, tuple[str, Replica]] = {}
         self._random = rng.random
         self.homes = Homes(rng.random, lambda model: to_model(model) in self._bound)
-        self.policy: RoutingPolicy | None = None
+        self._policy: RoutingPolicy | None = None
         self.to_load: list[tuple[str, Replica]] = []  # models that replicas are to be asked to load: take them out
         self.lateness = Lateness()
         self.shed: list[CallT] = []
@@ -123,17 +109,31 @@ class Balancer(Generic[CallT]):
         """Calls that wait, suspects and bound ones included, but not those for one replica: they are never too many."""
         return self._queue.count + self._suspects.count + self._bound.count - self._bound.unlimited
 
+    @property
+    def policy(self) -> RoutingPolicy | None:
+        """What comes before the lesser load, for calls that are not bound."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: RoutingPolicy | None) -> None:
+        self._policy = policy
+        self._special = policy is not None or self._room.split
+
     # --- replicas --------------------------------------------------------------------------------------------------
 
-    def add(self, replica_id: str, link: Any = None) -> Replica:
-        """A replica that takes calls. Then send what `drain` gives. Raises ValueError when it is there already."""
+    def add(self, replica_id: str, link: Any = None, node: str = "") -> Replica:
+        """A replica on `node` that takes calls. Then send what `drain` gives. Raises ValueError when it is there
+        already.
+        """
         if replica_id in self.replicas:
             raise ValueError(f"replica {replica_id} is known already")
-        replica = self.replicas[replica_id] = Replica(replica_id, self.limit, link)
-        self._refresh(replica)
+        near = node != "" and node == self.node
+        replica = self.replicas[replica_id] = Replica(replica_id, self.limit, link, node, near)
+        self._room.add(replica)
+        self._special = self._policy is not None or self._room.split
         self._news = True
-        if self.policy is not None:
-            self.policy.added(replica)
+        if self._policy is not None:
+            self._policy.added(replica)
         return replica
 
     def remove(self, replica_id: str) -> Replica | None:
@@ -143,12 +143,12 @@ class Balancer(Generic[CallT]):
         """
         replica = self.replicas.pop(replica_id, None)
         if replica is not None:
-            replica.limit = 0
+            self._room.remove(replica)
+            self._special = self._policy is not None or self._room.split
             self._note(replica, False)
-            self._refresh(replica)
             self.homes.removed(replica)
-            if self.policy is not None:
-                self.policy.removed(replica)
+            if self._policy is not None:
+                self._policy.removed(replica)
         return replica
 
     def resize(self, limit: int) -> None:
@@ -156,7 +156,7 @@ class Balancer(Generic[CallT]):
         self.limit = limit
         for replica in self.replicas.values():
             replica.limit = limit
-            self._refresh(replica)
+            self._room.refresh(replica)
         self._news = True
 
     # --- calls -----------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ class Balancer(Generic[CallT]):
             return None
         if self._bound.count:
             return self._draw_beside_bound(call)
-        return self._draw() if self.policy is None else self._draw_by_policy(call)
+        return self._draw_special(call) if self._special else self._room.draw()
 
     def choose_bound(self, call: CallT, key: Key, now: float) -> Replica | None:
         """As `choose`, for a call that is bound; None: `enqueue` it with its key. Send what `to_load` names."""
@@ -191,21 +191,22 @@ class Balancer(Generic[CallT]):
             if replica is None:
                 return None
             self._note_loader(call, key, replica)
-        self._book(replica)
+        self._room.book(replica)
         return replica
 
     def choose_beside(self, replica: Replica, key: Key | None = None) -> Replica | None:
         """The replica for a copy of a call that `replica` has; it is booked. None: none has room and less to do.
 
-        Of two random ones the lesser load, as in `choose`, and it must have less to do than `replica`, with this call.
+        Of two random ones the lesser load, as in `choose`, rather on another node, and it must have less to do than
+        `replica`, with this call.
         """
         if key is not None:
             other = self.homes.pick(key.name, lambda home: home is not replica and home.shelf is self._open)
         else:
-            other = self._draw_beside(replica)
+            other = self._room.draw_beside(replica)
         if other is None or other.ours + other.others >= replica.ours + replica.others:
             return None
-        self._book(other)
+        self._room.book(other)
         return other
 
     def has_spare(self) -> bool:
@@ -217,7 +218,7 @@ class Balancer(Generic[CallT]):
 
     def book(self, replica: Replica) -> None:
         """A call is sent there in a slot that was kept for it, and was booked with what kept it: both end."""
-        self._book(replica)
+        self._room.book(replica)
 
     def enqueue(
         self, call: CallT, now: float, priority: int = 0, deadline: float | None = None, key: Key | None = None
@@ -323,12 +324,12 @@ class Balancer(Generic[CallT]):
                 if suspect is None:
                     break
                 replica.suspect = True
-                self._book(replica)
+                self._room.book(replica)
                 pairs.append((suspect, replica))
         if self._bound.count and self._open:
             self._drain_bound(pairs, now)
         while self._open and (call := self._take_in_time(now) if self._deadlines else self._queue.take()) is not None:
-            pairs.append((call, self._draw() if self.policy is None else self._draw_by_policy(call)))
+            pairs.append((call, self._draw_special(call) if self._special else self._room.draw()))
         if pairs or self.shed:
             self._news = True
         return pairs
@@ -338,14 +339,14 @@ class Balancer(Generic[CallT]):
             while (replica := self._with_room(key)) is not None and (call := self._take_bound(key, now)) is not None:
                 if key.kind == "model":
                     self._note_loader(call, key, replica)
-                self._book(replica)
+                self._room.book(replica)
                 pairs.append((call, replica))
 
     def stranded(self) -> list[CallT]:
-        """The calls that are bound to replicas which are not there: they wait no more."""
+        """The calls that are bound to replicas which are not there, nor expected: they wait no more."""
         stranded: list[CallT] = []
         for key in self._bound:
-            if key.kind == "replica" and key.name not in self.replicas:
+            if key.kind == "replica" and key.name not in self.replicas and key.name not in self.expected:
                 while (call := self._bound.take(key)) is not None:
                     stranded.append(call)
         return stranded
@@ -386,15 +387,15 @@ class Balancer(Generic[CallT]):
         others = load - ours
         replica.others = others if others > 0 else 0
         if load >= replica.limit or replica.shelf is not self._open:
-            self._refresh(replica)
+            self._room.refresh(replica)
         if self._silent:
-            self._fade()
+            self._room.fade()
 
     def rejected(self, replica: Replica, load: int) -> None:
         """The replica had no slot for a call of ours, which has not started: `requeue` it. It is full for now."""
         replica.ours -= 1
         replica.others = max(load, replica.limit) - replica.ours
-        self._refresh(replica)
+        self._room.refresh(replica)
 
     def offered(self, replica: Replica, load: int, now: float) -> CallT | None:
         """The replica holds a slot for us, which `load` counts. The call to send there as leased, or None: decline.
@@ -419,7 +420,7 @@ class Balancer(Generic[CallT]):
             replica.ours += 1
         # The leased call, by the age in it, or the decline, says so.
         self._note(replica, replica.limit > 0 and self._any_for(replica))
-        self._refresh(replica)
+        self._room.refresh(replica)
         return call
 
     def suspect_ended(self, replica: Replica) -> None:
@@ -528,50 +529,12 @@ class Balancer(Generic[CallT]):
 
     # --- room ------------------------------------------------------------------------------------------------------
 
-    def _draw(self) -> Replica:
-        """Two random replicas with room, the lesser load wins and is booked (the power of two choices, Mitzenmacher).
-
-        What was heard of a loser without a call of ours only gets older, so it fades: then its turn comes, and news.
-        """
-        replicas = self._open
-        count = len(replicas)
-        if count == 1:
-            replica = replicas[0]
-        else:
-            first = int(self._random() * count)
-            second = first + 1 + int(self._random() * (count - 1)) if count > 2 else first + 1
-            replica = replicas[first]
-            other = replicas[second if second < count else second - count]
-            if other.ours + other.others < replica.ours + replica.others:
-                replica, other = other, replica
-            if not other.ours and other.others:
-                other.others -= 1
-        replica.ours = ours = replica.ours + 1
-        if ours + replica.others >= replica.limit:
-            self._refresh(replica)
-        return replica
-
-    def _draw_beside(self, replica: Replica) -> Replica | None:
-        replicas = self._open
-        is_open = replica.shelf is replicas
-        count = len(replicas) - is_open
-        if not count:
-            return None
-        first = int(self._random() * count)
-        second = int(self._random() * (count - 1)) if count > 1 else first
-        second += second >= first and count > 1
-        if is_open:  # all places but its own
-            first += first >= replica.index
-            second += second >= replica.index
-        one, two = replicas[first], replicas[second]
-        return two if two.ours + two.others < one.ours + one.others else one
-
-    def _draw_by_policy(self, call: Any) -> Replica:
-        assert self.policy is not None
-        replica = self.policy.choose(call, self._open)
+    def _draw_special(self, call: Any) -> Replica:
+        """As `Room.draw`, where a policy may prefer some replica, or near ones come first."""
+        replica = None if self._policy is None else self._policy.choose(call, self._open)
         if replica is None or replica.shelf is not self._open:
-            return self._draw()
-        self._book(replica)
+            return self._room.draw_nearby()
+        self._room.book(replica)
         return replica
 
     def _draw_beside_bound(self, call: Any) -> Replica | None:
@@ -579,10 +542,10 @@ class Balancer(Generic[CallT]):
         free = [replica for replica in self._open if not self._waits_for(replica)]
         if not free:
             return None
-        replica = None if self.policy is None else self.policy.choose(call, free)
+        replica = None if self._policy is None else self._policy.choose(call, free)
         if replica is None or replica not in free:
-            replica = min(free, key=lambda replica: (replica.ours + replica.others, self._random()))
-        self._book(replica)
+            replica = min(free, key=lambda replica: (replica.ours + replica.others, not replica.near, self._random()))
+        self._room.book(replica)
         return replica
 
     def _bound_before_others(self, replica: Replica) -> Key | None:
@@ -633,36 +596,6 @@ class Balancer(Generic[CallT]):
         replica = self.replicas.get(key.name)
         return replica if replica is not None and replica.shelf is self._open else None
 
-    def _fade(self) -> None:
-        """A call of ours has ended somewhere, so time has passed: a replica that we hear nothing of may have room."""
-        replica = self._silent[int(self._random() * len(self._silent))]
-        replica.others -= 1
-        self._refresh(replica)
-
-    def _book(self, replica: Replica) -> None:
-        replica.ours += 1
-        self._refresh(replica)
-
     def _note(self, replica: Replica, told: bool) -> None:
         self._told += told - replica.told
         replica.told = told
-
-    def _refresh(self, replica: Replica) -> None:
-        """Put the replica on the list where its books say that it belongs."""
-        shelf: list[Replica] | None = None
-        if replica.ours + replica.others < replica.limit:
-            shelf = self._open
-        elif not replica.ours and replica.limit:
-            shelf = self._silent
-        before = replica.shelf
-        if shelf is before:
-            return
-        if before is not None:
-            last = before.pop()
-            if last is not replica:
-                before[replica.index] = last
-                last.index = replica.index
-        replica.shelf = shelf
-        if shelf is not None:
-            replica.index = len(shelf)
-            shelf.append(replica)

@@ -9,7 +9,9 @@ hashing does not, but is as uneven as dice (with 20 subsets to a replica on aver
   sequence of their numbers, which spreads any run of consecutive numbers evenly over the ring;
 - a router takes the replicas that follow its point.
 
-So a replica that comes or goes changes at most two places in a subset, and coverage differs by a few.
+So a replica that comes or goes changes at most two places in a subset, and coverage differs by a few. Where there are
+several nodes, a router has a subset of those of its own node beside that of all: it calls them first, and the others
+when those have no room.
 """
 
 from __future__ import annotations
@@ -28,17 +30,29 @@ _RING = 1 << 32
 
 
 def choose_subset(
-    router: str, replicas: Sequence[ReplicaEntry], size: int = SUBSET_SIZE, routers: int = 1
+    router: str, replicas: Sequence[ReplicaEntry], size: int = SUBSET_SIZE, routers: int = 1, node: str = ""
 ) -> Sequence[ReplicaEntry]:
     """The replicas that `router` (its id) connects to, of the `replicas` of one deployment: all, where they are few.
 
     `routers` is how many share the work of calling them, about: where they are few, subsets are larger than `size`, so
-    that all replicas together get calls.
+    that all replicas together get calls. First come `size` of those on the router's own `node` ("": not known).
     """
     count = len(replicas)
     share = max(size, -(-COVERAGE * count // max(routers, 1)))
     if share >= count:
         return replicas
+    chosen = _following(router, replicas, share)
+    near = [replica for replica in replicas if node and replica.node == node]
+    if near:
+        near = near if len(near) <= size else _following(router, near, size)
+        named = {replica.id for replica in near}
+        chosen = near + [replica for replica in chosen if replica.id not in named]
+    return chosen
+
+
+def _following(router: str, replicas: Sequence[ReplicaEntry], share: int) -> list[ReplicaEntry]:
+    """The `share` of them that follow the router's point."""
+    count = len(replicas)
     ring = sorted(replicas, key=lambda replica: (_hash(replica.id), replica.id))
     start = _point(router) * count // _RING
     return [ring[(start + i) % count] for i in range(share)]

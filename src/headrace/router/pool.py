@@ -50,7 +50,7 @@ class Pool:
         self.loop = router.loop
         self.key = entry.key
         self.entry = entry
-        self.balancer: Balancer[Call] = Balancer(entry.max_ongoing_requests, 0, router.rng)
+        self.balancer: Balancer[Call] = Balancer(entry.max_ongoing_requests, 0, router.rng, router.node)
         # One crash can hit as many calls as a replica takes at once.
         limit = entry.max_ongoing_requests
         self.repeats = Repeats(
@@ -63,6 +63,7 @@ class Pool:
         self.closed = False  # the entry is gone: what comes back is the router's to place elsewhere
         self.serving = True  # requests come here whose answers somebody gets: mirrored ones take only what those leave
         self._addresses: dict[str, str] = {}
+        self._nodes: dict[str, str] = {}  # of all replicas of the entry
         self._dialing = Dialing(self)
         self._announcing = False
         self._tick_at = 0.0  # while announcing: when the first news of this tick came
@@ -86,15 +87,15 @@ class Pool:
         policy = balancer.policy
         replicas = entry.replicas if policy is not None and policy.sees_all else self.router.subset(entry)
         listed = {replica.id: replica.address_from(self.router.node) for replica in replicas}
-        named = {replica.id for replica in entry.replicas}
+        self._nodes = {replica.id: replica.node for replica in entry.replicas}
         for replica_id in [known for known in self._addresses if known not in listed]:
-            if replica_id in named and balancer.awaited(replica_id):
+            if replica_id in self._nodes and balancer.awaited(replica_id):
                 continue  # one beyond this router's share, for which calls wait all the same
             self._forget(replica_id)
         for replica_id, address in listed.items():
             if replica_id not in self._addresses:
                 self._addresses[replica_id] = address
-                balancer.add(replica_id)
+                self._add(replica_id)
         self.places.update(entry)
         if entry.failed:
             self.fail_queued(self._unavailable())
@@ -118,6 +119,9 @@ class Pool:
         for call in calls:
             call.line = None
         return calls
+
+    def _add(self, replica_id: str) -> Replica:
+        return self.balancer.add(replica_id, node=self._nodes.get(replica_id, ""))
 
     def _forget(self, replica_id: str) -> None:
         self._addresses.pop(replica_id, None)
@@ -197,7 +201,7 @@ class Pool:
                     self._addresses[replica_id] = listed.address_from(self.router.node)
         absent = replica_id not in self.balancer.replicas and replica_id not in self._dialing
         if replica_id in self._addresses and absent:
-            self.balancer.add(replica_id)
+            self._add(replica_id)
         return replica_id in self._addresses
 
     def _no_such_replica(self, replica_id: str) -> ReplicaDiedError:
@@ -287,7 +291,7 @@ class Pool:
         if replica_id not in self._addresses or replica_id in self.balancer.replicas or self.router.closed:
             sock.close()
             return
-        replica = self.balancer.add(replica_id)
+        replica = self._add(replica_id)
         self._adopt(replica, TcpLink(self.loop, sock, self, replica, self.router.role, self.router.identity))
         self._pump()
 
@@ -315,7 +319,7 @@ class Pool:
     def _try_again(self, replica_id: str) -> None:
         known = replica_id in self.balancer.replicas or replica_id in self._dialing
         if replica_id in self._addresses and not known and not self.router.closed:
-            self.balancer.add(replica_id)
+            self._add(replica_id)
             self._pump()
 
     # --- waiting ---------------------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ class Router:
 
     def subset(self, entry: DeploymentEntry) -> Sequence[ReplicaEntry]:
         """The replicas of the entry that this router keeps connections to: all, or a share where there are many."""
-        return choose_subset(self.identity, entry.replicas, routers=entry.routers)
+        return choose_subset(self.identity, entry.replicas, routers=entry.routers, node=self.node)
 
     # --- calls -----------------------------------------------------------------------------------------------------
 
