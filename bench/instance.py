@@ -1,4 +1,8 @@
-"""`headrace run` as a user starts it: a real process, with its own directory and port, and what it prints."""
+"""`headrace run` as a user starts it: a real process, with its own directory and port, and what it prints.
+
+In: a target, HEADRACE_ENGINE. Out: `Instance`. On a Ray cluster (HEADRACE_ENGINE=ray, HEADRACE_ADDRESS) the same
+command deploys and ends: there the instance goes on until it is shut down, and its processes are on all nodes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +44,31 @@ def alive(pid: int) -> bool:
         return False
 
 
+def on_ray() -> bool:
+    """Whether instances are started on a Ray cluster."""
+    return os.environ.get("HEADRACE_ENGINE") == "ray"
+
+
+def tell_nodes(variables: Mapping[str, str]) -> None:
+    """Have the nodes of a cluster know the paths that these variables name, as processes of an instance on one machine
+    do who have the environment of whoever started it. TOLD_FOLDER has a link for each, which the nodes' variables name.
+    """
+    folder = os.environ.get("TOLD_FOLDER")
+    if folder is None:
+        return
+    for link in Path(folder).iterdir():
+        if link.name in variables:
+            link.unlink()
+            link.symlink_to(variables[link.name])
+
+
 class Instance:
     """One running `headrace run`. Use as a context manager: leaving it interrupts it and waits for its end."""
 
     def __init__(self, home: Path, target: str, app_dir: Path, *arguments: str, name: str = "default") -> None:
         self.port = free_port()
         self.name = name
+        self.on_ray = on_ray()
         self.env = os.environ | {"HEADRACE_HOME": str(home), "PYTHONUNBUFFERED": "1"}
         self.output: list[str] = []
         self.command = [
@@ -54,6 +77,8 @@ class Instance:
         ]
 
     def __enter__(self) -> Instance:
+        if self.on_ray:
+            tell_nodes(self.env)
         self.process = subprocess.Popen(
             self.command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
         )
@@ -76,6 +101,9 @@ class Instance:
                 self.process.wait()
                 raise AssertionError(f"it did not stop:\n{self.text}") from None
         self._reader.join(10)
+        if self.on_ray:
+            done = self.cli("shutdown")
+            assert done.returncode == 0 or "is running" in done.stderr, done.stderr
 
     @property
     def text(self) -> str:
@@ -85,7 +113,12 @@ class Instance:
         """Wait until the application answers."""
 
         def up() -> bool:
-            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.text}"
+            ended = self.process.poll()
+            assert ended == 0 if self.on_ray and ended is not None else ended is None, (
+                f"it ended with {ended}:\n{self.text}"
+            )
+            if self.on_ray and ended is None:
+                return False
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/healthz", timeout=5) as answer:
                     return bool(answer.status == 200)
@@ -121,7 +154,8 @@ class Instance:
     def children(self) -> dict[str, int]:
         """All processes of the instance: HEADRACE_PROCESS_ID to pid."""
         found: dict[str, int] = {}
-        marker = f"HEADRACE_RUNTIME_DIR={self.env['HEADRACE_HOME']}/{self.name}".encode()
+        local = f"HEADRACE_RUNTIME_DIR={self.env['HEADRACE_HOME']}/{self.name}"
+        marker = (f"HEADRACE_INSTANCE={self.name}" if self.on_ray else local).encode()
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,27 @@ import pytest
 RAY = Path(__file__).parent / "ray"
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engine", choices=("local", "ray"), default="local", help="where tests start their instances (default: local)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Have Ctrl-C mean what it means in a terminal: a shell that runs tests beside each other starts them, and so the
     processes that they start, deaf to it.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if asks_for_ray(config):
+        sys.path.insert(0, str(RAY))
+        config.pluginmanager.import_plugin("on_ray")
 
 
 def asks_for_ray(config: pytest.Config) -> bool:
-    """Whether the command line names tests on Ray, as `make test-ray` does: they need Ray, and clusters of it."""
+    """Whether the command line asks for tests on Ray, as `make test-ray` does: they need Ray, and clusters of it."""
+    if config.getoption("--engine") == "ray":
+        return True
     named = [Path(config.invocation_params.dir, argument.partition("::")[0]).resolve() for argument in config.args]
     return any(path.is_relative_to(RAY) for path in named)
 

@@ -15,7 +15,7 @@ import grpc
 import httpx
 import pytest
 
-from bench.instance import wait_for
+from bench.instance import tell_nodes, wait_for
 from headrace import serve
 
 HERE = Path(__file__).parent
@@ -57,6 +57,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADRACE_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("MODELS_FOLDER", str(folder))
+        tell_nodes(os.environ)
         for name in ("HEADRACE_INSTANCE", "HEADRACE_RUNTIME_DIR", "HEADRACE_PROCESS_ID"):
             patch.delenv(name, raising=False)
         patch.syspath_prepend(str(HERE))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import web_apps
 
+from bench.instance import tell_nodes
 from headrace import serve
 from headrace.spec.errors import DeployFailedError
 
@@ -75,6 +76,7 @@ def diary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path = tmp_path_factory.mktemp("web") / "diary"
         path.touch()
         patch.setenv("WEB_DIARY", str(path))
+        tell_nodes(os.environ)
         yield path
 
 

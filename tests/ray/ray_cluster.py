@@ -84,11 +84,23 @@ class Node:
 class RayCluster:
     """A cluster with this process as a driver on its head node. Use as a context manager.
 
-    `subnet` keeps the addresses of clusters beside each other apart. `redis` ("host:port") keeps the state of the GCS.
+    `subnet` keeps the addresses of clusters beside each other apart. `redis` ("host:port") keeps the state of the GCS,
+    `env` is what the processes of all nodes get.
     """
 
-    def __init__(self, nodes: int = NODES, *, subnet: int = 7, redis: str = "", cpus: int = CPUS, gpus: int = 0) -> None:
+    def __init__(
+        self,
+        nodes: int = NODES,
+        *,
+        subnet: int = 7,
+        redis: str = "",
+        cpus: int = CPUS,
+        gpus: int = 0,
+        env: dict[str, str] | None = None,
+    ) -> None:
         self.count, self.subnet, self.redis, self.cpus, self.gpus = nodes, subnet, redis, cpus, gpus
+        self.env = env or {}
+        self.told = Path("/nonexistent")
         self.nodes: list[Node] = []
 
     def __enter__(self) -> RayCluster:
@@ -137,7 +149,7 @@ class RayCluster:
         number = number or min(set(range(1, 250)) - {int(node.host.rpartition(".")[2]) for node in self.nodes})
         host = ADDRESSES.format(subnet=self.subnet, number=number)
         home = self.folder / str(number)
-        env = {"HEADRACE_HOME": str(home), **(env or {})}
+        env = {"HEADRACE_HOME": str(home), **self.env, **(env or {})}
         started = self.cluster.add_node(
             wait=wait,
             node_ip_address=host,
@@ -160,6 +172,11 @@ class RayCluster:
         self.cluster.remove_node(node.started, allow_graceful=False)
         self.nodes.remove(node)
         shutil.rmtree(node.home, ignore_errors=True)  # whoever comes next at this address is another machine
+
+    def instances(self) -> list[str]:
+        """The names of the instances that are there."""
+        names = [str(actor["name"]) for actor in ray.util.list_named_actors(all_namespaces=True)]
+        return [name.split(":")[1] for name in names if name.startswith("headrace:") and name.endswith(":controller")]
 
     def environment(self, node: Node | None = None) -> dict[str, str]:
         """The environment of a program that is started on the node (None: the head) by hand."""
