@@ -200,7 +200,7 @@ class _DriverThread:
         self.runtime = Runtime(router, loop, threading.get_ident(), self.close)
         link = ControlLink(
             str(self._directory.control_socket),
-            Hello(role="driver", id=identity, pid=os.getpid()),
+            Hello(role="driver", id=identity, pid=os.getpid(), node=read_node(self._directory)),
             snapshot=snapshot,
             on_snapshot=self.runtime.adopt,
             on_connect=self._connected,

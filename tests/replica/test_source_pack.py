@@ -13,8 +13,8 @@ import pytest
 from control_peer import ControlPeer
 from hosting import short_directory
 
-from headrace.engine.directory import InstanceDirectory
-from headrace.replica.source_pack import read_pack
+from headrace.engine.directory import InstanceDirectory, write_node
+from headrace.replica.source_pack import MOST_KEPT, read_pack
 from headrace.spec.errors import InstanceError
 from headrace.wire.control import Answer, Done, Failed, GetPack, Message, Pack, Request, Response
 from headrace.wire.pack import name_of
@@ -117,6 +117,22 @@ def test_a_disk_that_takes_nothing_does_not_fail_the_replica(
 
     beside_a_controller(directory, Pack(DATA), use)
     assert "could not be kept" in caplog.text
+
+
+@pytest.mark.parametrize("node", ["", "n1"])
+def test_a_node_keeps_no_more_than_some_and_the_controller_all(node: str, directory: InstanceDirectory) -> None:
+    directory.packs.mkdir()
+    for number in range(MOST_KEPT + 5):
+        path = directory.pack(f"{number:064x}")
+        path.touch()
+        os.utime(path, (number, number))
+    write_node(directory, node)
+    beside_a_controller(directory, Pack(DATA), lambda: read_pack(directory, NAME))
+    kept = {path.name for path in directory.packs.iterdir()}
+    assert NAME in kept
+    assert len(kept) == (MOST_KEPT if node else MOST_KEPT + 6)
+    assert (f"{5:064x}" in kept) == (not node)
+    assert f"{6:064x}" in kept
 
 
 def test_several_replicas_at_once_leave_one_whole_pack(directory: InstanceDirectory) -> None:

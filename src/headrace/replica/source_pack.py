@@ -1,7 +1,8 @@
 """The source pack of a replica's revision: from this node's directory, else from the controller, and then kept there.
 
 In: the pack's name, which is the SHA-256 of its bytes. Out: bytes that have that name. Whoever fetches one keeps it for
-the replicas of the node that come later; several that fetch at once keep the same.
+the replicas of the node that come later, in the place of the eldest where there are many; several that fetch at once
+keep the same.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from __future__ import annotations
 import logging
 import time
 
-from headrace.engine.directory import InstanceDirectory, make_private, write_whole
+from headrace.engine.directory import InstanceDirectory, make_private, read_node, write_whole
 from headrace.spec.errors import InstanceError, RequestTimeoutError, RevisionNotFound
 from headrace.wire.client import ControlClient
 from headrace.wire.control import GetPack, Pack
-from headrace.wire.pack import name_of
+from headrace.wire.pack import is_pack_name, name_of
 
 log = logging.getLogger("headrace.replica")
 
 FETCH_S = 20.0  # a controller that is started anew meanwhile is waited for
 _RETRY_S = 0.2
+MOST_KEPT = 32  # on a node: whoever needs an older one fetches it again
 
 
 def read_pack(directory: InstanceDirectory, name: str, timeout_s: float = FETCH_S) -> bytes:
@@ -36,9 +38,17 @@ def read_pack(directory: InstanceDirectory, name: str, timeout_s: float = FETCH_
     try:
         make_private(directory.packs)
         write_whole(path, data)
+        if read_node(directory):  # else it is the controller's own place
+            _remove_eldest(directory)
     except (OSError, InstanceError) as error:
         log.warning("the sources of this revision could not be kept for others in %s: %s", path, error)
     return data
+
+
+def _remove_eldest(directory: InstanceDirectory) -> None:
+    kept = [(path.stat().st_mtime, path) for path in directory.packs.iterdir() if is_pack_name(path.name)]
+    for _, path in sorted(kept)[:-MOST_KEPT]:
+        path.unlink(missing_ok=True)
 
 
 def _fetch(directory: InstanceDirectory, name: str, timeout_s: float, why: str) -> bytes:
