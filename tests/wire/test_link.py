@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
+import msgspec
+import pytest
 from control_peer import ControlPeer
 
 from headrace.spec.snapshot import ApplicationEntry, Snapshot, SnapshotDelta
@@ -149,6 +151,37 @@ def test_cancelling_closes_the_connection(tmp_path: Path) -> None:
             await peer.until(lambda: peer.received)
         await peer.until(lambda: not peer.channels)
         assert peer.received == [HELLO]
+        await peer.stop()
+
+    run(body)
+
+
+def test_one_who_says_no_hello_is_asked_anew(tmp_path: Path) -> None:
+    async def body() -> None:
+        path = tmp_path / "c.sock"
+        came: list[asyncio.StreamWriter] = []
+        mute = await asyncio.start_unix_server(lambda _, writer: came.append(writer), path)
+        link = ControlLink(str(path), HELLO)
+        link.hello_timeout_s = 0.01
+        async with running(link):
+            while len(came) < 3:
+                await asyncio.sleep(0.001)
+            assert not link.connected
+        mute.close()
+        for writer in came:
+            writer.close()
+
+    run(body)
+
+
+def test_it_says_on_which_node_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        peer = ControlPeer(tmp_path / "c.sock")
+        await peer.start()
+        monkeypatch.setenv("HEADRACE_NODE", "n1")
+        for hello, said in ((HELLO, "n1"), (msgspec.structs.replace(HELLO, node="n2"), "n2")):
+            async with running(ControlLink(str(peer.path), hello)):
+                await peer.until(lambda node=said: node in [each.node for each in peer.of(Hello)])
         await peer.stop()
 
     run(body)

@@ -54,6 +54,7 @@ class ControlLink:
         on_connect: Callable[[], None] | None = None,
     ) -> None:
         self.snapshot = snapshot or Snapshot()
+        self.hello_timeout_s = HELLO_TIMEOUT_S
         self._path = path
         self._hello = msgspec.structs.replace(hello, node=hello.node or os.environ.get("HEADRACE_NODE", ""))
         self._on_message = on_message
@@ -85,7 +86,7 @@ class ControlLink:
             except OSError as error:
                 logger.debug("%s cannot reach the controller at %s: %s", self._hello.id, self._path, error)
             else:
-                silent = loop.call_later(HELLO_TIMEOUT_S, self._look_for_hello, self._channel)
+                silent = loop.call_later(self.hello_timeout_s, self._look_for_hello, self._channel)
                 try:
                     self._open(self._channel)
                     await ended.wait()
@@ -108,7 +109,8 @@ class ControlLink:
     def _look_for_hello(self, channel: ControlChannel) -> None:
         # Who took the connection may be on the way to the controller, and not know itself that there is none.
         if not self._connected:
-            logger.warning("%s: the controller said no hello within %g s; asking anew", self._hello.id, HELLO_TIMEOUT_S)
+            id, timeout_s = self._hello.id, self.hello_timeout_s
+            logger.warning("%s: the controller said no hello within %g s; asking anew", id, timeout_s)
             channel.abort()
 
     def send(self, message: Message) -> bool:
