@@ -11,16 +11,18 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from nodes_shop import Agent, Way
 
 from headrace.controller.kept import PackStore, StateStore
 from headrace.controller.main import Controller
 from headrace.controller.packs import Packs
 from headrace.controller.store import Store
+from headrace.core.nodes import NodePolicy
 from headrace.core.restart import RestartPolicy
 from headrace.engine.base import ProcessRequest
 from headrace.engine.directory import InstanceDirectory
@@ -35,6 +37,7 @@ from headrace.wire.control import (
     Answer,
     Deploy,
     DrainReplica,
+    EndProcess,
     GetStatus,
     Hello,
     HostReplica,
@@ -88,8 +91,8 @@ class FakeWorker:
         self._end = asyncio.Event()
         self.code = 0
         self.link = ControlLink(
-            str(shop.directory.control_socket),
-            Hello(role="worker", id=request.id, pid=0),
+            shop.control_path(request.node),
+            Hello(role="worker", id=request.id, pid=0, node=request.node),
             self._on_message,
             on_snapshot=lambda _: None,
             on_connect=self.report,
@@ -126,6 +129,8 @@ class FakeWorker:
                     ongoing=self.ongoing,
                     told_at=self.told_at,
                     error=self.error,
+                    node=self.request.node,
+                    near=f"near:{self.told.replica_id}" if self.request.node else "",
                 )
             )
 
@@ -146,6 +151,9 @@ class FakeWorker:
                 self.shop.order.append(message.replica_id)
                 if not self.shop.busy:
                     self._end.set()
+            case EndProcess(grace_s=grace_s):
+                self.shop.told_to_end[self.request.id] = grace_s
+                self._end.set()
             case _:
                 self.report()
 
@@ -176,10 +184,12 @@ class FakeIngress:
     def __init__(self, shop: Workshop, request: ProcessRequest) -> None:
         self.options = msgspec.json.decode(request.env["HEADRACE_HTTP_OPTIONS"], type=HTTPOptions)
         self.request = request
+        self.shop = shop
         self._end = asyncio.Event()
         self.link = ControlLink(
-            str(shop.directory.control_socket),
-            Hello(role="ingress", id=request.id, pid=0),
+            shop.control_path(request.node),
+            Hello(role="ingress", id=request.id, pid=0, node=request.node),
+            self._on_message,
             on_snapshot=lambda _: None,
             on_connect=self._report,
         )
@@ -201,6 +211,11 @@ class FakeIngress:
     def stop(self) -> None:
         self._end.set()
 
+    def _on_message(self, message: Message) -> None:
+        assert isinstance(message, EndProcess)
+        self.shop.told_to_end[self.request.id] = message.grace_s
+        self._end.set()
+
     def _report(self) -> None:
         self.link.send(IngressReport(ingress_id=self.request.id, pid=0, host=self.options.host, port=self.options.port))
 
@@ -213,10 +228,15 @@ def in_files(directory: InstanceDirectory) -> tuple[StateStore, PackStore]:
 class Workshop:
     """One instance. `keep` gives each of its controllers what its state is kept in."""
 
-    def __init__(self, path: Path, cpus: float) -> None:
+    def __init__(self, path: Path, cpus: float, nodes: Sequence[str] = ("",)) -> None:
+        self.path = path
         self.directory = InstanceDirectory(path / "i")
         self.directory.create()
-        self.engine = FakeEngine({"worker": self._worker, "ingress": self._ingress}, cpus=cpus)
+        self.engine = FakeEngine({"worker": self._worker, "ingress": self._ingress}, cpus=cpus, nodes=nodes)
+        self.ways: dict[str, Way] = {}
+        self.agents: dict[str, Agent] = {}
+        self.node_policy = NodePolicy(broken_s=0.1, look_s=0.02, first_s=1.0)
+        self.told_to_end: dict[str, float] = {}
         self.workers: dict[str, FakeWorker] = {}
         self.ingress: dict[str, FakeIngress] = {}
         self.started: list[str] = []
@@ -226,6 +246,39 @@ class Workshop:
         self.controller: Controller
         self._running: asyncio.Task[None] | None = None
         self.clients: list[ControlClient] = []
+
+    # --- nodes ------------------------------------------------------------------------------------------------------
+
+    def control_path(self, node: str) -> str:
+        """Where processes of the node find the controller."""
+        return str(self.ways[node].path if node else self.directory.control_socket)
+
+    async def join(self, node: str) -> None:
+        """The node's agent comes."""
+        way = self.ways[node] = Way(self.path / f"{node}.sock", self.directory.control_socket)
+        await way.open()
+        self.agents[node] = Agent(node, way)
+        self.agents[node].begin()
+
+    def cut(self, node: str) -> None:
+        """The controller and the engine do not reach the node, nor does the node reach them."""
+        self.engine.lose_node(node)
+        self.ways[node].cut()
+
+    async def mend(self, node: str) -> None:
+        """The node's processes reach the controller again; the engine reaches the node when `return_node` says so."""
+        await self.ways[node].open()
+
+    def status_of(self, node: str) -> str:
+        """What the controller makes of the node."""
+        return self.controller.nodes.status(node).value
+
+    def placed(self) -> dict[str, str]:
+        """Where each replica that is listed runs, by what routers know."""
+        entries = self.snapshot.deployments.values()
+        return {replica.id: replica.node for entry in entries for replica in entry.replicas}
+
+    # --- processes --------------------------------------------------------------------------------------------------
 
     async def _worker(self, request: ProcessRequest) -> FakeWorker:
         worker = self.workers[request.id] = FakeWorker(self, request)
@@ -241,7 +294,9 @@ class Workshop:
         """Start a controller, and wait until it can be talked to."""
         policy = RestartPolicy(first_wait_s=0.001, longest_wait_s=0.01)
         store, packs = self.keep(self.directory)
-        self.controller = Controller(self.engine, self.directory, life, policy, store=store, packs=packs)
+        self.controller = Controller(
+            self.engine, self.directory, life, policy, store=store, packs=packs, node_policy=self.node_policy
+        )
         up = asyncio.Event()
         self._running = asyncio.create_task(self.controller.run(up.set))
         waiting = asyncio.create_task(up.wait())
@@ -301,25 +356,32 @@ class Workshop:
 
 
 @contextlib.asynccontextmanager
-async def workshop(cpus: float = 64.0) -> AsyncIterator[Workshop]:
+async def workshop(cpus: float = 64.0, nodes: Sequence[str] = ("",)) -> AsyncIterator[Workshop]:
     """An instance with its controller; whatever is left of it at the end is ended."""
     path = Path(tempfile.mkdtemp(prefix="hr"))  # short: socket paths have a limit
-    shop = Workshop(path, cpus)
+    shop = Workshop(path, cpus, nodes)
     try:
         await shop.begin()
+        for node in filter(None, nodes):
+            await shop.join(node)
+        await shop.until(lambda: all(shop.status_of(node) == "ALIVE" for node in nodes))
         yield shop
     finally:
         if shop._running is not None:
             await shop.kill()
         await shop.engine.end()
+        for agent in shop.agents.values():
+            await agent.end()
+        for way in shop.ways.values():
+            await way.close()
         shutil.rmtree(path)
 
 
-def run(test: Callable[[Workshop], Awaitable[None]], cpus: float = 64.0) -> None:
+def run(test: Callable[[Workshop], Awaitable[None]], cpus: float = 64.0, nodes: Sequence[str] = ("",)) -> None:
     """Run the test against a workshop of its own."""
 
     async def body() -> None:
-        async with asyncio.timeout(60), workshop(cpus) as shop:
+        async with asyncio.timeout(60), workshop(cpus, nodes) as shop:
             await test(shop)
 
     asyncio.run(body())

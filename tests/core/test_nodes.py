@@ -151,7 +151,7 @@ def test_nobody_is_judged_while_nobody_is_heard() -> None:
     assert cluster.let(1000.0) == 1000.0
     assert set(cluster.states().values()) == {"SUSPECT"}
     cluster.connect("a")  # the first to be heard again: the others have time from now on
-    assert cluster.let(20.0) == POLICY.broken_s
+    assert cluster.let(20.0) == POLICY.silent_s
     assert sorted(cluster.lost) == ["b", "c"]
 
 

@@ -193,7 +193,7 @@ class Proxies:
             if due is not None and (wake_at is None or due < wake_at):
                 wake_at = due
         for proxy in list(self._proxies.values()):
-            if proxy.id in wanted or (proxy.id in kept and proxy.phase is not Phase.GONE):
+            if proxy.id in wanted or proxy.id in kept:
                 continue
             if proxy.phase is Phase.GONE:
                 del self._proxies[proxy.id]
@@ -275,8 +275,7 @@ class Proxies:
         """What an ingress says of itself."""
         proxy = self._proxies.get(report.ingress_id)
         if proxy is None:
-            logger.error("a report from %s, which is not known", report.ingress_id)
-            return
+            return  # it was told to end
         proxy.pid, proxy.host, proxy.port, proxy.grpc_port = report.pid, report.host, report.port, report.grpc_port
         if report.draining:
             if proxy.phase in COUNTED:

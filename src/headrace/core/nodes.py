@@ -165,7 +165,7 @@ class Nodes:
                 node.due = max(node.due, now + self._bound_s(node))
         elif not any(self._is_heard(node, now) for node in watched):
             for node in watched:  # whoever is heard first, the others have time from then on
-                node.due = max(node.due, now + self._policy.broken_s)
+                node.due = max(node.due, now + self._policy.silent_s)
         lost = [node for node in watched if now >= node.due]
         for node in lost:
             node.lost = True
