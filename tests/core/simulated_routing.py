@@ -81,9 +81,10 @@ class Job:
 class ReplicaProcess:
     """The replica's side: a gate, and calls in work."""
 
-    def __init__(self, world: World, name: str, limit: int) -> None:
+    def __init__(self, world: World, name: str, limit: int, node: str = "") -> None:
         self.world = world
         self.name = name
+        self.node = node
         self.gate: Gate[Connection] = Gate(limit)
         self.limit = limit
         self.work: dict[Job, None] = {}
@@ -211,10 +212,10 @@ class ReplicaProcess:
 class Router:
     """The caller's side: a balancer, and what a router makes of its choices."""
 
-    def __init__(self, world: World, name: str, limit: int, max_queued: int, rng: Random) -> None:
+    def __init__(self, world: World, name: str, limit: int, max_queued: int, rng: Random, node: str = "") -> None:
         self.world = world
         self.name = name
-        self.balancer: Balancer[Call] = Balancer(limit, max_queued, rng)
+        self.balancer: Balancer[Call] = Balancer(limit, max_queued, rng, node)
         self.repeats = Repeats(RetryBudget(initial=1e9, capacity=1e9))
         self.connections: dict[str, Connection] = {}
         self.stalled = False
@@ -227,7 +228,7 @@ class Router:
         """The next news of the snapshot: a replica to call."""
         replica = self.news.popleft()
         if replica.alive and replica.name not in self.balancer.replicas:
-            record = self.balancer.add(replica.name)
+            record = self.balancer.add(replica.name, node=replica.node)
             record.link = self.connections[replica.name] = self.world.connect(self, replica, record)
             self._drain()
 
@@ -404,15 +405,16 @@ class World:
         self.on_lease: Callable[[ReplicaProcess], None] = lambda replica: None
         self._numbers = 0
 
-    def add_router(self) -> Router:
-        router = Router(self, f"router{len(self.routers)}", self.limit, self.max_queued, Random(self.random.random()))
+    def add_router(self, node: str = "") -> Router:
+        name, rng = f"router{len(self.routers)}", Random(self.random.random())
+        router = Router(self, name, self.limit, self.max_queued, rng, node)
         self.routers.append(router)
         router.news.extend(replica for replica in self.replicas if replica.alive)
         return router
 
-    def add_replica(self) -> ReplicaProcess:
+    def add_replica(self, node: str = "") -> ReplicaProcess:
         self._numbers += 1
-        replica = ReplicaProcess(self, f"replica#{self._numbers}", self.limit)
+        replica = ReplicaProcess(self, f"replica#{self._numbers}", self.limit, node)
         self.replicas.append(replica)
         for router in self.routers:
             router.news.append(replica)

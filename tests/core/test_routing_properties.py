@@ -47,14 +47,18 @@ class RoutingMachine(RuleBasedStateMachine):
         replicas=st.integers(0, 3),
         limit=st.integers(1, 3),
         max_queued=st.sampled_from([-1, 2]),
+        nodes=st.sampled_from([("",), ("a", "b")]),
         seed=numbers,
     )
-    def start(self, routers: int, replicas: int, limit: int, max_queued: int, seed: int) -> None:
+    def start(
+        self, routers: int, replicas: int, limit: int, max_queued: int, nodes: tuple[str, ...], seed: int
+    ) -> None:
         self.world = World(limit, max_queued, seed)
-        for _ in range(replicas):
-            self.world.add_replica()
-        for _ in range(routers):
-            self.world.add_router()
+        self.nodes = nodes
+        for i in range(replicas):
+            self.world.add_replica(nodes[i % len(nodes)])
+        for i in range(routers):
+            self.world.add_router(nodes[i % len(nodes)])
 
     @rule(
         n=numbers,
@@ -177,7 +181,7 @@ class RoutingMachine(RuleBasedStateMachine):
     @rule()
     def add_replica(self) -> None:
         if len(self.world.replicas) < 4:
-            self.world.add_replica()
+            self.world.add_replica(self.nodes[len(self.world.replicas) % len(self.nodes)])
 
     @rule(n=numbers)
     def kill(self, n: int) -> None:

@@ -141,10 +141,10 @@ class IdleWatch:
         )
 
 
-@pytest.mark.parametrize("limit", [1, 3])
+@pytest.mark.parametrize(("limit", "nodes"), [(1, 1), (3, 1), (3, 3)])
 @pytest.mark.parametrize("stopped", [False, True])
-def test_no_slot_idles_longer_than_one_lease_while_a_call_waits_for_it(limit: int, stopped: bool) -> None:
-    cluster = Cluster(routers=5, replicas=8, limit=limit, seed=7)
+def test_no_slot_idles_longer_than_one_lease_while_a_call_waits_for_it(limit: int, nodes: int, stopped: bool) -> None:
+    cluster = Cluster(routers=5, replicas=8, limit=limit, seed=7, nodes=nodes)
     world = cluster.world
     watch = IdleWatch(world)
     until = cluster.arrive(1500, utilization=0.95)

@@ -63,3 +63,18 @@ def test_the_order_in_which_replicas_are_listed_does_not_matter() -> None:
 @given(st.text())
 def test_any_name_of_a_router_will_do(name: str) -> None:
     assert len(choose_subset(name, replicas(50), routers=1000)) == SUBSET_SIZE
+
+
+@pytest.mark.parametrize("on_node", [1, 5, 100])
+def test_replicas_of_the_routers_own_node_come_first(on_node: int) -> None:
+    many = [
+        ReplicaEntry(replica.id, replica.address, "here" if i < on_node else f"there{i % 7}")
+        for i, replica in enumerate(replicas(1000))
+    ]
+    chosen = choose_subset("c#1", many, routers=1000, node="here")
+    near = [replica.id for replica in chosen if replica.node == "here"]
+    assert len(near) >= min(on_node, SUBSET_SIZE)
+    assert near[: min(on_node, SUBSET_SIZE)] == [r.id for r in chosen[: min(on_node, SUBSET_SIZE)]]
+    assert len(chosen) == len({replica.id for replica in chosen}) <= 2 * SUBSET_SIZE
+    # And the share of all that it has without a node, so that each replica is in as many shares as before.
+    assert {replica.id for replica in choose_subset("c#1", many, routers=1000)} <= {replica.id for replica in chosen}
