@@ -47,8 +47,15 @@ class Places:
         self._adopt(link, question)
         return not 0 <= balancer.max_queued <= balancer.queued
 
+    def come_back(self) -> None:
+        """More calls wait than may, for some have come back: see what becomes of them."""
+        if self._keeper not in self._pool.balancer.replicas:  # it died, or the connection to it is being made
+            self._forget_keeper()
+            self._adopt()
+        self.watch()
+
     def watch(self) -> None:
-        """More calls wait than may, for some have come back: look soon what becomes of them."""
+        """Look soon what becomes of the calls that wait."""
         if self._timer is None:
             self._timer = self._pool.loop.call_later(TICK_S, self._tick)
 

@@ -93,8 +93,9 @@ class Pool:
                 continue  # one beyond this router's share, for which calls wait all the same
             self._forget(replica_id)
         for replica_id, address in listed.items():
-            if replica_id not in self._addresses:
-                self._addresses[replica_id] = address
+            known = replica_id in self._addresses
+            self._addresses[replica_id] = address
+            if not known:
                 self._add(replica_id)
         self.places.update(entry)
         if entry.failed:
@@ -402,7 +403,7 @@ class Pool:
             key = self.key_of(call) if self._special or call.target is not None else None
             self.balancer.requeue(call, call.queued_since, call.priority, call.deadline, key)
         if 0 <= self.balancer.max_queued < self.balancer.queued:
-            self.places.watch()
+            self.places.come_back()
 
     def _park(self, call: Call) -> None:
         if call.buffers:
