@@ -44,7 +44,8 @@ async def _live(instance: str, options: ClusterOptions, started: Callable[[], No
     directory = own_directory(instance)
     directory.create()
     write_secret(directory, secret)
-    host = options.node_address or await asyncio.to_thread(inventory.own_address)
+    own = options.node_address or await asyncio.to_thread(inventory.own_address)
+    host: str = os.environ.get(agent.HOST_VARIABLE) or own
     engine = RayEngine(instance, secret, options)
     rows = Rows(values)
     controller = Controller(engine, directory, life.decode(), store=KeyValueStore(rows), packs=RowPacks(rows))
@@ -57,7 +58,7 @@ async def _live(instance: str, options: ClusterOptions, started: Callable[[], No
         try:
             address = await controller.server.listen_tcp(host, options.ports, secret, agent.tls_files(options))
             await asyncio.to_thread(partial(values.put, agent.CONTROLLER_KEY, address.encode()))
-            await engine.controller_at(address)
+            engine.controller_at(address)
         except BaseException:
             life_of_it.cancel()
             raise

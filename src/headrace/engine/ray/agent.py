@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future
 
 import msgspec
 
@@ -38,8 +40,10 @@ logger = logging.getLogger(__name__)
 
 SECRET_KEY = "secret"
 CONTROLLER_KEY = "controller"  # its address, `tcp:HOST:PORT`
+HOST_VARIABLE = "HEADRACE_NODE_HOST"  # in the environment of the node's raylet it overrules the address that Ray has
 NODE_KEY = "node/"  # and the node's id: where the instance's directory is there
 _ASK_AGAIN_S = 1.0
+_LISTEN_S = 10.0
 _LOCK_S = 10.0  # for the lock of an agent that was killed
 
 
@@ -58,6 +62,7 @@ class Post(msgspec.Struct, frozen=True, kw_only=True):
 
     where: Where
     directory: str
+    host: str
 
 
 class Agent(Seat):
@@ -73,18 +78,18 @@ class Agent(Seat):
         self._directory, self._lock = take_directory(charge, self.node)
         write_secret(self._directory, charge.secret)
         write_node(self._directory, self.node)
-        variables = node_variables(charge.instance, self._directory, self.node, charge.host, charge.options)
+        self._host = os.environ.get(HOST_VARIABLE) or charge.host
+        variables = node_variables(charge.instance, self._directory, self.node, self._host, charge.options)
         self.caretaker = take_care(self._directory, variables)
         self._kept.put(NODE_KEY + self.node, str(self._directory.path).encode())
-        self._ready = threading.Event()
-        threading.Thread(target=lambda: asyncio.run(self._relay()), name="headrace-relay", daemon=True).start()
+        self._listening: Future[None] = Future()
+        threading.Thread(target=self._carry, name="headrace-relay", daemon=True).start()
         threading.Thread(target=self._follow_controller, name="headrace-where", daemon=True).start()
-        if not self._ready.wait(_LOCK_S):
-            raise InstanceError(f"the agent of node {self.node} cannot listen at {self._directory.control_socket}")
+        self._listening.result(_LISTEN_S)
 
     async def post(self) -> Post:
         """Where it is: the sign that it is up."""
-        return Post(where=await self.where(), directory=str(self._directory.path))
+        return Post(where=await self.where(), directory=str(self._directory.path), host=self._host)
 
     async def controller_at(self, address: str) -> None:
         """The controller is here from now on."""
@@ -106,11 +111,20 @@ class Agent(Seat):
     def _localized(self, request: ProcessRequest) -> ProcessRequest:
         return msgspec.structs.replace(super()._localized(request), resources=Resources())
 
+    def _carry(self) -> None:
+        try:
+            asyncio.run(self._relay())
+        except Exception as error:  # the top of the thread: an agent that carries nothing is none
+            logger.exception("the agent of node %s failed", self.node)
+            if self._listening.done():
+                os._exit(1)  # Ray begins it anew
+            self._listening.set_exception(error)
+
     async def _relay(self) -> None:
         relay = Relay(self._directory, self._charge.secret, tls_files(self._charge.options), lambda: self._controller)
         await relay.start()
-        self._ready.set()
-        await NodeLink(self._directory, self.node, self._charge.host, cut=relay.cut).run()
+        self._listening.set_result(None)
+        await NodeLink(self._directory, self.node, self._host, cut=relay.cut).run()
 
     def _follow_controller(self) -> None:
         """A controller that moved tells where it is; here is who did not hear it."""
@@ -143,7 +157,7 @@ def node_variables(
         "HEADRACE_INSTANCE": instance,
         "HEADRACE_RUNTIME_DIR": str(directory.path),
         "HEADRACE_NODE": node,
-        "HEADRACE_NODE_HOST": host,
+        HOST_VARIABLE: host,
     }
     if options.ports is not None:
         variables["HEADRACE_PORTS"] = f"{options.ports[0]}-{options.ports[1]}"

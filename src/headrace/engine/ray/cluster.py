@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from headrace.engine.directory import InstanceDirectory, runtime_directory
 from headrace.engine.ray import inventory
@@ -22,7 +21,7 @@ from headrace.engine.ray.agent import CONTROLLER_KEY, NODE_KEY
 from headrace.engine.ray.hosts import brief
 from headrace.engine.ray.kv import KeyValues
 from headrace.engine.ray.names import NAMESPACE, controller_name
-from headrace.engine.ray.nodes import look
+from headrace.engine.ray.nodes import HEAD_RESOURCE
 from headrace.engine.ray.seats import ANY_NUMBER_OF_CALLS
 from headrace.spec.cluster import ClusterOptions
 from headrace.spec.errors import InstanceError
@@ -115,8 +114,6 @@ def forget(instance: str) -> None:
 def _controller(instance: str, options: ClusterOptions) -> Any:
     from headrace.engine.ray.controller import ControllerActor
 
-    head = next((seen.state.id for seen in look() if seen.state.head), None)
-    placed = {"scheduling_strategy": NodeAffinitySchedulingStrategy(head, soft=True)} if head else {}
     actor = ray.remote(ControllerActor).options(
         name=controller_name(instance),
         namespace=NAMESPACE,
@@ -126,7 +123,8 @@ def _controller(instance: str, options: ClusterOptions) -> Any:
         max_task_retries=-1,
         max_concurrency=ANY_NUMBER_OF_CALLS,
         num_cpus=0,
-        **placed,
+        # Beside the GCS, without which it could neither be started anew nor keep anything.
+        resources={HEAD_RESOURCE: 0.001},
     )
     return actor.remote(instance, options)
 

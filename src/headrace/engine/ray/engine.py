@@ -29,7 +29,8 @@ from headrace.core.resources import Resources, check_amounts
 from headrace.engine import messages
 from headrace.engine.base import EngineEvent, NodeInfo, NodesChanged, ProcessExited, ProcessInfo, ProcessRequest
 from headrace.engine.ray import inventory
-from headrace.engine.ray.agent import Charge, Post, node_variables
+from headrace.engine.ray.agent import Post, node_variables
+from headrace.engine.ray.agents import Agents
 from headrace.engine.ray.host import Where
 from headrace.engine.ray.hosts import ANSWER_S, Host, brief, call
 from headrace.engine.ray.nodes import Held, Seen, infos, look, may_grow
@@ -43,12 +44,10 @@ INGRESS = "ingress"
 LOOK_S = 1.0
 KILLED = -9
 _SHORT_S = 5.0  # what just ended is still being given back
-_AGENTS_S = 30.0
 _ADOPT_S = 10.0
 _GROUP_S = 20.0
 _TERMINATE_S = 5.0
 _RETRY_S = 0.2
-_AGENT_RETRY_S = 5.0
 _CLOSE_S = 3.0
 _THREADS = 16
 
@@ -72,21 +71,6 @@ class _Process:
         return f"_Process({self.id} on {self.node[:8] or 'no node'}{'' if self.info else ', starting'})"
 
 
-class _Agents:
-    """The agents that are up, by node, and where the instance's directory is on each."""
-
-    def __init__(self) -> None:
-        self.hosts: dict[str, Host] = {}
-        self.directories: dict[str, str] = {}
-        self.addresses: dict[str, str] = {}
-        self.ports: dict[str, dict[str, tuple[str, int]]] = {}
-        self.bringing: dict[str, asyncio.Task[None]] = {}
-
-    def forget(self, node: str) -> None:
-        for kept in (self.hosts, self.directories, self.addresses, self.ports):
-            kept.pop(node, None)
-
-
 class RayEngine:
     """See `base.Engine`. This process is connected to the cluster. One for the life of a controller."""
 
@@ -100,9 +84,9 @@ class RayEngine:
         self._endings: set[asyncio.Task[Any]] = set()
         self._processes: dict[str, _Process] = {}
         self._order = itertools.count()
-        self._agents = _Agents()
+        self._agents = self._no_agents()
         self._held = Held()
-        self._seen: list[Seen] = []
+        self._seen: tuple[Seen, ...] = ()
         self._nodes: tuple[NodeInfo, ...] = ()
         self._may_grow = False
         self._looked = asyncio.Event()
@@ -120,17 +104,16 @@ class RayEngine:
         self._opening = True
         self._processes.clear()
         self._nodes = ()
-        self._seen = await self._ask_ray(look)
-        self._may_grow = await self._ask_ray(may_grow)
+        self._seen = await self.ask_ray(look)
+        self._may_grow = await self.ask_ray(may_grow)
         if not self._seen:
             raise InstanceError("the Ray cluster has no node that lives")
-        for seen in self._seen:
-            self._bring(seen)
+        self._agents.bring(self._seen)
         await self._adopt()
-        await asyncio.wait(self._agents.bringing.values(), timeout=_AGENTS_S)
+        await self._agents.wait()
         self._observe(self._seen)
         self._opening = False
-        self._spawn(self._watch())
+        self.spawn(self._watch())
 
     async def start(self, request: ProcessRequest) -> ProcessInfo:
         self._check_open()
@@ -175,7 +158,7 @@ class RayEngine:
             process.unwanted.set()
             return
         if process.host is not None:
-            self._spawn(self._do_away(process.host, id))
+            self.spawn(self._do_away(process.host, id))
         asyncio.get_running_loop().call_soon(self._tell_end, process, KILLED, ("its node answers nobody",))
 
     def nodes(self) -> Sequence[NodeInfo]:
@@ -193,12 +176,7 @@ class RayEngine:
         self._check_open()
         if host.startswith("unix:"):
             return 0  # the path is the caller's own, and is held by nobody else
-        node = node or self._first_node()
-        agent = await self._agent(node)
-        answer = await agent.ask(messages.ReservePort(0, name, host, port))
-        assert isinstance(answer, messages.PortReserved)
-        self._agents.ports.setdefault(node, {})[name] = (host, answer.port)
-        return answer.port
+        return await self._agents.reserve(node or self._first_node(), messages.ReservePort(0, name, host, port))
 
     def shutdown(self, grace_s: float) -> None:
         self._stopping = True
@@ -215,18 +193,17 @@ class RayEngine:
             process.unwanted.set()
         self._processes.clear()
         self._held = Held()
-        self._agents = _Agents()
+        self._agents = self._no_agents()
 
-    async def controller_at(self, address: str) -> None:
+    def controller_at(self, address: str) -> None:
         """Tell all agents where the controller is."""
-        for agent in self._agents.hosts.values():
-            self._spawn(self._tell_controller(agent, address))
+        self._agents.controller_at(address)
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
     async def _start_at_agent(self, process: _Process, request: ProcessRequest) -> ProcessInfo:
         node = request.node or self._first_node()
-        agent = await self._agent(node)
+        agent = await self._agents.at(node)
         answer = await agent.ask(messages.Start(0, request))
         assert isinstance(answer, messages.Started)
         process.node, process.host = node, agent
@@ -240,7 +217,7 @@ class RayEngine:
         try:
             process.node = where.node
             self._held.take(process.id, where.node, demand_of(request))
-            await self._agent(where.node)
+            await self._agents.at(where.node)
             directory = self._agents.directories[where.node]
             variables = self._variables(where.node, directory)
             await call(seating.actor.furnish.remote(directory, variables, sys.executable), ANSWER_S)
@@ -260,6 +237,7 @@ class RayEngine:
         """A seat that is placed. Raises ResourcesShortError where no node has room, and none may come that has."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + _SHORT_S
+        looked = False
         while True:
             states = self._held.states(self._seen)
             running = [
@@ -267,11 +245,13 @@ class RayEngine:
             ]
             node = choose_node(request, states, running)
             if node is None and not self._may_grow:
-                if loop.time() >= give_up or not could_fit(request, states):
+                # What has just ended may still be being given back; what never was there is not waited for.
+                if looked and (loop.time() >= give_up or not self._held.settling() or not could_fit(request, states)):
                     raise ResourcesShortError(
                         f"{request.id} does not fit on any node of the cluster: {shortage(request, states)}"
                     )
                 await self._next_look(process)
+                looked = True
                 continue
             if node is not None:
                 process.node = node
@@ -289,7 +269,7 @@ class RayEngine:
 
     async def _placed(self, process: _Process, request: ProcessRequest, node: str | None) -> tuple[Seating, Where]:
         """Ask Ray for a seat, and wait until it is there, or is not wanted any more."""
-        seating = await self._ask_ray(functools.partial(ask_for_seat, self._instance, request, node))
+        seating = await self.ask_ray(functools.partial(ask_for_seat, self._instance, request, node))
         try:
             if seating.group is not None and not self._may_grow:
                 await self._wait_for_bundles(request, seating)
@@ -310,7 +290,7 @@ class RayEngine:
 
     async def _wait_for_bundles(self, request: ProcessRequest, seating: Seating) -> None:
         assert seating.group is not None
-        if not await self._ask_ray(functools.partial(seating.group.wait, _GROUP_S)):
+        if not await self.ask_ray(functools.partial(seating.group.wait, _GROUP_S)):
             raise ResourcesShortError(
                 f"{request.id} does not fit on the cluster: no room for its bundles {list(request.placement.bundles)} "
                 f"({request.placement.strategy})"
@@ -355,8 +335,7 @@ class RayEngine:
         """An agent died, and what it kept with it; Ray has begun it anew."""
         for process in [each for each in self._processes.values() if each.host is host and each.info is not None]:
             self._tell_end(process, KILLED, ("the agent of its node died",))
-        for name, (address, port) in self._agents.ports.get(host.node, {}).items():
-            self._spawn(self._hold_again(host, name, address, port))
+        self._agents.restarted(host)
 
     def gone(self, host: Host, why: str) -> None:
         """An actor is gone for good."""
@@ -364,11 +343,8 @@ class RayEngine:
             self._tell_end(process, KILLED, (f"Ray: {why}",))
         if host.seating is not None:
             self._end_seat(host.seating)
-        elif self._agents.hosts.get(host.node) is host:
-            self._agents.forget(host.node)
-            seen = next((seen for seen in self._seen if seen.state.id == host.node), None)
-            if seen is not None:
-                self._bring(seen)
+        else:
+            self._agents.gone(host)
 
     def _tell_end(self, process: _Process, code: int, tail: Sequence[str], pid: int = 0) -> None:
         if self._processes.get(process.id) is not process or self._on_event is None:
@@ -393,10 +369,10 @@ class RayEngine:
 
     async def _acknowledge_and_leave(self, host: Host, seating: Seating) -> None:
         await host.acknowledge()
-        await self._ask_ray(functools.partial(remove_seat, seating))
+        await self.ask_ray(functools.partial(remove_seat, seating))
 
     def _end_seat(self, seating: Seating) -> None:
-        self._end(self._ask_ray(functools.partial(remove_seat, seating)))
+        self._end(self.ask_ray(functools.partial(remove_seat, seating)))
 
     async def _do_away(self, host: Host, id: str) -> None:
         """Kill the process when its node answers again. A seat goes with it; its place may be taken until then."""
@@ -427,7 +403,7 @@ class RayEngine:
 
     async def _adopt(self) -> None:
         """Take up the seats of an earlier controller: those with a process, and those with news of its end."""
-        seatings = await self._ask_ray(functools.partial(inventory.seats, self._instance))
+        seatings = await self.ask_ray(functools.partial(inventory.seats, self._instance))
         found = await asyncio.gather(*(self._adopt_seat(id, seating) for id, seating in seatings))
         living = sorted((process for process in found if process is not None), key=_started_at)
         for process in living:
@@ -441,11 +417,14 @@ class RayEngine:
             return None
         except (RayError, TimeoutError):
             # Its node answers nobody now. It may be back, or be given up by who follows the nodes.
-            node = await self._ask_ray(functools.partial(inventory.node_of, seating.actor))
+            node = await self.ask_ray(functools.partial(inventory.node_of, seating.actor))
             info = ProcessInfo(id=id, role="worker", pid=0, started_at=0.0, resources=Resources(), node=node)
-            return self._take_up(info, Host(seating.actor, node, "", seating))
+            host = Host(seating.actor, node, "", seating)
+            self._follow(host)
+            return self._take_up(info, host)
         host = Host(seating.actor, where.node, where.life, seating)
         if where.processes:
+            self._follow(host)
             return self._take_up(where.processes[0], host)
         try:
             heard = await call(seating.actor.exits.remote(0, where.life, 0.0), _ADOPT_S)
@@ -459,12 +438,11 @@ class RayEngine:
         return None
 
     def _take_up(self, info: ProcessInfo, host: Host) -> _Process:
-        process = _Process(info.id, info.role, _group_of(info.id), 0)
+        process = _Process(info.id, info.role, "", next(self._order))
         process.node, process.host, process.info = host.node, host, info
         self._processes[info.id] = process
         amounts = {"CPU": info.resources.cpus or 0.0, "GPU": info.resources.gpus}
         self._held.take(info.id, host.node, {name: amount for name, amount in amounts.items() if amount})
-        self._follow(host)
         return process
 
     # --- nodes --------------------------------------------------------------------------------------------------------
@@ -473,30 +451,25 @@ class RayEngine:
         while True:
             await asyncio.sleep(LOOK_S)
             try:
-                seen = await self._ask_ray(look)
-                self._may_grow = await self._ask_ray(may_grow)
+                seen = await self.ask_ray(look)
+                self._may_grow = await self.ask_ray(may_grow)
             except Exception as error:  # the top of a task: while the GCS is away, what was last known goes on
                 logger.warning("the nodes of the cluster are not known now: %s", brief(error))
                 continue
             self._observe(seen)
 
-    def _observe(self, seen: list[Seen]) -> None:
+    def _observe(self, seen: tuple[Seen, ...]) -> None:
         known = {each.state.id for each in self._seen}
         self._seen = seen
         living = {each.state.id for each in seen}
         self._held.observed(seen, asyncio.get_running_loop().time())
-        for each in seen:
-            if each.state.id not in self._agents.hosts:
-                self._bring(each)
+        self._agents.bring(seen)
         for node in known - living:
             self._node_gone(node)
         self._tell_nodes()
         self._looked.set()
 
     def _node_gone(self, node: str) -> None:
-        agent = self._agents.hosts.get(node)
-        if agent is not None and agent.following is not None:
-            agent.following.cancel()
         self._agents.forget(node)
         for process in [each for each in self._processes.values() if each.node == node and each.info is not None]:
             seating = process.host.seating if process.host is not None else None
@@ -518,64 +491,23 @@ class RayEngine:
             raise InstanceError("no node of the cluster has an agent that is up yet")
         return nodes[0].id
 
-    def _bring(self, seen: Seen) -> None:
-        """See to it that the node has an agent."""
-        id = seen.state.id
-        task = self._agents.bringing.get(id)
-        if task is None or task.done():
-            self._agents.bringing[id] = self._spawn(self._bring_agent(seen))
-
-    async def _bring_agent(self, seen: Seen) -> None:
-        id = seen.state.id
-        address = self._options.node_address or seen.host
-        alive = tuple(each.state.id for each in self._seen)
-        charge = Charge(instance=self._instance, secret=self._secret, host=address, options=self._options, alive=alive)
-        try:
-            actor = await self._ask_ray(functools.partial(inventory.agent, id, charge))
-            post: Post = await call(actor.post.remote(), _AGENTS_S)
-        except (RayError, TimeoutError, ValueError) as error:
-            logger.error("node %s has no agent: %s", id[:8], brief(error))
-            await asyncio.sleep(_AGENT_RETRY_S)
-            return
-        host = Host(actor, id, post.where.life)
-        self._agents.hosts[id] = host
-        self._agents.directories[id] = post.directory
-        self._agents.addresses[id] = address
+    def agent_up(self, host: Host, post: Post) -> None:
+        """The agent of a node is up, perhaps with what an earlier controller started there."""
         for info in post.where.processes:
             if info.id not in self._processes:
-                process = _Process(info.id, info.role, "", next(self._order))
-                process.node, process.host, process.info = id, host, info
-                self._processes[info.id] = process
+                self._take_up(info, host)
         self._follow(host)
         self._tell_nodes()
 
-    async def _agent(self, node: str) -> Host:
-        """The agent of the node. Raises InstanceError where there is none, and none comes up."""
-        task = self._agents.bringing.get(node)
-        if node not in self._agents.hosts and task is not None:
-            await asyncio.wait({task}, timeout=_AGENTS_S)
-        if node not in self._agents.hosts:
-            raise InstanceError(f"node {node[:8]} of the cluster has no agent of the instance that is up")
-        return self._agents.hosts[node]
-
-    async def _tell_controller(self, agent: Host, address: str) -> None:
-        try:
-            await call(agent.actor.controller_at.remote(address), ANSWER_S)
-        except (RayError, TimeoutError) as error:
-            logger.warning("%r was not told where the controller is: %s", agent, brief(error))
-
-    async def _hold_again(self, agent: Host, name: str, host: str, port: int) -> None:
-        try:
-            await agent.ask(messages.ReservePort(0, name, host, port))
-        except HeadraceError as error:
-            logger.error("port %d is not held any more on node %s: %s", port, agent.node[:8], error)
+    def _no_agents(self) -> Agents:
+        return Agents(self, self._instance, self._secret, self._options)
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 
     def _follow(self, host: Host) -> None:
-        host.following = self._spawn(host.follow(self))
+        host.following = self.spawn(host.follow(self))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -592,7 +524,7 @@ class RayEngine:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a task of the engine failed", exc_info=error)
 
-    async def _ask_ray(self, question: Callable[[], _T]) -> _T:
+    async def ask_ray(self, question: Callable[[], _T]) -> _T:
         """Ask what blocks, in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, question)
 
@@ -603,7 +535,3 @@ class RayEngine:
 
 def _started_at(process: _Process) -> float:
     return process.info.started_at if process.info is not None else 0.0
-
-
-def _group_of(id: str) -> str:
-    return ""

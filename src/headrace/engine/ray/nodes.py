@@ -16,7 +16,7 @@ from headrace.core.placement import NodeState
 from headrace.engine.base import NodeInfo
 
 _UNIT = 10_000
-_HEAD = "node:__internal_head__"
+HEAD_RESOURCE = "node:__internal_head__"
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +26,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     host: str
 
 
-def look() -> list[Seen]:
+def look() -> tuple[Seen, ...]:
     """The nodes that live, in the order of their ids. Blocks; raises what Ray raises when the GCS does not answer."""
     free = state.available_resources_per_node()
     leaving = state.get_draining_nodes()
@@ -40,7 +40,7 @@ def look() -> list[Seen]:
             Seen(
                 state=NodeState(
                     id=id,
-                    head=_HEAD in total,
+                    head=HEAD_RESOURCE in total,
                     leaving=id in leaving,
                     free={name: float(amount) for name, amount in free.get(id, total).items()},
                     total=total,
@@ -49,7 +49,7 @@ def look() -> list[Seen]:
                 host=node["NodeManagerAddress"],
             )
         )
-    return sorted(found, key=lambda seen: seen.state.id)
+    return tuple(sorted(found, key=lambda seen: seen.state.id))
 
 
 def may_grow() -> bool:
@@ -84,6 +84,10 @@ class Held:
         node, demand = self._now.pop(holder, ("", {}))
         if node:
             self._before.append((now + self._lag_s, node, demand))
+
+    def settling(self) -> bool:
+        """Whether something was released a moment ago, that may not be free yet."""
+        return bool(self._before)
 
     def observed(self, seen: Iterable[Seen], now: float) -> None:
         """Ray's figures of this moment: what is not free, and may not be of ours, is held by others."""
