@@ -1,13 +1,15 @@
-"""The snapshot that follows from the records: what it says of who calls a deployment."""
+"""The snapshot that follows from the records: what it says of who calls a deployment, and of where replicas run."""
 
 from __future__ import annotations
 
 import pytest
 from fleet_world import application, deployment
 
-from headrace.core.fleet import Application
+from headrace.core.fleet import Application, Replica
+from headrace.core.lifecycle import Phase
 from headrace.core.publication import build_snapshot, count_routers, same_routes
 from headrace.spec.application import ApplicationSpec
+from headrace.spec.snapshot import ReplicaEntry
 
 
 def deployed(*revisions: ApplicationSpec) -> Application:
@@ -56,3 +58,21 @@ def test_callers_of_all_revisions_count_once_each() -> None:
 def test_an_application_without_a_route_is_not_called_by_the_ingress() -> None:
     spec = ApplicationSpec(name="app", route_prefix=None, ingress="A", deployments=(deployment("A"),))
     assert count_routers(deployed(spec), 8) == {}
+
+
+def test_routers_know_where_replicas_run_and_their_addresses_there() -> None:
+    app = deployed(application(deployment("D")))
+    app.replicas["D#1"] = Replica(
+        id="D#1",
+        app="app",
+        key="app/D@1",
+        name="D",
+        revision=1,
+        address="tcp:h:1",
+        node="n",
+        near="unix:/x",
+        phase=Phase.RUNNING,
+    )
+    entry = build_snapshot([app], "i", 1, 1).deployments["app/D@1"]
+    assert entry.replicas == (ReplicaEntry("D#1", "tcp:h:1", "n", "unix:/x"),)
+    assert [entry.replicas[0].address_from(node) for node in ("n", "m", "")] == ["unix:/x", "tcp:h:1", "tcp:h:1"]

@@ -70,6 +70,15 @@ def test_fewer_wanted_forgets_those_that_wait_longest() -> None:
     assert restarts.take(9.9, 0) == []
 
 
+def test_hurried_they_wait_no_longer_and_keep_their_level() -> None:
+    restarts = Restarts(POLICY)
+    for level in (6, 4):
+        restarts.fail(0.0, level, 0.1, 2)
+    assert restarts.take(0.0, 2) == []
+    restarts.hurry(0.5)
+    assert sorted(restarts.take(0.5, 2)) == [5, 7]
+
+
 def test_forgiven_and_postponed() -> None:
     restarts = Restarts(POLICY)
     restarts.fail(0.0, 4, 0.1, 1)

@@ -12,7 +12,7 @@ from headrace.core.restart import RestartPolicy
 from headrace.core.rollout_status import rollout_status
 from headrace.core.status import serve_status
 from headrace.spec.rollout import RollingUpdate, ShadowTraffic
-from headrace.spec.status import ApplicationStatusOverview, ProxyDetails, ProxyStatus
+from headrace.spec.status import ApplicationStatusOverview, NodeDetails, NodeStatus, ProxyDetails, ProxyStatus
 
 KEY = "app/D@1"
 
@@ -141,3 +141,12 @@ def test_proxies_are_passed_on() -> None:
     status = serve_status([], proxies, "other", 0.0)
     assert status.instance == "other"
     assert status.proxies == proxies
+
+
+def test_nodes_are_told_of_replicas_and_of_themselves() -> None:
+    app = running(Phase.RUNNING, Phase.RUNNING)
+    app.replicas["D#2"].node = "n"
+    nodes = {"n": NodeDetails(status=NodeStatus.LEAVING, host="h", head=True)}
+    status = serve_status([app], {}, "default", 0.0, nodes=nodes)
+    assert status.nodes == nodes
+    assert [replica.node for replica in status.applications["app"].deployments["D"].replicas] == ["", "n"]

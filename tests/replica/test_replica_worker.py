@@ -19,6 +19,7 @@ from headrace.spec.snapshot import Snapshot, diff
 from headrace.wire.control import (
     DeltaMessage,
     DrainReplica,
+    EndProcess,
     Hello,
     Message,
     ReconfigureReplica,
@@ -91,6 +92,26 @@ def test_it_hosts_what_it_is_told_reports_and_ends_when_drained() -> None:
             assert EVENTS == ["deleted"]
 
     run(check())
+
+
+def test_it_drains_and_ends_when_its_place_is_another_s(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        drains: list[float] = []
+        async with pair(on_drain=drains.append) as both:
+            both.say(order_of(both.directory, spec_of("Configured")))
+            await both.until_reported(S.RUNNING)
+            both.say(EndProcess(3.0))
+            await both.until_reported(S.STOPPED)
+            assert both.life is not None
+            assert await both.life == 0
+            assert drains == [3.0]
+        async with pair() as both:  # also one that was told nothing to host yet
+            both.say(EndProcess())
+            assert both.life is not None
+            assert await both.life == 0
+
+    run(check())
+    assert "its place was given to another" in caplog.text
 
 
 def test_it_reports_again_to_a_controller_that_came_back() -> None:

@@ -71,8 +71,10 @@ class Nodes:
 
     def reported(self, node_id: str, now: float) -> None:
         """The agent of the node says that it is there."""
-        if self._nodes.reported(node_id, now):
-            self._returned(node_id, back=True)
+        doubtful = self._nodes.state(node_id, now) is NodeStatus.SUSPECT
+        back = self._nodes.reported(node_id, now)
+        self._returned(node_id, back)
+        if back or doubtful:
             self._arrivals = True
             self._wake()
 
