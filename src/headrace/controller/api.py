@@ -131,11 +131,14 @@ class ControlServer:
             backlog=1024,
         )
 
-    async def listen_tcp(self, host: str, ports: tuple[int, int] | None, secret: bytes, tls: TlsFiles | None) -> str:
+    async def listen_tcp(
+        self, host: str, ports: tuple[int, int] | None, secret: bytes, tls: TlsFiles | None, at: str = ""
+    ) -> str:
         """Take connections at `host` too, on a free port of `ports` (None: any), of who has the secret and, with `tls`,
-        a certificate. Returns the address. Raises OSError, or InstanceError for TLS files that cannot be used.
+        a certificate; listen `at` another address ("": at `host`). Returns the address. Raises OSError, or
+        InstanceError for TLS files that cannot be used.
         """
-        sock = listen(host, ports)
+        sock = listen(at or host, ports)
         self._reception = Reception(
             sock,
             Credentials(secret, tls),

@@ -56,7 +56,9 @@ async def _live(instance: str, options: ClusterOptions, started: Callable[[], No
     waiting.cancel()
     if not life_of_it.done():
         try:
-            address = await controller.server.listen_tcp(host, options.ports, secret, agent.tls_files(options))
+            address = await controller.server.listen_tcp(
+                host, options.ports, secret, agent.tls_files(options), os.environ.get(agent.LISTEN_VARIABLE, "")
+            )
             await asyncio.to_thread(partial(values.put, agent.CONTROLLER_KEY, address.encode()))
             engine.controller_at(address)
         except BaseException:

@@ -1,7 +1,7 @@
 """Where a worker's replica listens: a socket in its own node's directory, and an address for other nodes.
 
-In: HEADRACE_NODE, HEADRACE_NODE_HOST and HEADRACE_PORTS ("low-high"), which processes on an engine with several nodes
-are given. Out: the addresses that the replica reports.
+In: HEADRACE_NODE, HEADRACE_NODE_HOST, HEADRACE_NODE_LISTEN and HEADRACE_PORTS ("low-high"), which processes on an
+engine with several nodes are given. Out: the addresses that the replica reports.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from headrace.wire.tcp import Credentials, replica_purpose
 
 @dataclass(frozen=True)
 class Place:
-    """The node of this process, and how replicas here are reached. `ports` None: any."""
+    """The node of this process, and how replicas here are reached. `ports` None: any; `listen_at` is where they listen,
+    if not at `host`, by which others reach them.
+    """
 
     node: str
     host: str
     ports: tuple[int, int] | None
     directory: InstanceDirectory
     credentials: Credentials
+    listen_at: str = ""
 
     def near(self, address: str) -> str:
         """The Unix socket of that name in this node's directory: the controller names one of its own."""
@@ -35,7 +38,8 @@ class Place:
     def listen(self, server: Server, app: str) -> str:
         """Have the server listen for other nodes: the address. Raises InstanceError."""
         try:
-            return server.listen_tcp(self.host, self.ports, self.credentials, replica_purpose(app, server.replica_id))
+            purpose = replica_purpose(app, server.replica_id)
+            return server.listen_tcp(self.host, self.ports, self.credentials, purpose, self.listen_at)
         except OSError as error:
             within = "" if self.ports is None else f" on a port from {self.ports[0]} to {self.ports[1]}"
             raise InstanceError(f"the replica cannot listen at {self.host}{within}: {error}") from error
@@ -49,7 +53,9 @@ def place_of(directory: InstanceDirectory, environ: Mapping[str, str] = os.envir
     host = environ.get("HEADRACE_NODE_HOST", "")
     if not host:
         raise OptionError("HEADRACE_NODE is set and HEADRACE_NODE_HOST is not: others cannot reach this process")
-    return Place(node, host, _ports(environ.get("HEADRACE_PORTS", "")), directory, credentials_of(directory, environ))
+    ports = _ports(environ.get("HEADRACE_PORTS", ""))
+    listen_at = environ.get("HEADRACE_NODE_LISTEN", "")
+    return Place(node, host, ports, directory, credentials_of(directory, environ), listen_at)
 
 
 def _ports(text: str) -> tuple[int, int] | None:

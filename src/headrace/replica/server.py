@@ -405,13 +405,17 @@ class Server:
         self._socket.listen(BACKLOG)
         self.loop.add_reader(self._socket.fileno(), self._accept)
 
-    def listen_tcp(self, host: str, ports: tuple[int, int] | None, credentials: Credentials, purpose: str) -> str:
+    def listen_tcp(
+        self, host: str, ports: tuple[int, int] | None, credentials: Credentials, purpose: str, at: str = ""
+    ) -> str:
         """Take connections of other nodes too, at `host` and a port of `ports`: the address, `tcp:HOST:PORT`.
+
+        `at` is where to listen, where that is not `host`, by which others reach it.
 
         What has not proved that it belongs to the instance, and means `purpose`, never becomes a link. Raises OSError,
         and InstanceError for TLS files that cannot be used.
         """
-        sock = listen(host, ports)
+        sock = listen(at or host, ports)
         self._door = Listener(
             self.loop, sock, credentials, self._admit_distant, purpose=purpose, what=f"replica {self.replica_id}"
         )
