@@ -21,7 +21,7 @@ from headrace.core.fleet import Application, Replica
 from headrace.engine.directory import InstanceDirectory
 from headrace.spec.application import ApplicationSpec
 from headrace.spec.errors import DeployFailedError, InstanceError
-from headrace.wire.control import Delete, Deploy
+from headrace.wire.control import Delete, Deploy, KeepNotes
 from headrace.wire.pack import name_of
 
 ACTIONS = st.lists(
@@ -275,5 +275,27 @@ def test_a_controller_that_was_taken_over_leaves_all_to_the_other() -> None:
         await shop.begin()
         await shop.until(lambda: shop.listed("app/D@ok-1") == ["D#1"])
         assert (await shop.living(), shop.started) == (living, started)
+
+    run(body)
+
+
+def test_what_is_answered_is_kept() -> None:
+    async def body(shop: Workshop) -> None:
+        values = FakeValues()
+        await shop.kill()
+        over(values, shop)
+        await shop.begin()
+        await shop.controller.store.settled()
+        values.open.clear()
+        keeping = asyncio.create_task(shop.ask(KeepNotes({"a": b"b"})))
+        await shop.until(lambda: shop.controller.store.notes("a"))
+        await shop.status()  # whoever only asks is answered
+        assert not keeping.done()
+        values.open.set()
+        await keeping
+        found = KeyValueStore(Rows(FakeValues(values.rows.items())))
+        await asyncio.to_thread(found.open)
+        assert found.notes("") == {"a": b"b"}
+        found.close()
 
     run(body)

@@ -153,6 +153,10 @@ class StateStore(KeptFacts, KeptApplications, KeptTimelines, KeptHistory, Protoc
     def check(self) -> None:
         """Raise InstanceError when nothing can be written: before something is begun that should outlive us."""
 
+    @property
+    def settling(self) -> bool:
+        """Whether something is on its way still, and as far as is known will be kept soon."""
+
     async def settled(self) -> None:
         """Wait until what was to be kept so far is. Returns at once where what stands behind cannot be waited for."""
 

@@ -92,6 +92,11 @@ class KeyValueStore:
         """Raise InstanceError when the store has taken nothing for seconds."""
         self._rows.check()
 
+    @property
+    def settling(self) -> bool:
+        """Whether something is on its way to the store still, which answers."""
+        return self._rows.settling
+
     async def settled(self) -> None:
         """Wait until all that was said so far is in the store."""
         await self._rows.settled()

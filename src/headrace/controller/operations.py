@@ -68,6 +68,8 @@ from headrace.wire.pack import is_pack_name
 
 logger = logging.getLogger(__name__)
 
+_ASKS_ONLY = (GetStatus, GetHistory, GetRevision, GetPack, GetNotes, GetSnapshot, GetRollout, Shutdown)
+
 
 class Operations:
     """Takes up operations. `wake` has the reconciler look; `end` begins the orderly end of the instance."""
@@ -113,6 +115,8 @@ class Operations:
 
     def take(self, operation: Operation, waiter: Waiter, now: float) -> None:
         """Take up the operation. Its errors are its answer."""
+        if not isinstance(operation, _ASKS_ONLY):
+            waiter.hold(self._when_kept)
         try:
             self._take(operation, waiter, now)
         except HeadraceError as error:
@@ -160,6 +164,17 @@ class Operations:
                 self._delete(name, expected, waiter)
             case StartHTTP(options=options, grpc=grpc):
                 self._start_http(options, grpc, waiter)
+
+    def _when_kept(self, tell: Callable[[], object]) -> None:
+        """Tell of what was done once it is kept: at once where it is, or nobody knows when it will be."""
+        if self._store.settling and not self.ending:
+            self._spawn(self._tell_when_kept(tell))
+        else:
+            tell()
+
+    async def _tell_when_kept(self, tell: Callable[[], object]) -> None:
+        await self._store.settled()
+        tell()
 
     async def _tell_status(self, waiter: Waiter, now: float) -> None:
         await self._census.take()

@@ -159,6 +159,11 @@ class Rows:
             self._tell()
             raise InstanceError(f"the controller's state cannot be written to {self._prefix}: {self._why()}")
 
+    @property
+    def settling(self) -> bool:
+        """Whether some change is on its way to the store still, which answers."""
+        return self._said > self._done and not (self._failure or self._over or self._stuck())
+
     async def settled(self) -> None:
         """Wait until all changes so far are in the store: without end where another controller has taken over."""
         with self._changed:

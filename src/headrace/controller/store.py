@@ -227,6 +227,11 @@ class Store:
                 f"the controller's state cannot be written to {self._path}: {error}; is the disk full?"
             ) from error
 
+    @property
+    def settling(self) -> bool:
+        """Never: see `settled`."""
+        return False
+
     async def settled(self) -> None:
         """Return at once: each write is done when it returns, or there is no room, which may last."""
 

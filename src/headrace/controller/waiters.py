@@ -17,6 +17,7 @@ class Waiter:
     def __init__(self, id: int, send: Callable[[Message], bool]) -> None:
         self._id = id
         self._send = send
+        self._when_kept: Callable[[Callable[[], object]], None] | None = None
         self.answered = False
 
     def __repr__(self) -> str:
@@ -27,11 +28,20 @@ class Waiter:
         if not self.answered:
             self._send(Progress(self._id, line))
 
+    def hold(self, when_kept: Callable[[Callable[[], object]], None]) -> None:
+        """An answer that says that something was done goes out by way of this: not before it is kept."""
+        self._when_kept = when_kept
+
     def answer(self, answer: Answer) -> None:
         """Answer the request."""
-        if not self.answered:
-            self.answered = True
-            self._send(Response(self._id, answer))
+        if self.answered:
+            return
+        self.answered = True
+        response = Response(self._id, answer)
+        if self._when_kept is None or isinstance(answer, Failed):
+            self._send(response)
+        else:
+            self._when_kept(lambda: self._send(response))
 
     def fail(self, error: HeadraceError) -> None:
         """Answer with the error, by its class."""
