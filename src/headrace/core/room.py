@@ -162,7 +162,9 @@ class Room:
                 self._compared += 1
                 if not self._compared % FADE_EVERY:
                     other.others -= 1
-        self.book(replica)
+        replica.ours = ours = replica.ours + 1
+        if ours + replica.others >= replica.limit:
+            self.refresh(replica)
         return replica
 
     def draw_beside(self, replica: Replica) -> Replica | None:
