@@ -418,3 +418,27 @@ def test_a_controller_that_comes_back_after_a_loss_ends_what_was_given_up() -> N
         assert shop.placed() == before
 
     on_three(body)
+
+
+def test_a_controller_on_another_machine_routes_as_the_one_before_until_it_hears_of_replicas() -> None:
+    async def body(shop: Workshop) -> None:
+        await shop.kill()
+        shop.roams = True
+        await shop.begin()
+        await shop.deploy(application(deployment("D", num_replicas=3)))
+        before = shop.snapshot
+        await shop.kill()
+        shop.directory.snapshot.unlink()
+        for node in NODES:
+            shop.ways[node].cut()
+        await shop.begin()
+        assert shop.snapshot.deployments == before.deployments
+        assert shop.snapshot.applications == before.applications
+        assert shop.snapshot.version > before.version + 1000  # there may have been more, of which nothing was kept
+        assert {each.near for each in shop.snapshot.deployments[KEY].replicas} == {"near:D#1", "near:D#2", "near:D#3"}
+        for node in NODES:
+            await shop.mend(node)
+        await shop.until(lambda: all(worker.link.connected for worker in shop.workers.values()))
+        assert shop.placed().keys() == {"D#1", "D#2", "D#3"}
+
+    on_three(body)

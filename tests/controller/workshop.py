@@ -236,6 +236,7 @@ class Workshop:
         self.ways: dict[str, Way] = {}
         self.agents: dict[str, Agent] = {}
         self.node_policy = NodePolicy(broken_s=0.1, look_s=0.02, first_s=1.0)
+        self.roams = False
         self.told_to_end: dict[str, float] = {}
         self.workers: dict[str, FakeWorker] = {}
         self.ingress: dict[str, FakeIngress] = {}
@@ -295,7 +296,14 @@ class Workshop:
         policy = RestartPolicy(first_wait_s=0.001, longest_wait_s=0.01)
         store, packs = self.keep(self.directory)
         self.controller = Controller(
-            self.engine, self.directory, life, policy, store=store, packs=packs, node_policy=self.node_policy
+            self.engine,
+            self.directory,
+            life,
+            policy,
+            store=store,
+            packs=packs,
+            node_policy=self.node_policy,
+            roams=self.roams,
         )
         up = asyncio.Event()
         self._running = asyncio.create_task(self.controller.run(up.set))

@@ -14,6 +14,8 @@ import signal
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from headrace.controller.act import Actor
 from headrace.controller.api import ControlServer
 from headrace.controller.census import Census
@@ -50,7 +52,10 @@ LEAP = 100_000  # versions
 
 
 class Controller:
-    """One controller. `life` names the life of the instance: state kept in another life is forgotten."""
+    """One controller. `life` names the life of the instance: state kept in another life is forgotten.
+
+    `roams`: the next one may be on another machine, where it finds the store and not this directory.
+    """
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class Controller:
         store: StateStore,
         packs: PackStore,
         node_policy: NodePolicy | None = None,
+        roams: bool = False,
     ) -> None:
         policy = policy or RestartPolicy()
         self.engine = engine
@@ -69,6 +75,7 @@ class Controller:
         self.life = life
         self.store = store
         self.packs = packs
+        self.roams = roams
         self.feed = Feed(directory.name)
         self.waiters = Waiters()
         self.registry = Registry(self.store, directory, policy)
@@ -162,6 +169,8 @@ class Controller:
         self.ledger.forget()
         try:
             self.store.keep_fact("version", str(snapshot.version))
+            if self.roams:
+                self.store.keep_fact("snapshot", msgspec.json.encode(snapshot).decode())
             write_snapshot(self.directory, snapshot)
         except OSError as error:
             logger.error("snapshot %d could not be kept on disk: %s", snapshot.version, error)
@@ -208,7 +217,7 @@ class Controller:
         if version and (published is None or published.version < version - 1):
             # Routers were told by a controller elsewhere, and of more than it could keep, perhaps: no version that they
             # know may come again with another meaning.
-            published, version = None, version + LEAP
+            published, version = self._published_elsewhere(), version + LEAP
         if self.store.fact("life") != self.life:
             if self.store.set_aside is None:
                 self.store.forget_all()
@@ -227,6 +236,15 @@ class Controller:
         # Before anybody is let in: whoever subscribes gets what this controller stands for.
         self.reconciler.step(now)
         self.timelines.published(self.feed.snapshot, time.time())
+
+    def _published_elsewhere(self) -> Snapshot | None:
+        """What routers were told by a controller on another machine, as far as that was kept."""
+        kept = self.store.fact("snapshot")
+        try:
+            return msgspec.json.decode(kept, type=Snapshot) if kept else None
+        except msgspec.MsgspecError as error:
+            logger.error("the snapshot in the controller's state cannot be read: %s", error)
+            return None
 
     def _engine_event(self, event: EngineEvent) -> None:
         match event:

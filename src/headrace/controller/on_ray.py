@@ -48,7 +48,8 @@ async def _live(instance: str, options: ClusterOptions, started: Callable[[], No
     host: str = os.environ.get(agent.HOST_VARIABLE) or own
     engine = RayEngine(instance, secret, options)
     rows = Rows(values)
-    controller = Controller(engine, directory, life.decode(), store=KeyValueStore(rows), packs=RowPacks(rows))
+    store, packs = KeyValueStore(rows), RowPacks(rows)
+    controller = Controller(engine, directory, life.decode(), store=store, packs=packs, roams=True)
     listening = asyncio.Event()
     life_of_it = asyncio.create_task(controller.run(listening.set), name="controller")
     waiting = asyncio.create_task(listening.wait())
