@@ -202,6 +202,10 @@ def test_a_store_that_is_away_from_the_beginning_is_an_error(values: FakeValues)
     values.away = True
     with pytest.raises(InstanceError, match=r"cannot be kept in state/: the fake store is away"):
         Rows(values).open(any_rows, ignore)
+    values.away = False
+    values.put("state/at", b"elsewhere")
+    with pytest.raises(InstanceError, match=r"state/at is b'elsewhere', and should be a number"):
+        Rows(values).open(any_rows, ignore)
 
 
 def test_what_cannot_be_read_is_left_there_and_only_the_last_of_it(

@@ -83,7 +83,10 @@ class Rows:
 
     def _load(self, check: Callable[[Tables], None]) -> Tables:
         at = f"{self._prefix}at"
-        number = int(self._values.get(at) or 1)
+        said = self._values.get(at) or b"1"
+        if not said.isdigit():
+            raise InstanceError(f"the controller's state cannot be found: {at} is {said!r}, and should be a number")
+        number = int(said)
         journal = Journal(self._values, f"{self._prefix}{number}/")
         try:
             tables = journal.load()
