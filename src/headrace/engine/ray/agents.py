@@ -16,8 +16,8 @@ from ray.exceptions import RayError
 from headrace.engine import messages
 from headrace.engine.ray import inventory
 from headrace.engine.ray.agent import Charge, Post
+from headrace.engine.ray.held import Seen
 from headrace.engine.ray.hosts import ANSWER_S, Host, brief, call
-from headrace.engine.ray.nodes import Seen
 from headrace.spec.cluster import ClusterOptions
 from headrace.spec.errors import HeadraceError, InstanceError
 

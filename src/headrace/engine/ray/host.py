@@ -30,6 +30,7 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     life: str
     processes: tuple[ProcessInfo, ...] = ()
+    request: ProcessRequest | None = None  # what it was last asked to start, without the environment
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -53,6 +54,7 @@ class Seat:
         self.caretaker: Caretaker | None = None
         self._executable = sys.executable
         self._asked: dict[str, Resources] = {}  # what each process was to have, which Ray accounts for
+        self._request: ProcessRequest | None = None
 
     async def where(self) -> Where:
         """Where it is, and what runs there. The first answer is the sign that it was placed."""
@@ -61,7 +63,7 @@ class Seat:
             answer = await self._ask(messages.ListProcesses(0))
             assert isinstance(answer, messages.Listed)
             processes = answer.processes
-        return Where(node=self.node, pid=os.getpid(), life=self.life, processes=processes)
+        return Where(node=self.node, pid=os.getpid(), life=self.life, processes=processes, request=self._request)
 
     async def furnish(self, directory: str, variables: dict[str, str], executable: str) -> None:
         """Have it keep processes, with the directory of the node; `executable` in an argv means this interpreter."""
@@ -86,6 +88,7 @@ class Seat:
             return messages.Refused(0, InstanceError.__name__, "the actor was not told where its node's directory is")
         if isinstance(message, messages.Start):
             self._asked[message.request.id] = message.request.resources
+            self._request = msgspec.structs.replace(message.request, env={})
             message = messages.Start(message.n, self._localized(message.request))
         match await asyncio.wrap_future(self.caretaker.ask(message)):
             case messages.Started(n=n, info=info):
