@@ -149,7 +149,7 @@ class RayCluster:
         number = number or min(set(range(1, 250)) - {int(node.host.rpartition(".")[2]) for node in self.nodes})
         host = ADDRESSES.format(subnet=self.subnet, number=number)
         home = self.folder / str(number)
-        env = {"HEADRACE_HOME": str(home), **self.env, **(env or {})}
+        env = {"HEADRACE_HOME": str(home), **self.env, **self.node_environment(number), **(env or {})}
         started = self.cluster.add_node(
             wait=wait,
             node_ip_address=host,
@@ -165,6 +165,10 @@ class RayCluster:
         node = Node(host, home, started, env)
         self.nodes.append(node)
         return node
+
+    def node_environment(self, number: int) -> dict[str, str]:
+        """What the processes of this node get beside the rest: for clusters that are something special."""
+        return {}
 
     def kill(self, node: Node) -> None:
         """Kill the node, and have it no more. `add_node` may use its address again."""
