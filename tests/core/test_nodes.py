@@ -144,6 +144,24 @@ def test_who_has_just_begun_gives_everybody_time() -> None:
     assert cluster.lost == ["c"]
 
 
+def test_a_node_that_the_engine_does_not_name_yet_has_time_too_if_something_runs_there() -> None:
+    cluster = Cluster("a")
+    for id in ("b", "c", "d"):
+        cluster.nodes.expect(id, cluster.now)
+    cluster.connect("a")
+    cluster.let(5.0)
+    cluster.name("a", "c")
+    cluster.connect("c", "d")
+    assert cluster.states() == {"a": "ALIVE", "b": "COMING", "c": "ALIVE", "d": "COMING"}
+    assert 5.0 + cluster.let(20.0) == POLICY.first_s
+    assert cluster.lost == ["b"]
+    assert cluster.nodes.is_lost("b")
+    cluster.name("a", "b", "c", "d")
+    assert cluster.states() == {"a": "ALIVE", "b": "LOST", "c": "ALIVE", "d": "ALIVE"}
+    cluster.connect("b")
+    assert cluster.states()["b"] == "ALIVE"
+
+
 def test_nobody_is_judged_while_nobody_is_heard() -> None:
     cluster = alive("a", "b", "c")
     cluster.cut("a", "b")

@@ -61,6 +61,11 @@ class Nodes:
         self._arrivals = True
         self._wake()
 
+    def expect(self, node: str, now: float) -> None:
+        """Something runs there that an earlier controller started, whether the engine names the node yet or not."""
+        if node:
+            self._nodes.expect(node, now)
+
     # --- the agents -------------------------------------------------------------------------------------------------
 
     def connected(self, node_id: str, host: str, now: float) -> None:

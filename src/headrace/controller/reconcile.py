@@ -192,6 +192,7 @@ class Reconciler:
                 replica.listed, replica.listed_at = True, published.version
             else:
                 replica.listed, replica.listed_at = False, None
+            self._nodes.expect(replica.node, now)
             self._feed.expect(replica.process_id, now)
         for info in living.values():
             if info.role == "ingress":

@@ -37,7 +37,8 @@ class NodePolicy(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(slots=True)
 class Node:
     """One node. Its agent is `connected` or not; it was `met` once, was last `heard` then, and is lost at `due`
-    if nothing is heard of it until then. `named`: the engine knows it.
+    if nothing is heard of it until then. `named`: the engine knows it; `expected`: it does not yet, but something runs
+    there.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Node:
     head: bool = False
     leaving: bool = False
     named: bool = False
+    expected: bool = False
     connected: bool = False
     met: bool = False
     heard: float = 0.0
@@ -102,7 +104,7 @@ class Nodes:
                 node.due = max(node.due, now + self._bound_s(node))
                 if node.connected:
                     node.lost = False  # its agent was back before the engine said so
-            node.named, node.head, node.leaving = True, told.head, told.leaving
+            node.named, node.expected, node.head, node.leaving = True, False, told.head, told.leaving
             node.host = told.host or node.host
             self._gone.pop(id, None)
         lost = []
@@ -112,9 +114,14 @@ class Nodes:
                 if not node.lost:
                     lost.append(node.id)
                 node.named, node.lost = False, True
-            if not node.connected:
+            if not node.connected and not node.expected:
                 del self._nodes[node.id]
         return lost
+
+    def expect(self, id: str, now: float) -> None:
+        """Something runs on the node, as far as an earlier controller knew. It has as long to come as all others."""
+        node = self._node(id, now)
+        node.expected = not node.named
 
     def connected(self, id: str, host: str, now: float) -> bool:
         """The agent of the node has a connection. True: the node is back, which was lost."""
@@ -135,7 +142,7 @@ class Nodes:
             return
         node.connected = False
         node.due = now + self._policy.broken_s
-        if not node.named:
+        if not node.named and not node.expected:
             del self._nodes[id]
 
     def _node(self, id: str, now: float) -> Node:
@@ -158,7 +165,7 @@ class Nodes:
         """The nodes that are lost from now on."""
         late = now - self._looked > self._policy.stalled_s
         self._looked = now
-        watched = [node for node in self._nodes.values() if node.id and node.named and not node.lost]
+        watched = [node for node in self._nodes.values() if node.id and not node.lost and (node.named or node.expected)]
         if late:
             for node in watched:
                 node.heard = now
@@ -169,6 +176,11 @@ class Nodes:
         lost = [node for node in watched if now >= node.due]
         for node in lost:
             node.lost = True
+            if node.expected:
+                self._gone[node.id] = None
+                node.expected = False
+                if not node.connected:
+                    del self._nodes[node.id]
         return [node.id for node in lost]
 
     def _is_heard(self, node: Node, now: float) -> bool:
