@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 from workshop import Workshop, application, deployment, run
 
+from headrace.controller.nodes import Nodes
+from headrace.controller.proxies import Proxies
+from headrace.core.restart import RestartPolicy
+from headrace.engine.fake import FakeEngine
 from headrace.spec.config import HTTPOptions
 from headrace.spec.errors import InstanceError, PortBusyError
-from headrace.wire.control import Done, StartHTTP
+from headrace.wire.control import Done, IngressReport, StartHTTP
 
 
 def test_http_is_answered_when_all_listen() -> None:
@@ -114,3 +120,35 @@ def test_an_ingress_that_is_stopped_by_someone_comes_back() -> None:
         await shop.until(lambda: shop.controller.proxies.details()["ingress#0"].status == "HEALTHY")
 
     run(body)
+
+
+def test_one_on_a_node_that_the_engine_has_not_named_yet_is_waited_for() -> None:
+    async def body() -> None:
+        now = asyncio.get_running_loop().time()
+        async with FakeEngine({}, nodes=("a", "b")) as engine:
+            named = engine.nodes()
+            await engine.open(lambda event: None)
+            nodes = Nodes(lambda: None)
+            nodes.begin(named[:1], now)
+            launched: list[Coroutine[Any, Any, None]] = []
+            proxies = Proxies(engine, launched.append, lambda: None, RestartPolicy(), nodes)
+            assert not proxies.connected("ingress#0@b", "b", 5, now)  # there is to be no HTTP
+            proxies.options = HTTPOptions(port=0)
+            assert proxies.connected("ingress#0@b", "b", 5, now)
+            assert not proxies.connected("ingress#1@a", "a", 6, now)
+            report = IngressReport(ingress_id="ingress#0@b", pid=5, host="127.0.0.1", port=7, node="b")
+            proxies.report(report)
+            for change in (named[:1], named):
+                nodes.changed(change, now)
+                nodes.connected("b", "", now)
+                proxies.step(now)
+                assert proxies.details()["ingress#0@b"].port == 7
+            assert not proxies.connected("ingress#0@b", "b", 8, now)  # another has its place
+            nodes.changed(named[:1], now)
+            proxies.step(now)
+            assert "ingress#0@b" not in proxies
+            assert not proxies.connected("ingress#0@b", "b", 5, now)
+            assert launched == []  # a has not come yet
+            nodes.close()
+
+    asyncio.run(body())

@@ -152,6 +152,14 @@ class Proxies:
         workers = range(self.options.ingress_workers)
         return {place_id(number, place.node): (place.node, place.status) for place in places for number in workers}
 
+    def _is_to_be_named(self, node: str) -> bool:
+        """Whether there may be an ingress on the node, once the engine has named it: it takes its time after a restart
+        of the controller.
+        """
+        if not node or self.options is None or not self.options.ingress_workers or self._nodes.is_lost(node):
+            return False
+        return all(place.node != node for place in self._nodes.places())
+
     def _place(self, id: str, node: str) -> Proxy:
         if id not in self._proxies:
             self._proxies[id] = Proxy(id, Restarts(self._policy), node)
@@ -161,7 +169,7 @@ class Proxies:
         """A process has said hello. False: it has no place, or another has it; it should end."""
         proxy = self._proxies.get(id)
         if proxy is None or proxy.phase is Phase.GONE:
-            if id not in self._all_places():
+            if id not in self._all_places() and not self._is_to_be_named(node):
                 return False
             # The engine could not tell of it: its node was cut off.
             self._adopt(self._place(id, node), pid, now)
@@ -193,7 +201,7 @@ class Proxies:
             if due is not None and (wake_at is None or due < wake_at):
                 wake_at = due
         for proxy in list(self._proxies.values()):
-            if proxy.id in wanted or proxy.id in kept:
+            if proxy.id in wanted or proxy.id in kept or self._is_to_be_named(proxy.node):
                 continue
             if proxy.phase is Phase.GONE:
                 del self._proxies[proxy.id]
