@@ -17,10 +17,10 @@ import pytest
 from simulated_cluster import LATENCY_S, Cluster
 from simulated_routing import ReplicaProcess, World
 
-from headrace.core import balance, gate, queue, room
+from headrace.core import balance, gate, queue, room, waiting
 from headrace.core.gate import LEASE_S
 
-PURE = {balance.__file__, gate.__file__, queue.__file__, room.__file__}
+PURE = {balance.__file__, gate.__file__, queue.__file__, room.__file__, waiting.__file__}
 
 
 @dataclass

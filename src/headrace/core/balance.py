@@ -12,10 +12,11 @@ Invariants:
 - after `announce`, each replica that could take a call that waits here has been told, and none other;
 - a replica is not taken to be full for ever on what was last heard of it: with no call of ours there, it fades.
 
-A call may be *bound*: to one replica, or to those that have its model (`core.homes`). It waits in a line of its own
-(`core.bound`), only for replicas that it may go to, and holds up no other; where calls for very many models wait, those
-for yet another wait as if they were not bound. A `policy` (`core.routing`) comes before the
-lesser load for calls that are not bound.
+Of the replicas with room (`core.room`) one with a lesser load is taken, first of those on the router's own node, where
+there are several. A call may be *bound*: to one replica, or to those that have its model (`core.homes`). It waits in a
+line of its own (`core.bound`), only for replicas that it may go to, and holds up no other; where calls for very many
+models wait, those for yet another wait as if they were not bound. A `policy` (`core.routing`) comes before the lesser
+load and the node for calls that are not bound. What waits, and whose turn it is, is `core.waiting`'s.
 """
 
 from __future__ import annotations
@@ -24,17 +25,13 @@ from collections.abc import Hashable
 from random import Random
 from typing import Any, Generic, TypeVar
 
-from headrace.core.bound import BoundLines, Key, to_model, to_replica
+from headrace.core.bound import Key, to_model, to_replica
 from headrace.core.homes import Homes
-from headrace.core.lateness import Lateness
-from headrace.core.queue import AGING_S, CallQueue
 from headrace.core.room import Replica, Room
 from headrace.core.routing import RoutingPolicy
-from headrace.spec.priority import LOWEST_PRIORITY
+from headrace.core.waiting import Waiting
 
 __all__ = ["Balancer", "Replica"]
-
-_HEAD_START_S = -LOWEST_PRIORITY * AGING_S  # of priority 0 over the lowest
 
 CallT = TypeVar("CallT", bound=Hashable)
 
@@ -50,9 +47,7 @@ class Balancer(Generic[CallT]):
 
     __slots__ = (
         "_bound",
-        "_deadlines",
         "_loaders",
-        "_news",
         "_open",
         "_policy",
         "_queue",
@@ -62,8 +57,7 @@ class Balancer(Generic[CallT]):
         "_special",
         "_suspects",
         "_told",
-        "_told_due",
-        "_urgent",
+        "_waiting",
         "expected",
         "homes",
         "lateness",
@@ -85,20 +79,17 @@ class Balancer(Generic[CallT]):
         self._open = self._room.open
         self._silent = self._room.silent
         self._special = False  # not every replica with room is as good as another: by a policy, or as one is near
-        self._queue: CallQueue[CallT] = CallQueue()
-        self._suspects: CallQueue[CallT] = CallQueue()
-        self._bound: BoundLines[CallT] = BoundLines()
+        self._waiting: Waiting[CallT] = Waiting(self._serves)
+        self._queue = self._waiting.queue
+        self._suspects = self._waiting.suspects
+        self._bound = self._waiting.bound
+        self.lateness = self._waiting.lateness
+        self.shed = self._waiting.shed
         self._loaders: dict[CallT, tuple[str, Replica]] = {}
         self._random = rng.random
         self.homes = Homes(rng.random, lambda model: to_model(model) in self._bound)
         self._policy: RoutingPolicy | None = None
         self.to_load: list[tuple[str, Replica]] = []  # models that replicas are to be asked to load: take them out
-        self.lateness = Lateness()
-        self.shed: list[CallT] = []
-        self._deadlines: dict[CallT, tuple[float, int]] = {}  # and priority, of the calls that wait and have one
-        self._news = False  # `announce` may have something to say
-        self._urgent = False  # a call has come before those that replicas were told of
-        self._told_due: float | None = None  # when that call is due; None: only plain calls wait
         self._told = 0  # replicas that know that calls wait
 
     def __repr__(self) -> str:
@@ -107,7 +98,7 @@ class Balancer(Generic[CallT]):
     @property
     def queued(self) -> int:
         """Calls that wait, suspects and bound ones included, but not those for one replica: they are never too many."""
-        return self._queue.count + self._suspects.count + self._bound.count - self._bound.unlimited
+        return self._waiting.count
 
     @property
     def policy(self) -> RoutingPolicy | None:
@@ -131,7 +122,7 @@ class Balancer(Generic[CallT]):
         replica = self.replicas[replica_id] = Replica(replica_id, self.limit, link, node, near)
         self._room.add(replica)
         self._special = self._policy is not None or self._room.split
-        self._news = True
+        self._waiting.news = True
         if self._policy is not None:
             self._policy.added(replica)
         return replica
@@ -157,7 +148,7 @@ class Balancer(Generic[CallT]):
         for replica in self.replicas.values():
             replica.limit = limit
             self._room.refresh(replica)
-        self._news = True
+        self._waiting.news = True
 
     # --- calls -----------------------------------------------------------------------------------------------------
 
@@ -226,17 +217,7 @@ class Balancer(Generic[CallT]):
         """The call waits. False: too many wait already. It is refused, or takes the place of one that `evict` gives."""
         if 0 <= self.max_queued <= self.queued and (key is None or key.kind != "replica"):
             return False
-        if key is not None and self._bound.has_line_for(key):
-            self._bound.put(key, call, now, priority, deadline)
-            self._news = True
-            return True
-        if deadline is not None:
-            self._note_deadline(call, deadline, priority, now)
-        if priority:
-            self._note_urgency(now - priority * AGING_S)
-        self._queue.put(call, now, priority)
-        if self._queue.count == 1:
-            self._news = True
+        self._waiting.put(call, now, priority, deadline, key)
         return True
 
     def evict(self, below: int | None = None) -> CallT | None:
@@ -245,75 +226,32 @@ class Balancer(Generic[CallT]):
         None: none waits, or none of a priority under `below`. Suspects stay. Of the same priority it is one of the
         longest line: many calls for one model shall not drive out all others.
         """
-        queue, bound = self._queue, self._bound
-        if not bound.count:
-            call = queue.take_lowest(below)
-        else:
-            levels = [level for level in (queue.lowest(), bound.lowest()) if level is not None]
-            if not levels or (below is not None and min(levels) >= below):
-                return None
-            lowest = min(levels) + 1
-            if bound.longest() > queue.count:
-                call = bound.take_lowest(lowest) or queue.take_lowest(lowest)
-            else:
-                call = queue.take_lowest(lowest) or bound.take_lowest(lowest)
-        if call is not None:
-            self._news = True
-            self._deadlines.pop(call, None)
-        return call
+        return self._waiting.evict(below)
 
     def hopeless(self, now: float, deadline: float, priority: int = 0) -> bool:
         """Whether a call that cannot be sent now would wait in vain: by what waits before it, it would be late.
 
         Never while less urgent ones wait: it is for them to give way.
         """
-        ahead = self._queue.ahead(priority)
-        return self.lateness.hopeless(deadline - now, ahead if ahead == self._queue.count else 0, now)
+        return self._waiting.hopeless(now, deadline, priority)
 
     def requeue(
         self, call: CallT, since: float, priority: int = 0, deadline: float | None = None, key: Key | None = None
     ) -> None:
         """A call that was sent but not started waits again, before later ones. Then send what `drain` gives."""
-        if key is not None and self._bound.has_line_for(key):
-            self._bound.put(key, call, since, priority, deadline, back=True)
-            self._news = True
-            return
-        if deadline is not None:
-            self._note_deadline(call, deadline, priority, since)
-        if priority:
-            self._note_urgency(since - priority * AGING_S)
-        self._queue.put_back(call, since, priority)
-        self._news = True
+        self._waiting.put_back(call, since, priority, deadline, key)
 
     def quarantine(self, call: CallT, since: float, priority: int = 0) -> None:
         """A suspect (it was in flight at a crash) waits for a replica without another suspect. Then send `drain`'s."""
-        self._suspects.put_back(call, since, priority)
-        self._news = True
+        self._waiting.quarantine(call, since, priority)
 
     def discard(self, call: CallT) -> bool:
         """The call does not wait any more: it was cancelled, or its time is over. False: it did not wait."""
-        if not self._queue.discard(call) and not self._suspects.discard(call) and not self._bound.discard(call):
-            if call in self.shed:
-                self.shed.remove(call)
-                return True
-            return False
-        if self._deadlines:
-            self._deadlines.pop(call, None)
-        self._news = True
-        return True
+        return self._waiting.discard(call)
 
     def take_all(self) -> list[CallT]:
         """All calls that wait, which wait no more: suspects first, then by age."""
-        calls: list[CallT] = []
-        for queue in (self._suspects, self._queue):
-            while (call := queue.take()) is not None:
-                calls.append(call)
-        for key in self._bound:
-            while (call := self._bound.take(key)) is not None:
-                calls.append(call)
-        self._deadlines.clear()
-        self._news = True
-        return calls
+        return self._waiting.take_all()
 
     def drain(self, now: float) -> list[tuple[CallT, Replica]]:
         """The calls that wait and can be sent now, each with its replica, which is booked: room has appeared."""
@@ -328,15 +266,17 @@ class Balancer(Generic[CallT]):
                 pairs.append((suspect, replica))
         if self._bound.count and self._open:
             self._drain_bound(pairs, now)
-        while self._open and (call := self._take_in_time(now) if self._deadlines else self._queue.take()) is not None:
+        while self._open and (call := self._waiting.take(now)) is not None:
             pairs.append((call, self._draw_special(call) if self._special else self._room.draw()))
         if pairs or self.shed:
-            self._news = True
+            self._waiting.news = True
         return pairs
 
     def _drain_bound(self, pairs: list[tuple[CallT, Replica]], now: float) -> None:
         for key in self._bound:
-            while (replica := self._with_room(key)) is not None and (call := self._take_bound(key, now)) is not None:
+            while (replica := self._with_room(key)) is not None and (
+                call := self._waiting.take_bound(key, now)
+            ) is not None:
                 if key.kind == "model":
                     self._note_loader(call, key, replica)
                 self._room.book(replica)
@@ -361,7 +301,7 @@ class Balancer(Generic[CallT]):
         """The replica says so of its models. Then send what `drain` gives."""
         if self.replicas.get(replica.id) is replica:
             self.homes.told(replica, ready, loading, gone)
-            self._news = self._news or self._bound.count > 0
+            self._waiting.news = self._waiting.news or self._bound.count > 0
 
     def loads(self, call: CallT) -> bool:
         """Whether the call, which has been sent, is the first for its model there: say when it has `loader_ended`."""
@@ -372,7 +312,7 @@ class Balancer(Generic[CallT]):
         model, replica = self._loaders.pop(call, (None, None))
         if model is None or replica is None or not self.homes.ended(model, replica, started):
             return False
-        self._news = True
+        self._waiting.news = True
         return True
 
     def _note_loader(self, call: CallT, key: Key, replica: Replica) -> None:
@@ -408,25 +348,25 @@ class Balancer(Generic[CallT]):
             if self._suspects.count and not replica.suspect:
                 call = self._suspects.take()
                 replica.suspect = True
-                self._news = True
+                self._waiting.news = True
             elif self._bound.count:
-                call = self._take_bound_for(replica, now) or self._take_queued(now)
+                call = self._take_bound_for(replica, now) or self._waiting.take_for_slot(now)
                 if call is None:  # all of the queue were too late
                     call = self._take_bound_for(replica, now)
-                self._news = True
+                self._waiting.news = True
             else:
-                call = self._take_queued(now)
+                call = self._waiting.take_for_slot(now)
         if call is not None:
             replica.ours += 1
         # The leased call, by the age in it, or the decline, says so.
-        self._note(replica, replica.limit > 0 and self._any_for(replica))
+        self._note(replica, replica.limit > 0 and self._waiting.any_for(replica))
         self._room.refresh(replica)
         return call
 
     def suspect_ended(self, replica: Replica) -> None:
         """The suspect of ours there has ended or was rejected. Another may go there: send what `drain` gives."""
         replica.suspect = False
-        self._news = True
+        self._waiting.news = True
 
     # --- what replicas are told ------------------------------------------------------------------------------------
 
@@ -438,16 +378,16 @@ class Balancer(Generic[CallT]):
         A call more urgent than those that they were told of is news to all, and so is it when such a call has left:
         else the replicas would take the next for it, and let it go before more urgent ones of other routers.
         """
-        if not self._news:
+        if not self._waiting.news:
             return []
-        self._news = False
-        urgent = (self._urgent or self._told_due is not None) and self._urgency_changed()
+        self._waiting.news = False
+        urgent = self._waiting.urgency_changed()
         told: list[Replica] = []
         settled = self._told == (len(self.replicas) if self._queue.count else 0)
         if settled and not urgent and not self._suspects.count and not self._bound.count:
             return told
         for replica in self.replicas.values():
-            waits = self._any_for(replica)
+            waits = self._waiting.any_for(replica)
             if waits is not replica.told or (urgent and waits):
                 self._note(replica, waits)
                 told.append(replica)
@@ -455,10 +395,7 @@ class Balancer(Generic[CallT]):
 
     def waiting_for(self, replica: Replica) -> int:
         """How many of the calls that wait could go to this replica."""
-        count = self._queue.count + (self._suspects.count > 0 and not replica.suspect)
-        if self._bound.count:
-            count += self._bound.waiting(lambda key: self._serves(replica, key))
-        return count
+        return self._waiting.count_for(replica)
 
     def urgency_s(self, now: float, replica: Replica | None = None) -> float | None:
         """How urgent the most urgent call is (of those that could go to `replica`); None: none waits.
@@ -466,66 +403,7 @@ class Balancer(Generic[CallT]):
         It is how long the call has waited, in seconds, plus the head start that its priority has over the lowest: never
         negative, so that routers can be compared by it.
         """
-        due = self._queue.due()
-        if self._bound.count and replica is not None:
-            foremost = self._bound.foremost(lambda key: self._serves(replica, key))
-            if foremost is not None and (due is None or foremost[1] < due):
-                due = foremost[1]
-        if self._suspects.count and (replica is None or not replica.suspect):
-            suspect_due = self._suspects.due()
-            if due is None or (suspect_due is not None and suspect_due < due):
-                due = suspect_due
-        if due is None:
-            return None
-        urgency_s = now - due + _HEAD_START_S
-        return urgency_s if urgency_s > 0.0 else 0.0
-
-    # --- the queue -------------------------------------------------------------------------------------------------
-
-    def _note_urgency(self, due: float) -> None:
-        """A call comes that is due then. Where that is before all that wait, replicas must know."""
-        before = self._queue.due()
-        if before is None or due < before:
-            self._news = self._urgent = True
-
-    def _urgency_changed(self) -> bool:
-        """Whether the most urgent call is another than replicas were told of, by one level of priority or more."""
-        due, before = self._queue.due(), self._told_due
-        changed = self._urgent or (due is not None and before is not None and due >= before + AGING_S)
-        self._urgent = False
-        if due is None or self._queue.plain:
-            self._told_due = None
-        elif changed:
-            self._told_due = due
-        return changed
-
-    def _note_deadline(self, call: CallT, deadline: float, priority: int, now: float) -> None:
-        if not self._deadlines:
-            self.lateness.rate.begin(now)
-        self._deadlines[call] = (deadline, priority)
-
-    def _take_in_time(self, now: float) -> CallT | None:
-        """The next call that waits and is not too late; those before it are shed. Calls with a deadline wait."""
-        queue, deadlines, lateness = self._queue, self._deadlines, self.lateness
-        while (call := queue.take()) is not None:
-            timed = deadlines.pop(call, None)
-            if timed is None or not lateness.too_late(timed[0] - now, timed[1]):
-                lateness.rate.starts += 1
-                break
-            self.shed.append(call)
-        if not deadlines:
-            lateness.rate.end(now)
-        return call
-
-    def _take_queued(self, now: float) -> CallT | None:
-        """The call of the queue whose turn it is at a slot that was offered."""
-        queue = self._queue
-        if not queue.count:
-            return None
-        call = self._take_in_time(now) if self._deadlines else queue.take()
-        if not queue.count or self._told_due is not None:
-            self._news = True
-        return call
+        return self._waiting.urgency_s(now, replica)
 
     # --- room ------------------------------------------------------------------------------------------------------
 
@@ -539,7 +417,7 @@ class Balancer(Generic[CallT]):
 
     def _draw_beside_bound(self, call: Any) -> Replica | None:
         """As `_draw`, but of replicas with room for which no bound call waits; None: there is none."""
-        free = [replica for replica in self._open if not self._waits_for(replica)]
+        free = [replica for replica in self._open if not self._waiting.any_bound_for(replica)]
         if not free:
             return None
         replica = None if self._policy is None else self._policy.choose(call, free)
@@ -548,39 +426,15 @@ class Balancer(Generic[CallT]):
         self._room.book(replica)
         return replica
 
-    def _bound_before_others(self, replica: Replica) -> Key | None:
-        """The key whose call is next at this replica; None: no bound call is, or another has waited longer."""
-        foremost = self._bound.foremost(lambda key: self._serves(replica, key))
-        if foremost is None:
-            return None
-        due = self._queue.due()
-        return foremost[0] if due is None or foremost[1] <= due else None
-
     def _take_bound_for(self, replica: Replica, now: float) -> CallT | None:
         """The bound call whose turn it is at this replica, before all others; None: there is none."""
-        while (key := self._bound_before_others(replica)) is not None:
-            call = self._take_bound(key, now)
+        while (key := self._waiting.key_before_others(replica)) is not None:
+            call = self._waiting.take_bound(key, now)
             if call is not None:
                 if key.kind == "model":
                     self._note_loader(call, key, replica)
                 return call
         return None
-
-    def _take_bound(self, key: Key, now: float) -> CallT | None:
-        """The next call of this key that is not too late; those before it are shed."""
-        return self._bound.take_in_time(
-            key, lambda deadline, level: self.lateness.too_late(deadline - now, level), self.shed
-        )
-
-    def _waits_for(self, replica: Replica) -> bool:
-        """Whether a bound call could go there."""
-        return self._bound.wait_for(lambda key: self._serves(replica, key))
-
-    def _any_for(self, replica: Replica) -> bool:
-        """Whether any call that waits could go there."""
-        if self._queue.count or (self._suspects.count and not replica.suspect):
-            return True
-        return self._bound.count > 0 and self._waits_for(replica)
 
     def _has_room(self, replica: Replica) -> bool:
         return replica.shelf is self._open
