@@ -80,7 +80,9 @@ class Seat:
         if self.caretaker is None:
             await asyncio.sleep(min(patience_s, 0.05))
             return Heard(self.life, [])
-        exits = self.caretaker.exits(told if life == self.life else 0, patience_s)
+        if life != self.life:
+            return Heard(self.life, [])  # that is the news
+        exits = self.caretaker.exits(told, patience_s)
         return Heard(self.life, await asyncio.wrap_future(exits))
 
     async def _ask(self, message: messages.ToKeeper) -> Answer:

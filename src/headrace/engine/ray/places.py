@@ -106,10 +106,11 @@ class Places:
         looked = False
         while True:
             states = self._held.states(self.seen)
-            node = choose_node(request, states, others())
+            vain = not self._may_grow and not could_fit(request, states)
+            node = None if vain else choose_node(request, states, others())
             if node is None and not self._may_grow:
                 # What never was there is not waited for.
-                if looked and (loop.time() >= give_up or not self._held.settling() or not could_fit(request, states)):
+                if looked and (vain or loop.time() >= give_up or not self._held.settling()):
                     short = shortage(request, states)
                     raise ResourcesShortError(f"{request.id} does not fit on any node of the cluster: {short}")
                 await self._next_look(process)

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from headrace.engine.base import ProcessRequest
 from headrace.engine.ray.names import NAMESPACE, seat_name
+from headrace.spec.errors import InstanceError
 from headrace.spec.placement import Placement
 
 logger = logging.getLogger(__name__)
@@ -45,9 +46,11 @@ def ask_for_seat(instance: str, request: ProcessRequest, node: str | None) -> Se
     options = seat_options(request, node, group)
     try:
         actor = ray.remote(Seat).options(name=name, **options).remote()
-    except BaseException:
+    except BaseException as error:
         if group is not None:
             remove_placement_group(group)
+        if isinstance(error, (ValueError, TypeError)):
+            raise InstanceError(f"{request.id} cannot be started: Ray does not take its options: {error}") from error
         raise
     return Seating(name, actor, group)
 
