@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from headrace.serve.api import RunTarget, run
+from headrace.spec.cluster import ClusterOptions
 from headrace.spec.config import HTTPOptions
 from headrace.spec.grpc import gRPCOptions
 from headrace.spec.method import MethodOptions
@@ -19,6 +20,7 @@ from headrace.spec.options import GONE, NO_EFFECT, NOT_YET, DeploymentOptions
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "options.md").read_text()
 OF_DEPLOYMENT, OF_HTTP = PAGE.split("\n## Of HTTP\n")
 OF_HTTP, OF_GRPC = OF_HTTP.split("\n## Of gRPC\n")
+OF_GRPC, OF_CLUSTER = OF_GRPC.split("\n## Of a cluster\n")
 OF_DEPLOYMENT, OF_APPLICATION = OF_DEPLOYMENT.split("\n## Of an application\n")
 OF_DEPLOYMENT, OF_METHOD = re.split("\n### Of a method\n", OF_DEPLOYMENT)
 OF_METHOD, REST = OF_METHOD.split("\n### ", 1)
@@ -68,6 +70,11 @@ def test_every_option_of_grpc_is_described(name: str) -> None:
     assert name in rows(OF_GRPC)
 
 
+@pytest.mark.parametrize("name", ClusterOptions.__struct_fields__)
+def test_every_option_of_a_cluster_is_described(name: str) -> None:
+    assert name in rows(OF_CLUSTER)
+
+
 def test_nothing_is_described_that_is_no_option() -> None:
     keys = {"name", "ray_actor_options"}
     known = keys | {*DeploymentOptions.__struct_fields__, *NO_EFFECT, *NOT_YET, *GONE}
@@ -76,11 +83,18 @@ def test_nothing_is_described_that_is_no_option() -> None:
     assert set(rows(OF_METHOD)) <= set(MethodOptions.__struct_fields__)
     assert set(rows(OF_HTTP)) <= set(HTTPOptions.__struct_fields__)
     assert set(rows(OF_GRPC)) <= set(gRPCOptions.__struct_fields__)
+    assert set(rows(OF_CLUSTER)) <= set(ClusterOptions.__struct_fields__)
 
 
-@pytest.mark.parametrize("kind", [DeploymentOptions, MethodOptions, HTTPOptions, gRPCOptions])
+@pytest.mark.parametrize("kind", [DeploymentOptions, MethodOptions, HTTPOptions, gRPCOptions, ClusterOptions])
 def test_the_defaults_in_the_docs_are_the_real_ones(kind: type[msgspec.Struct]) -> None:
-    pages = {DeploymentOptions: OF_DEPLOYMENT, MethodOptions: OF_METHOD, HTTPOptions: OF_HTTP, gRPCOptions: OF_GRPC}
+    pages = {
+        DeploymentOptions: OF_DEPLOYMENT,
+        MethodOptions: OF_METHOD,
+        HTTPOptions: OF_HTTP,
+        gRPCOptions: OF_GRPC,
+        ClusterOptions: OF_CLUSTER,
+    }
     described = rows(pages[kind])
     in_words = {"chosen": "None", "none": "None"}
     options = kind()

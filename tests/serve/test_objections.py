@@ -39,3 +39,10 @@ def test_what_every_engine_knows_is_no_cause_for_either():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_local(spec(ray_actor_options={"num_cpus": 1, "runtime_env": {"env_vars": {"A": "1"}}}))
+
+
+def test_run_refuses_it_before_anything_is_started(monkeypatch, tmp_path):
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path))
+    with pytest.raises(OptionError, match="does not work on the local engine"):
+        serve.run(serve.deployment(ray_actor_options={"resources": {"TPU": 1}})(Model).bind())
+    assert list(tmp_path.iterdir()) == []
