@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import threading
 from collections.abc import Mapping
 from typing import Protocol
@@ -32,6 +33,7 @@ __all__ = [
 ENGINES = ("local", "ray")
 DEFAULT_NAME = "default"
 DEFAULT_ADDRESS = "auto"  # the cluster that RAY_ADDRESS says, else the one that this machine is a node of
+ANSWER_S = 5.0
 AGENT_AWAY_S = 15.0  # Ray starts an agent anew that died: so long it may take
 # How long a controller may be away before a request fails: its keeper restarts it at once, but Ray has to notice that a
 # node is dead before it starts the controller on another.
@@ -166,6 +168,7 @@ class RaySite:
     def _connected(self) -> Cluster:
         if self._cluster is None:
             self._cluster = _ray_cluster()
+            _check_answers(self.address)
         self._cluster.connect(self.address)
         return self._cluster
 
@@ -245,6 +248,19 @@ def checked_address(address: object) -> str:
 
 def _named(name: str) -> str:
     return "" if name == DEFAULT_NAME else f" --instance {name}"
+
+
+def _check_answers(address: str) -> None:
+    """Raise InstanceError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except OSError as error:
+        raise InstanceError(
+            f"no Ray cluster answers at {address} ({error}): `ray start --head` starts one, and says its address"
+        ) from error
 
 
 def _ray_cluster() -> Cluster:
