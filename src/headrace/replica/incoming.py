@@ -233,6 +233,8 @@ class Incoming:
         self._link.finish(self._stream, REPLY, flags | (MORE if rest else 0), meta, bytes(first))
         if rest:
             outflow = self._link.open_outflow(self._stream, WINDOW_BYTES)
+            if flags & ARENAS:
+                outflow.frame_bytes = self._link.landed_bytes
             for i, part in enumerate(rest):
                 outflow.write(part, i + 1 < len(rest))
 
@@ -279,6 +281,7 @@ class Incoming:
         if landing is not None:
             landing.feed(data)
             if more:
+                self._link.consumed(self._stream, len(data), self._link.landed_window)
                 return False
             self.body = landing.whole()
             inflow.ended = True

@@ -56,6 +56,7 @@ from headrace.wire.frames import (
     STARTED,
     WAITING,
     WAITING_COUNTS,
+    WINDOW_BYTES,
     WITHDRAW,
     CallMeta,
     ErrorInfo,
@@ -240,6 +241,8 @@ class Link(Connection):
         self.send(call.stream, CALL, flags | (MORE if more else 0), next_age_ms, meta, bytes(first))
         if more:
             call.outflow = self.open_outflow(call.stream, 0, call.on_writable)
+            if flags & ARENAS and not call.more:
+                call.outflow.frame_bytes = self.landed_bytes
             call.outflow.starved = call.paused and bool(rest)
             if call.paused and not rest:
                 self.loop.call_soon(call.on_writable)  # nothing of it has to leave before there is room
@@ -350,7 +353,7 @@ class Link(Connection):
         call.reply_meta = meta
         landing = self._buffers.landing(payload) if flags & ARENAS else None
         if landing is not None:
-            self.land(call.stream, landing)
+            self.land(call.stream, landing, WINDOW_BYTES)
 
     def _whole_reply(self, call: Call, flags: int, meta: bytes, body: bytes | memoryview) -> None:
         call.answered = True
@@ -373,7 +376,9 @@ class Link(Connection):
         elif stream in self.landings:
             landing = self.landings[stream]
             landing.feed(payload)
-            if not more:
+            if more:
+                self.consumed(stream, len(payload), self.landed_window)
+            else:
                 call.parts = None
                 self._whole_reply(call, call.reply_flags, call.reply_meta, landing.whole())
         else:

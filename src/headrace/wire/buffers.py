@@ -41,14 +41,10 @@ class Landing:
 
     def __init__(self, first: bytes | memoryview, total: int) -> None:
         try:
-            # Pages come when they are written to: nothing is cleared first, as it would be for a bytearray.
-            memory = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if total >= HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-                memory.madvise(mmap.MADV_HUGEPAGE)
-        except (OSError, ValueError, OverflowError) as error:
+            self._view = _memory(total)
+        except (OSError, ValueError, OverflowError, MemoryError) as error:
             raise ProtocolError(f"a body of {total} bytes was announced, which cannot be held: {error}") from error
         self.total = total
-        self._view = memoryview(memory)
         self._at = 0
         self.feed(first)
 
@@ -214,6 +210,14 @@ class Buffers:
         if self._receiver is not None:
             self._receiver.close()
             self._receiver = None
+
+
+def _memory(size: int) -> memoryview:
+    """Memory whose pages come when they are written to: nothing is cleared first, as it would be for a bytearray."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
 
 
 def _unchanging(buffer: memoryview | bytes) -> bytes | memoryview:

@@ -68,6 +68,7 @@ class Outflow:
         "_queued",
         "credit",
         "ended",
+        "frame_bytes",
         "granted",
         "on_drained",
         "pending_bytes",
@@ -77,6 +78,7 @@ class Outflow:
 
     def __init__(self, connection: Connection, stream: int, credit: int, on_drained: Callable[[], None] | None) -> None:
         self._connection = connection
+        self.frame_bytes = MAX_PAYLOAD_BYTES
         self._pending: deque[memoryview] = deque()
         self.ended = False
         self._gathered: list[bytes] = []
@@ -148,7 +150,7 @@ class Outflow:
         if not self._pending:
             return b"", False
         pending = self._pending
-        room = min(MAX_PAYLOAD_BYTES, self.credit)
+        room = min(self.frame_bytes, self.credit)
         head = pending.popleft()
         piece: memoryview | bytes = head[:room]
         if len(head) > room:
@@ -175,6 +177,11 @@ class Outflow:
 
 class Connection:
     """Frames over one connected, non-blocking socket. Subclasses set `handlers` by kind and override `on_lost`."""
+
+    # Of a body that the other end has a Landing for: the longest frame, and what may be under way without credit, which
+    # is what a small frame may have to wait behind.
+    landed_bytes = MAX_PAYLOAD_BYTES
+    landed_window = WINDOW_BYTES
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self.loop = loop
@@ -263,14 +270,12 @@ class Connection:
         self._owed.pop(stream, None)
         self.landings.pop(stream, None)
 
-    def land(self, stream: int, landing: Landing) -> None:
-        """The DATA of `stream` goes there. It may come as fast as it can: the memory for it is taken already."""
+    def land(self, stream: int, landing: Landing, granted: int = 0) -> None:
+        """The DATA of `stream` goes there; its writer had credit for `granted` bytes from the start."""
         self.landings[stream] = landing
-        left = landing.total
-        while left > 0:
-            credit = min(left, 0xFFFFFFFF)
+        credit = self.landed_window - granted
+        if credit:
             self.send(stream, CREDIT, payload=U32.pack(credit))
-            left -= credit
 
     def _flush(self) -> None:
         self._scheduled = False

@@ -15,9 +15,11 @@ import termios
 from collections.abc import Sequence
 
 from headrace.spec.errors import ProtocolError
-from headrace.wire.connection import BULK_FRAMES_A_TICK, READ_BYTES, Connection, log
-from headrace.wire.frames import DATA, HEADER, HEADER_BYTES, MAX_FRAME_BYTES, MORE
+from headrace.wire.connection import READ_BYTES, Connection, log
+from headrace.wire.frames import DATA, HEADER, HEADER_BYTES, MORE
 
+BULK_BYTES = 256 * 1024  # that leave in one system call: so long a small frame waits at most
+LANDED_WINDOW_BYTES = 1024 * 1024  # 10 Gbit/s at a round trip of 0.8 ms
 READS_A_TICK = 4  # of bulk: in between, others have their turn
 AHEAD_BYTES = 4096  # what may be read beyond the end of a frame of bulk: the next header, and small frames
 _WAITING = memoryview(b"")
@@ -26,11 +28,14 @@ _WAITING = memoryview(b"")
 class OverTcp(Connection):
     """Mixed into an end of a connection, before it."""
 
+    landed_bytes = BULK_BYTES - HEADER_BYTES
+    landed_window = LANDED_WINDOW_BYTES
+
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, *others: object) -> None:
         super().__init__(loop, sock, *others)
         self._left: list[memoryview] = []  # of bulk frames that the socket has not taken
         self._fill: memoryview | None = None  # where the rest of the frame goes that is being received
-        self._filling = (0, 0, 0)  # its stream, flags and load
+        self._filling = (0, 0, 0, 0)  # its stream, flags, load and length
         self._ahead = bytearray(AHEAD_BYTES)
         self._pending = getattr(sock, "pending", None)  # under TLS
 
@@ -51,9 +56,11 @@ class OverTcp(Connection):
             return
         line, served = self._bulk, []
         parts: list[bytes | memoryview] = []
-        while line and len(parts) < 2 * BULK_FRAMES_A_TICK:
+        room = BULK_BYTES
+        while line and room > 0:
             outflow = line.popleft()
             piece, more = outflow.next_frame()
+            room -= len(piece) + HEADER_BYTES
             parts += (HEADER.pack(len(piece), outflow.stream, 0, 0, outflow.kind, MORE if more else 0), piece)
             if more:
                 outflow.wake()
@@ -142,21 +149,22 @@ class OverTcp(Connection):
     def _landed(self, ahead: bytes) -> None:
         """A frame is whole whose payload is in its landing; `ahead` came with its end."""
         self._fill = None
-        stream, flags, load = self._filling
-        handler = self.handlers[DATA]
-        assert handler is not None
-        handler(stream, flags, load, b"", b"")
+        self._handle_landed(*self._filling)
         if ahead and not self.closed:
             self._parse(ahead)
 
+    def _handle_landed(self, stream: int, flags: int, load: int, length: int) -> None:
+        if flags & MORE and stream in self.landings:
+            self.consumed(stream, length, self.landed_window)
+        handler = self.handlers[DATA]
+        assert handler is not None
+        handler(stream, flags, load, b"", b"")
+
     def _parse(self, data: bytes) -> None:
-        if not self.landings:
-            super()._parse(data)
-            return
         at, end, handlers, landings = 0, len(data), self.handlers, self.landings
         while end - at >= HEADER_BYTES:
             length, stream, meta, load, kind, flags = HEADER.unpack_from(data, at)
-            if length > MAX_FRAME_BYTES or meta > length or kind >= len(handlers):
+            if length > BULK_BYTES or meta > length or kind >= len(handlers):
                 raise ProtocolError(f"not a frame: kind {kind}, length {length}, metadata {meta}")
             handler = handlers[kind]
             if handler is None:
@@ -167,10 +175,10 @@ class OverTcp(Connection):
                 landing = landings[stream]
                 landing.feed(memoryview(data)[start : min(stop, end)])
                 if stop > end:
-                    self._fill, self._filling = landing.room(stop - end), (stream, flags, load)
+                    self._fill, self._filling = landing.room(stop - end), (stream, flags, load, length)
                     self._rest = b""
                     return
-                handler(stream, flags, load, b"", b"")
+                self._handle_landed(stream, flags, load, length)
             elif stop > end:
                 break
             else:
