@@ -1,4 +1,7 @@
-"""What the tests of faults serve: two deployments, a replica of each on every node; an answer tells who gave it."""
+"""What the tests of faults serve: two deployments on three nodes; an answer tells who gave it.
+
+`Inner` has fewer replicas than there are nodes: so calls go from node to node, for the nearest is always preferred.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from starlette.requests import Request
 from headrace import serve
 
 
-@serve.deployment(num_replicas=3, max_ongoing_requests=100, ray_actor_options={"num_cpus": 0.5})
+@serve.deployment(num_replicas=2, max_ongoing_requests=100, ray_actor_options={"num_cpus": 0.5})
 class Inner:
     async def tell(self) -> list[Any]:
         return [serve.get_replica_context().replica_id, os.getpid()]
 
 
-@serve.deployment(num_replicas=3, max_ongoing_requests=100, ray_actor_options={"num_cpus": 0.5})
+@serve.deployment(num_replicas=2, max_ongoing_requests=100, ray_actor_options={"num_cpus": 0.5})
 class Door:
     def __init__(self, inner: Any) -> None:
         self.inner = inner

@@ -52,9 +52,15 @@ class Fleet:
 
         def running() -> dict[str, Any] | None:
             found = self.replicas()
-            return found if len(found) == 6 and not hidden & {each.node for each in found.values()} else None
+            return found if len(found) == 4 and not hidden & {each.node for each in found.values()} else None
 
-        return dict(wait_for(running, f"six replicas run elsewhere than on {hidden}", 90))
+        return dict(wait_for(running, f"four replicas run elsewhere than on {hidden}", 90))
+
+    def victim(self) -> tuple[Node, list[Node]]:
+        """A node, not the head, with a replica that is called from other nodes; and those others."""
+        there = {each.node for id, each in self.replicas().items() if id.startswith("Inner")}
+        found = next(node for node in self.cluster.nodes[1:] if node.id in there)
+        return found, [node for node in self.cluster.nodes if node is not found]
 
     def workers(self) -> set[int]:
         """The processes of replicas that there are, on any node."""

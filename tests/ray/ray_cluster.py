@@ -82,7 +82,8 @@ class Node:
 
 
 class RayCluster:
-    """A cluster with this process as a driver on its head node. Use as a context manager.
+    """A cluster with this process as a driver on its head node: not any more on the one that it was on before, until it
+    leaves this one. Use as a context manager.
 
     `subnet` keeps the addresses of clusters beside each other apart. `redis` ("host:port") keeps the state of the GCS,
     `env` is what the processes of all nodes get.
@@ -102,6 +103,7 @@ class RayCluster:
         self.env = env or {}
         self.told = Path("/nonexistent")
         self.nodes: list[Node] = []
+        self._outer = ""
 
     def __enter__(self) -> RayCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="hr-", dir="/tmp"))  # short: sockets have their paths below
@@ -115,7 +117,8 @@ class RayCluster:
             for _ in range(self.count):
                 self.add_node(wait=False)
             self.cluster.wait_for_nodes()
-            ray.init(address=self.address, namespace="headrace", log_to_driver=False, logging_level="ERROR")
+            self._outer = leave()
+            join(self.address)
         except BaseException:
             self.__exit__()
             raise
@@ -131,6 +134,8 @@ class RayCluster:
                 if pid not in descendants(node.raylet):
                     os.kill(pid, signal.SIGKILL)
         self.cluster.shutdown()
+        if self._outer:
+            join(self._outer)
         os.environ.pop("RAY_REDIS_ADDRESS", None)
         os.environ |= self._restored
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -185,6 +190,20 @@ class RayCluster:
     def environment(self, node: Node | None = None) -> dict[str, str]:
         """The environment of a program that is started on the node (None: the head) by hand."""
         return os.environ | {**(node or self.head).env, "HEADRACE_ENGINE": "ray", "HEADRACE_ADDRESS": self.address}
+
+
+def join(address: str) -> None:
+    """Make this process a driver of the cluster."""
+    ray.init(address=address, namespace="headrace", log_to_driver=False, logging_level="ERROR")
+
+
+def leave() -> str:
+    """Leave the cluster that this process is a driver of, for it can be one of a single cluster: its address, or ""."""
+    if not ray.is_initialized():
+        return ""
+    address = str(ray.get_runtime_context().gcs_address)
+    ray.shutdown()
+    return address
 
 
 def descendants(pid: int) -> list[int]:

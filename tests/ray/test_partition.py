@@ -51,11 +51,12 @@ def fleet(cluster: Cluster, fabric: Fabric) -> Iterator[Fleet]:
 
 @pytest.mark.parametrize("way", ["both", "in", "out"])
 def test_a_node_that_is_cut_off_for_ten_seconds(fleet: Fleet, fabric: Fabric, way: str) -> None:
-    *others, apart = fleet.cluster.nodes
-    fleet.port(apart)
     before = fleet.whole()
+    apart, others = fleet.victim()
+    fleet.port(apart)
     clients = Clients(*map(fleet.port, others))
-    clients.until_answered(200)
+    there = {id for id, each in before.items() if each.node == apart.id}
+    wait_for(lambda: there & clients.served.keys(), f"those of {apart.host} are used")
     fabric.cut(apart.host, way)
     began = time.monotonic()
     fleet.whole(without=[apart])
