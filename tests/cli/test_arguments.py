@@ -71,6 +71,14 @@ def test_arguments_that_are_not_right(arguments, capsys):
         (["run", "m:a", "--request-timeout", "nan"], "request_timeout_s=nan must be"),
         (["run", "m:a", "--grpc-port", "1"], "--grpc-port has no effect without --grpc-servicer-functions"),
         (["run", "m:a", "--app-dir", "/nowhere"], "--app-dir '/nowhere' is not a directory"),
+        (["run", "m:a", "--engine", "ray", "--reload"], "--reload has no effect with --engine ray"),
+        (["run", "m:a", "--cluster-ports", "7000-7999"], "--cluster-ports has no effect without --engine ray"),
+        (["start", "--proxy-location", "HeadOnly"], "--proxy-location has no effect without --engine ray"),
+        (["start", "--engine", "ray", "--cluster-ports", "7000"], "ports='7000' must be two ports"),
+        (["start", "--engine", "ray", "--cluster-certfile", "c.pem"], "tls_certfile='c.pem' needs tls_keyfile and"),
+        (["status", "--address", "ray://head:10001"], "address='ray://head:10001' is a Ray Client's"),
+        (["status", "--engine", "local", "--address", "auto"], "address='auto' has no effect with engine='local'"),
+        (["shutdown", "--address", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
     ],
 )
 def test_mistakes_are_one_line_and_no_traceback(arguments, message, capsys):
@@ -95,6 +103,8 @@ def test_mistakes_are_one_line_and_no_traceback(arguments, message, capsys):
         ("rollout pause", 64, "the following arguments are required: APP"),
         ("rollout pause app word", 64, "unrecognized arguments: word"),
         ("rollout undo app --too 1", 64, "(did you mean '--to'?)"),
+        ("status --engine rey", 2, "'rey': did you mean 'ray'?"),
+        ("deploy m:a --engine locale", 64, "'locale': did you mean 'local'?"),
         ("promote app --from a", 64, "the following arguments are required: --to"),
     ],
 )

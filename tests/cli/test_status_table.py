@@ -1,12 +1,14 @@
 import msgspec
 
-from headrace.cli.status import table
+from headrace.cli.status import listening, table
 from headrace.cli.terminal import Style, shown_name
 from headrace.spec.status import (
     ApplicationStatus,
     ApplicationStatusOverview,
     DeploymentStatus,
     DeploymentStatusOverview,
+    NodeDetails,
+    NodeStatus,
     ProxyDetails,
     ProxyStatus,
     ReplicaDetails,
@@ -143,3 +145,39 @@ def test_names_of_processes():
     assert shown_name("Digits#3@default") == "Digits#3"
     assert shown_name("Digits#3@other") == "Digits#3@other"
     assert shown_name("ingress#0") == "ingress#0"
+
+
+def test_a_cluster_s_nodes_are_told_with_what_runs_on_each():
+    def proxy(node):
+        return ProxyDetails(status=ProxyStatus.HEALTHY, pid=1, host="0.0.0.0", port=8000, node=node)
+
+    replicas = (
+        ReplicaDetails(id="D#1", state=ReplicaState.RUNNING, node="b" * 56),
+        ReplicaDetails(id="D#2", state=ReplicaState.RUNNING, node="b" * 56),
+        ReplicaDetails(id="D#3", state=ReplicaState.STARTING, node="a" * 56),
+    )
+    overview = DeploymentStatusOverview(status=DeploymentStatus.UPDATING, replicas=replicas)
+    cluster = msgspec.structs.replace(
+        status(D=overview),
+        proxies={"ingress#0@a": proxy("a" * 56), "ingress#0@b": proxy("b" * 56)},
+        nodes={
+            "c" * 56: NodeDetails(status=NodeStatus.LOST, host="10.0.0.3"),
+            "b" * 56: NodeDetails(status=NodeStatus.ALIVE, host="10.0.0.2"),
+            "a" * 56: NodeDetails(status=NodeStatus.ALIVE, host="10.0.0.1", head=True),
+        },
+    )
+    lines = table(cluster, PLAIN)
+    assert lines[0] == "instance default · http://10.0.0.1:8000, http://10.0.0.2:8000 (2 ingress processes)"
+    at = next(i for i, line in enumerate(lines) if line.startswith("NODE"))
+    assert [line.split() for line in lines[at + 1 : at + 4]] == [
+        ["aaaaaaaa", "(head)", "10.0.0.1", "ALIVE", "1", "healthy", "1", "starting"],
+        ["bbbbbbbb", "10.0.0.2", "ALIVE", "1", "healthy", "2", "running"],
+        ["cccccccc", "10.0.0.3", "LOST", "-", "-"],
+    ]
+
+
+def test_http_is_told_before_grpc_and_a_loopback_address_as_it_is():
+    details = ProxyDetails(status=ProxyStatus.HEALTHY, host="127.0.0.1", port=8000, grpc_port=9000, node="a")
+    nodes = {"a": NodeDetails(status=NodeStatus.ALIVE, host="10.0.0.1")}
+    told = listening(ServeStatus(proxies={"ingress#0": details}, nodes=nodes))
+    assert told == ["http://127.0.0.1:8000", "grpc://127.0.0.1:9000"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,3 +172,12 @@ def test_a_process_of_an_instance_goes_by_its_directory_whatever_the_engine(
     assert here.directory() == there.directory() == directory
     assert here.keeper_away_s == 0 < there.keeper_away_s
     assert here.controller_away_s < there.controller_away_s
+
+
+def test_without_ray_the_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None; from headrace.engine.site import RaySite\n"
+        "try: RaySite().find()\nexcept Exception as error: print(type(error).__name__, error)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told == ("InstanceError the Ray engine needs ray, which is not installed: pip install 'headrace[ray]'\n")

@@ -73,6 +73,7 @@ def main(arguments: argparse.Namespace) -> int:
         return deploy_file(arguments)
     teller = Teller(sys.stderr)
     try:
+        meant = site(arguments)
         check(arguments)
         rollout = strategy(arguments)
         key = sticky(arguments.sticky)
@@ -98,7 +99,6 @@ def main(arguments: argparse.Namespace) -> int:
             packs=built.packs,
         )
 
-    meant = site(arguments)
     directory = running_at(meant)
     mean(meant)  # also for the builder
     return perform(arguments, arguments.name, directory, deploy, teller)

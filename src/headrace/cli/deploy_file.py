@@ -38,6 +38,7 @@ def deploy_file(arguments: argparse.Namespace) -> int:
     """Returns an exit code of `cli.exits`: that of the worst that became of an application."""
     teller = Teller(sys.stderr)
     try:
+        meant = site(arguments)
         check(arguments)
         read = read_config(arguments.target)
         expected = expected_revisions(arguments.expected_revision, read.schema)
@@ -51,7 +52,6 @@ def deploy_file(arguments: argparse.Namespace) -> int:
         teller.say(note)
     several = len(read.schema.applications) > 1
     try:
-        meant = site(arguments)
         directory = running_at(meant)
         mean(meant)  # also for the builders
         results = deploy_config(
