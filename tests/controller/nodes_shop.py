@@ -66,10 +66,11 @@ class Way:
 
 
 class Agent:
-    """Says that its node is there."""
+    """Says that its node is there, unless it is to be quiet."""
 
     def __init__(self, node: str, way: Way) -> None:
         self.node = node
+        self.quiet = False
         hello = Hello(role="node", id=f"node-{node}", pid=0, node=node)
         self.link = ControlLink(str(way.path), hello, lambda _: None, on_connect=self._report)
         self._tasks: list[asyncio.Task[None]] = []
@@ -88,4 +89,5 @@ class Agent:
             self._report()
 
     def _report(self) -> None:
-        self.link.send(NodeReport(id=self.node, host=f"host-{self.node}"))
+        if not self.quiet:
+            self.link.send(NodeReport(id=self.node, host=f"host-{self.node}"))

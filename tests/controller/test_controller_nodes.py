@@ -67,6 +67,24 @@ def test_what_comes_back_is_told_to_end_and_its_place_stays_another_s() -> None:
     on_three(body)
 
 
+def test_of_a_node_that_is_silent_the_connections_end_too() -> None:
+    """What is there says hello anew, and is told that it has no place any more."""
+
+    async def body(shop: Workshop) -> None:
+        await shop.deploy(application(deployment("D", num_replicas=3)))
+        (lost,) = (id for id, node in shop.placed().items() if node == "b")
+        shop.engine.lose_node("b")
+        shop.agents["b"].quiet = True
+        await shop.until(lambda: shop.status_of("b") == "LOST")
+        await shop.until(lambda: f"{lost}@app" in shop.told_to_end)
+        await shop.until(lambda: len(shop.placed()) == 3 and lost not in shop.placed())
+        assert shop.told_to_end.keys() == {f"{lost}@app"}
+        shop.agents["b"].quiet = False
+        await shop.until(lambda: shop.status_of("b") == "ALIVE")
+
+    run_patiently(body, silent_s=1.0, suspect_s=0.6, stalled_s=0.3)
+
+
 def test_a_short_break_is_nothing() -> None:
     async def body(shop: Workshop) -> None:
         await shop.deploy(application(deployment("D", num_replicas=3)))
@@ -93,6 +111,39 @@ def run_patiently(body: Callable[[Workshop], Awaitable[None]], **policy: float) 
         await body(shop)
 
     run(patient, 64.0, NODES)
+
+
+def test_what_dies_with_a_node_before_that_is_known_did_not_fail_by_itself() -> None:
+    async def body(shop: Workshop) -> None:
+        await shop.deploy(application(deployment("D", num_replicas=3)))
+        (dies,) = (id for id, node in shop.placed().items() if node == "b")
+        shop.ways["b"].cut()
+        await shop.until(lambda: shop.status_of("b") == "SUSPECT")
+        shop.engine.crash(f"{dies}@app")
+        await shop.until(lambda: "D#4" in shop.placed())
+        assert shop.placed()["D#4"] in "ac"  # and not where nobody knows whether it can be reached
+        replicas = (await shop.status()).applications["app"].deployments["D"].replicas
+        assert [replica.restarts for replica in replicas] == [0, 0, 0]
+
+    run_patiently(body)
+
+
+def test_a_deploy_goes_on_over_the_loss_of_a_node() -> None:
+    async def body(shop: Workshop) -> None:
+        spec = application(deployment("D", "hang", num_replicas=3, max_constructor_retry_count=1))
+        deploying = asyncio.create_task(shop.deploy(spec))
+        await shop.until(lambda: len(shop.workers) == 3 and all(each.told for each in shop.workers.values()))
+        shop.cut("b")
+        await shop.until(lambda: shop.status_of("b") == "LOST")
+        await shop.until(lambda: "D#4@app" in shop.workers and shop.workers["D#4@app"].told)
+        assert shop.controller.registry.apps["app"].failures["app/D@hang-1"].starts == 0
+        for worker in shop.workers.values():
+            worker.ready()
+        await deploying
+        assert len(shop.placed()) == 3
+        assert "b" not in shop.placed().values()
+
+    on_three(body)
 
 
 def test_a_second_loss_while_the_first_is_made_good() -> None:
