@@ -215,6 +215,7 @@ def test_an_agent_that_dies_ends_its_ingress_and_holds_its_ports_again(cluster: 
         assert (await bench.exited("i")).code == -9
         await bench.engine.start(ProcessRequest(id="j", role="ingress", argv=argv, node=node))
         assert ray.get(agent.post.remote()).directory == before.directory
+        assert await bench.engine.reserve_port("127.0.0.1", 0, node=node) == port
         assert await bench.engine.reserve_port("127.0.0.1", port, node=node) == port
 
     run(cluster, scenario)

@@ -79,6 +79,10 @@ class Agents:
     async def reserve(self, node: str, message: messages.ReservePort) -> int:
         """Hold the port on the node, also when its agent restarts."""
         agent = await self.at(node)
+        host, port = self._ports.get(node, {}).get(message.name, ("", 0))
+        if message.port == 0 and message.host == host:
+            # An agent that was begun anew does not know which one it was.
+            message = messages.ReservePort(message.n, message.name, host, port)
         answer = await agent.ask(message)
         assert isinstance(answer, messages.PortReserved)
         self._ports.setdefault(node, {})[message.name] = (message.host, answer.port)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
+import socket
 import time
 from typing import Any
 
@@ -40,8 +40,13 @@ def connect(address: str | None = None) -> None:
     Raises InstanceError when there is none.
     """
     if ray.is_initialized():
+        present = str(ray.get_runtime_context().gcs_address)
+        if address not in (None, "auto") and not _same(str(address), present):
+            raise InstanceError(
+                f"this process is connected to the Ray cluster at {present} already, and can be to none at {address}: "
+                "one process means one cluster"
+            )
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(address=address or "auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     except (RayError, ConnectionError, ValueError, RuntimeError, OSError, AssertionError) as error:
@@ -127,6 +132,19 @@ def _controller(instance: str, options: ClusterOptions) -> Any:
         resources={HEAD_RESOURCE: 0.001},
     )
     return actor.remote(instance, options)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two HOST:PORT are the same, also where one has a name for the address of the other."""
+
+    def resolved(address: str) -> tuple[str, str]:
+        host, _, port = address.rpartition(":")
+        try:
+            return socket.gethostbyname(host), port
+        except OSError:
+            return host, port
+
+    return resolved(one) == resolved(other)
 
 
 def _until(condition: Any, timeout_s: float) -> Any:

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _MODULE = "headrace.controller.on_ray"
 _ANEW_S = 1.0  # between a failure and the next try
+_TRIES = 60
 _LEAVE_S = 10.0
 
 
@@ -57,7 +58,12 @@ class ControllerActor:
                 self._up.set_exception(told)
             time.sleep(_ANEW_S)
             os._exit(1)
-        dissolve(self._instance)
+        for _ in range(_TRIES):
+            try:
+                dissolve(self._instance)
+            except Exception:  # the top of the thread: the GCS may be away for a while
+                logger.exception("what is left of instance %s could not be ended yet", self._instance)
+                time.sleep(_ANEW_S)
 
     def _started(self) -> None:
         self._up.set_result(None)

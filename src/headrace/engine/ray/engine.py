@@ -132,6 +132,7 @@ class RayEngine:
             process.unwanted.set()
             return
         if process.host is not None:
+            process.host.forgotten.add(process.info.pid)
             self.spawn(self._do_away(process.host, id))
         asyncio.get_running_loop().call_soon(self._tell_end, process, KILLED, ("its node answers nobody",))
 
@@ -223,7 +224,7 @@ class RayEngine:
             self._tell_end(process, event.code, event.tail, event.pid)
         elif process is not None and process.info is None:
             process.early = event  # before the answer to its start
-        elif process is None and self._on_event is not None:
+        elif process is None and self._on_event is not None and event.pid not in host.forgotten:
             self._on_event(event)  # of an earlier controller, which did not hear it
         if host.seating is not None:
             self._leave_seat(host)
@@ -347,13 +348,19 @@ class RayEngine:
     # --- nodes --------------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
+        known = True
         while True:
             await asyncio.sleep(LOOK_S)
             try:
                 seen = await self._places.look()
             except Exception as error:  # the top of a task: while the GCS is away, what was last known goes on
-                logger.warning("the nodes of the cluster are not known now: %s", brief(error))
+                if known:
+                    logger.warning("the nodes of the cluster are not known now: %s", brief(error))
+                known = False
                 continue
+            if not known:
+                logger.warning("the nodes of the cluster are known again")
+            known = True
             self._observe(seen)
 
     def _observe(self, seen: tuple[Seen, ...]) -> None:

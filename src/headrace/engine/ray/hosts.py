@@ -42,6 +42,7 @@ class Host:
         self.life = life
         self.seating = seating
         self.told = 0
+        self.forgotten: set[int] = set()  # pids of those whose end was told though nobody had seen it
         self.following: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
