@@ -54,7 +54,7 @@ class Process:
         self.lifeline = -1
         self.child: Any = None
 
-    async def start(self) -> None:
+    async def start(self, variables: dict[str, str] | None = None) -> None:
         await self.peer.start()
         lifeline, self.lifeline = os.pipe()
         os.set_blocking(lifeline, False)  # as the keeper's is
@@ -64,6 +64,7 @@ class Process:
             "HEADRACE_RUNTIME_DIR": str(self.peer.path.parent),
             "HEADRACE_PROCESS_ID": f"{self.order.replica_id}@shop",
             "HEADRACE_LIFELINE_FD": str(lifeline),
+            **(variables or {}),
         }
         self.child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "headrace.replica", env=environment, pass_fds=[lifeline], cwd="/",

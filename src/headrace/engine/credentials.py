@@ -20,9 +20,12 @@ from headrace.wire.tls import TlsFiles, tls_files
 _NAME = "tls.json"
 
 
-def write_tls_files(directory: InstanceDirectory, files: TlsFiles) -> None:
-    """Keep which files this node's TLS goes by. Raises OSError."""
-    write_whole(directory.path / _NAME, msgspec.json.encode(files))
+def write_tls_files(directory: InstanceDirectory, files: TlsFiles | None) -> None:
+    """Keep which files this node's TLS goes by; None: there is none. Raises OSError."""
+    if files is None:
+        (directory.path / _NAME).unlink(missing_ok=True)
+    else:
+        write_whole(directory.path / _NAME, msgspec.json.encode(files))
 
 
 def credentials_of(directory: InstanceDirectory, environ: Mapping[str, str] = os.environ) -> Credentials:

@@ -20,6 +20,7 @@ import msgspec
 
 from headrace.core.resources import Resources
 from headrace.engine.base import ProcessRequest
+from headrace.engine.credentials import write_tls_files
 from headrace.engine.directory import (
     InstanceDirectory,
     KeeperLock,
@@ -79,6 +80,7 @@ class Agent(Seat):
         self._directory, self._lock = take_directory(charge, self.node)
         write_secret(self._directory, charge.secret)
         write_node(self._directory, self.node)
+        write_tls_files(self._directory, tls_files(charge.options))
         self._host = os.environ.get(HOST_VARIABLE) or charge.host
         variables = node_variables(charge.instance, self._directory, self.node, self._host, charge.options)
         self.caretaker = take_care(self._directory, variables)
