@@ -17,7 +17,7 @@ from headrace.engine.directory import InstanceDirectory, KeeperLock, write_node,
 from headrace.engine.site import RaySite
 from headrace.serve.driver import driver
 from headrace.spec.cluster import ClusterOptions
-from headrace.spec.errors import InstanceError
+from headrace.spec.errors import InstanceError, OptionError
 from headrace.spec.snapshot import Snapshot
 
 NODE = "ab" * 28
@@ -115,3 +115,24 @@ def test_a_process_of_the_instance_never_asks_ray(agent: Agent, monkeypatch: pyt
     assert runtimes.own_site().engine == "local"
     driver().mean(RaySite("y", "h:2", agent))
     assert runtimes.own_directory() == agent.directory
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"engine": "rey"}, "engine='rey': did you mean 'ray'"),
+        ({"engine": "ray", "address": "ray://head:10001"}, "is a Ray Client's"),
+        ({"engine": "local", "address": "h:1"}, "address='h:1' has no effect with engine='local'"),
+        ({"engine": "local", "cluster_options": {}}, "cluster_options have no effect with engine='local'"),
+        (
+            {"engine": "ray", "address": "h:1", "cluster_options": {"port": "1-2"}},
+            "'port' is no cluster option: did you",
+        ),
+    ],
+)
+def test_wrong_options_of_a_start_are_told_before_anything_is_asked(
+    agent: Agent, wrong: dict[str, object], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        serve.start(**wrong)  # type: ignore[arg-type]
+    assert driver().name == "x", "what was meant before is meant still"
