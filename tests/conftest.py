@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     return None if asks_for_ray(config) else "tests/ray: not asked for, `make test-ray` runs them"
+
+
+@pytest.fixture(autouse=True)
+def _variables() -> Iterator[None]:
+    """A command that runs in the process of the tests says by variables which instance it means, to that process."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("HEADRACE_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("HEADRACE_") and name not in before]:
+        del os.environ[name]
+    os.environ.update(before)
