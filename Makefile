@@ -54,7 +54,7 @@ test: $(STAMPS)/test $(STAMPS)/search $(DIGITS)  ## run all tests but those on R
 	exit $$status
 
 test-ray: $(STAMPS)/ray $(STAMPS)/search $(DIGITS)  ## run the tests that need a Ray cluster, on one of three nodes
-	$(BIN)/python -m pytest tests/ray
+	$(BIN)/python -m pytest --engine ray tests/ray $$($(BIN)/python tests/ray/local_only.py)
 
 lint: $(STAMPS)/lint  ## ruff, mypy --strict on the package, the layers
 	$(BIN)/ruff check .

