@@ -12,8 +12,8 @@ import grpc
 
 from headrace import runtime
 from headrace.ingress.grpc_server import GrpcServer
+from headrace.replica.callee import CalleeLink
 from headrace.replica.incoming import Incoming
-from headrace.replica.server import CalleeLink
 from headrace.serve.testing import TestInstance
 from headrace.spec.grpc import GrpcService, gRPCOptions
 

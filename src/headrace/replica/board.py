@@ -15,7 +15,7 @@ import msgspec
 from headrace.wire.frames import MAX_PAYLOAD_BYTES, MODELS, ModelsInfo
 
 if TYPE_CHECKING:
-    from headrace.replica.server import CalleeLink
+    from headrace.replica.callee import CalleeLink
 
 log = logging.getLogger("headrace.replica")
 

@@ -36,7 +36,7 @@ from headrace.wire.items import FAILURE, PLAIN, ItemOutflow
 from headrace.wire.payload import Payload, encode_error
 
 if TYPE_CHECKING:
-    from headrace.replica.server import CalleeLink
+    from headrace.replica.callee import CalleeLink
 
 log = logging.getLogger("headrace.replica")
 

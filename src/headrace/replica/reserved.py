@@ -15,8 +15,8 @@ from headrace.spec.errors import ProtocolError
 from headrace.wire.frames import HELD, LEASED, MORE, REPLY, RESERVED
 
 if TYPE_CHECKING:
+    from headrace.replica.callee import CalleeLink
     from headrace.replica.incoming import Incoming
-    from headrace.replica.server import CalleeLink
 
 
 class ReservedSlots:
