@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import threading
@@ -83,7 +84,7 @@ class Agent(Seat):
         write_tls_files(self._directory, tls_files(charge.options))
         self._host = os.environ.get(HOST_VARIABLE) or charge.host
         variables = node_variables(charge.instance, self._directory, self.node, self._host, charge.options)
-        self.caretaker = take_care(self._directory, variables)
+        self.caretaker = take_care(self._directory, variables, kin(charge.secret))
         self._kept.put(NODE_KEY + self.node, str(self._directory.path).encode())
         self._listening: Future[None] = Future()
         threading.Thread(target=self._carry, name="headrace-relay", daemon=True).start()
@@ -169,6 +170,11 @@ def node_variables(
         variables["HEADRACE_TLS_KEY"] = options.tls_keyfile
         variables["HEADRACE_TLS_CA"] = options.tls_cafile
     return variables
+
+
+def kin(secret: bytes) -> str:
+    """What agents of one instance on one machine know each other by, which all of the machine may see."""
+    return hashlib.blake2b(b"kin", key=secret, digest_size=8).hexdigest()
 
 
 def tls_files(options: ClusterOptions) -> TlsFiles | None:

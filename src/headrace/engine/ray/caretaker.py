@@ -38,14 +38,19 @@ class Caretaker:
     """Keeps the processes of one instance on this node. Public methods may be called from any thread, until `close`."""
 
     def __init__(
-        self, directory: InstanceDirectory, machine: Machine, inherited: Mapping[str, str], variables: Mapping[str, str]
+        self,
+        directory: InstanceDirectory,
+        machine: Machine,
+        inherited: Mapping[str, str],
+        variables: Mapping[str, str],
+        kin: str = "",
     ) -> None:
         self.cpus = machine.cpus
         self._selector = selectors.DefaultSelector()
         self._family = Family(
             directory, machine, inherited, self._selector, None, self._ended, variables=variables, shared=True
         )
-        self._ports = HeldPorts()
+        self._ports = HeldPorts(kin)
         self._calls: collections.deque[Callable[[], None]] = collections.deque()
         self._wake = os.pipe()
         self._pidfds = True

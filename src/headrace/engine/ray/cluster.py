@@ -28,6 +28,7 @@ from headrace.spec.errors import InstanceError
 
 logger = logging.getLogger(__name__)
 
+_CONNECT_S = 10.0
 _START_S = 60.0
 _AGENT_S = 30.0
 _CHECK_S = 0.05
@@ -48,6 +49,9 @@ def connect(address: str | None = None) -> None:
             )
         return
     try:
+        if address not in (None, "auto"):
+            host, _, port = str(address).rpartition(":")
+            socket.create_connection((host, int(port)), _CONNECT_S).close()  # Ray itself tries for many minutes
         ray.init(address=address or "auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     except (RayError, ConnectionError, ValueError, RuntimeError, OSError, AssertionError) as error:
         where = "on this machine" if address in (None, "auto") else f"at {address}"

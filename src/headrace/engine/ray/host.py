@@ -113,14 +113,17 @@ class Seat:
         return msgspec.structs.replace(info, resources=self._asked.get(info.id, info.resources), node=self.node)
 
 
-def take_care(directory: InstanceDirectory, variables: Mapping[str, str]) -> Caretaker:
-    """A caretaker with this actor's environment. What a process may use is Ray's to account for, not its."""
+def take_care(directory: InstanceDirectory, variables: Mapping[str, str], kin: str = "") -> Caretaker:
+    """A caretaker with this actor's environment. What a process may use is Ray's to account for, not its.
+
+    Those with the same `kin` share ports.
+    """
     inherited = dict(os.environ)
     for name in THREAD_VARIABLES:
         # Ray sets it in its own worker, by rules of its own; what the actor was begun with, somebody set on purpose.
         if linux.environment_value(os.getpid(), name) is None:
             inherited.pop(name, None)
     machine = msgspec.structs.replace(detect_machine(inherited), gpus=())
-    caretaker = Caretaker(directory, machine, inherited, variables)
+    caretaker = Caretaker(directory, machine, inherited, variables, kin)
     caretaker.open()
     return caretaker
