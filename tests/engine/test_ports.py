@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -211,4 +212,48 @@ def test_a_port_that_cannot_be_had_leaves_what_was_held() -> None:
     with pytest.raises(PortBusyError):
         lock_port("127.0.0.1", port)
     ports.close()
+    lock_port("127.0.0.1", port).close()
+
+
+def test_kin_shares_a_port_for_as_long_as_one_has_it_and_others_get_none() -> None:
+    first = lock_port("127.0.0.1", 0, "kin")
+    port = first.port
+    second = lock_port("127.0.0.1", port, "kin")
+    for stranger in ("", "others"):
+        with pytest.raises(PortBusyError, match=f"port {port} is taken by process {os.getpid()}"):
+            lock_port("127.0.0.1", port, stranger)
+    first.close()
+    with pytest.raises(PortBusyError):
+        lock_port("127.0.0.1", port, "others")
+    third = lock_port("127.0.0.1", port, "kin")
+    second.close()
+    third.close()
+    lock_port("127.0.0.1", port, "others").close()
+
+
+def test_kin_that_comes_at_one_time_all_gets_the_port() -> None:
+    free = lock_port("127.0.0.1", 0)
+    port = free.port
+    free.close()
+    with ThreadPoolExecutor(8) as threads:
+        locks = list(threads.map(lambda _: lock_port("127.0.0.1", port, "kin"), range(8)))
+    for lock in locks:
+        lock.close()
+
+
+def test_kin_shares_no_port_with_a_server(held: PortLock) -> None:
+    port = held.port
+    opened = listener(port)
+    held.close()
+    with pytest.raises(PortBusyError, match=rf"port {port} is taken by process {os.getpid()} "):
+        lock_port("127.0.0.1", port, "kin")
+    opened.close()
+
+
+def test_holders_of_one_kin_share_what_they_hold() -> None:
+    first, second = HeldPorts("kin"), HeldPorts("kin")
+    port = first.reserve("http", "127.0.0.1", 0)
+    assert second.reserve("http", "127.0.0.1", port) == port
+    first.close()
+    second.close()
     lock_port("127.0.0.1", port).close()

@@ -6,6 +6,9 @@ with SO_REUSEPORT, two instances of one user would silently share the port, each
 Order matters: (1) the lock, so that of two instances only one goes on; (2) a bind without SO_REUSEPORT, which fails
 when anybody at all listens; (3) a bind with SO_REUSEPORT that stays, never listens, and so gets no connection, but
 keeps other users and ordinary servers off while no ingress listens.
+
+Nodes of one machine may have a port in common, when they are of one instance: each says by a `kin`, which those of the
+instance alone know, that it has the port, and who finds kin there leaves out (1) and (2). (3) stays with each.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import errno
 import fcntl
 import os
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +28,9 @@ from headrace.engine.directory import make_private
 from headrace.spec.errors import HeadraceError, InstanceError, OptionError, PortBusyError
 
 _ATTEMPTS = 20  # for port 0: between finding a free port and locking it, another may take it
+_MOST_KIN = 64  # nodes on one machine
+_DOOR_S = 5.0  # for kin that takes the same port at this moment
+_DOOR_CHECK_S = 0.01
 
 _Holder = socket.socket | BinaryIO
 _Address = tuple[socket.AddressFamily, tuple[str, int]]
@@ -39,6 +47,10 @@ class PortLock:
     def __repr__(self) -> str:
         return f"PortLock({self.host}:{self.port}{'' if self._holders else ', closed'})"
 
+    def add(self, holder: _Holder) -> None:
+        """Close this too, when the port is given back."""
+        self._holders.append(holder)
+
     def close(self) -> None:
         """Give the port back. Harmless when closed already."""
         for holder in self._holders:
@@ -47,9 +59,10 @@ class PortLock:
 
 
 class HeldPorts:
-    """The ports that an instance holds, by what they are for."""
+    """The ports that an instance holds, by what they are for. Holders with the same `kin` share them."""
 
-    def __init__(self) -> None:
+    def __init__(self, kin: str = "") -> None:
+        self._kin = kin
         self._held: dict[str, tuple[str, int, PortLock]] = {}  # name -> host, port as it was asked for, lock
 
     def __repr__(self) -> str:
@@ -67,10 +80,10 @@ class HeldPorts:
                 return lock.port
             lock.close()  # first, for it may be the same port at another address
         try:
-            taken = lock_port(host, port)
+            taken = lock_port(host, port, self._kin)
         except HeadraceError:
             if held is not None:
-                self._held[name] = (held[0], held[1], lock_port(held[0], held[2].port))
+                self._held[name] = (held[0], held[1], lock_port(held[0], held[2].port, self._kin))
             raise
         self._held[name] = (host, port, taken)
         return taken.port
@@ -82,8 +95,9 @@ class HeldPorts:
         self._held.clear()
 
 
-def lock_port(host: str, port: int) -> PortLock:
-    """Hold `port` (0: any free one) at `host`, on all addresses that the name has here.
+def lock_port(host: str, port: int, kin: str = "") -> PortLock:
+    """Hold `port` (0: any free one) at `host`, on all addresses that the name has here; with others of the same `kin`,
+    where it is not empty.
 
     Raises PortBusyError (who has it, where that can be told), OptionError (no such host here, no such port) or
     InstanceError (a port that needs privileges).
@@ -91,6 +105,8 @@ def lock_port(host: str, port: int) -> PortLock:
     if not 0 <= port <= 65535:
         raise OptionError(f"port={port} is no port: 0 to 65535 are allowed, 0 for any that is free")
     addresses = _resolve(host)
+    if port and kin and linux.IS_LINUX:
+        return _lock_with_kin(host, port, addresses, kin)
     if port:
         return _lock_addresses(host, port, addresses)
     for attempt in range(_ATTEMPTS):
@@ -98,7 +114,10 @@ def lock_port(host: str, port: int) -> PortLock:
             probe = stack.enter_context(_bind(addresses[0], 0))
             free = int(probe.getsockname()[1])
         try:
-            return _lock_addresses(host, free, addresses)
+            lock = _lock_addresses(host, free, addresses)
+            if kin and linux.IS_LINUX:
+                lock.add(_tell_kin(free, kin))
+            return lock
         except PortBusyError:
             if attempt == _ATTEMPTS - 1:
                 raise
@@ -116,6 +135,80 @@ def _lock_addresses(host: str, port: int, addresses: list[_Address]) -> PortLock
             raise _explain(error, host, port) from error
         raise
     return PortLock(host, port, holders)
+
+
+def _lock_with_kin(host: str, port: int, addresses: list[_Address], kin: str) -> PortLock:
+    """As those of one kin do, one after the other: the first proves that nobody has the port, the others find it."""
+    with _door(port, kin):
+        if any(_is_ours(_kin_name(port, kin, number)) for number in range(_MOST_KIN)):
+            lock = PortLock(host, port, [])
+            try:
+                for address in addresses:
+                    lock.add(_bind_beside_kin(address, port))
+                lock.add(_tell_kin(port, kin))
+            except OSError as error:
+                lock.close()
+                raise _explain(error, host, port) from error
+            with contextlib.suppress(PortBusyError):  # kin has it, as a rule; if not, then somebody should
+                lock.add(_take_lock(port))
+            return lock
+        lock = _lock_addresses(host, port, addresses)
+        lock.add(_tell_kin(port, kin))
+        return lock
+
+
+@contextlib.contextmanager
+def _door(port: int, kin: str) -> Iterator[None]:
+    """One of the kin at a time."""
+    give_up = time.monotonic() + _DOOR_S
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        while True:
+            try:
+                door.bind(_kin_name(port, kin, "door"))
+                break
+            except OSError:
+                if time.monotonic() > give_up:
+                    raise _busy(port, None) from None
+                time.sleep(_DOOR_CHECK_S)
+        yield
+
+
+def _bind_beside_kin(address: _Address, port: int) -> socket.socket:
+    try:
+        return _bind(address, port, reuse_port=True)
+    except OSError:  # what lingers in TIME_WAIT, or a server: SO_REUSEADDR tells them apart, see `_hold`
+        return _bind(address, port, reuse_address=True, reuse_port=True)
+
+
+def _tell_kin(port: int, kin: str) -> _Holder:
+    """Have others of the kin find that the port is held. The kernel takes it back when we die."""
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    for number in range(_MOST_KIN):
+        with contextlib.suppress(OSError):
+            told.bind(_kin_name(port, kin, number))
+            told.listen(128)
+            return told
+    told.close()
+    raise InstanceError(
+        f"port {port} is held by {_MOST_KIN} nodes of the instance on this machine: more cannot share it"
+    )
+
+
+def _kin_name(port: int, kin: str, suffix: int | str) -> str:
+    return f"\0headrace-port-{port}-{kin}-{suffix}"
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a process of this user listens under the name: all users see it, and any could take it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.setblocking(False)
+        try:
+            client.connect(name)
+        except BlockingIOError:
+            pass  # too many have asked: it is there
+        except OSError:
+            return False
+        return linux.peer_uid(client) == os.getuid()
 
 
 def _resolve(host: str) -> list[_Address]:
