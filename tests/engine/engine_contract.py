@@ -186,6 +186,22 @@ def test_no_grace_kills_at_once(world: World) -> None:
     run(world, scenario)
 
 
+def test_what_is_stopped_while_it_starts_does_not_go_on(world: World) -> None:
+    async def scenario(world: World, engine: Engine) -> None:
+        starting = asyncio.create_task(engine.start(world.request("a", "stubborn")))
+        await asyncio.sleep(0)
+        engine.stop("a", 0)
+        try:
+            await starting
+        except InstanceError:
+            assert world.exits() == []
+        else:
+            await world.exited("a")
+        assert list(await engine.list()) == []
+
+    run(world, scenario)
+
+
 def test_stopping_what_is_not_there_is_no_error(world: World) -> None:
     async def scenario(world: World, engine: Engine) -> None:
         engine.stop("nobody", 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from ray.exceptions import RayError
@@ -53,7 +53,7 @@ class Agents:
     def __repr__(self) -> str:
         return f"Agents({', '.join(node[:8] for node in self._hosts)})"
 
-    def bring(self, seen: Iterable[Seen]) -> None:
+    def bring(self, seen: Sequence[Seen]) -> None:
         """See to it that each of these nodes, which are all that live, has an agent."""
         alive = tuple(each.state.id for each in seen)
         for each in seen:
@@ -103,6 +103,9 @@ class Agents:
         agent = self._hosts.pop(node, None)
         if agent is not None and agent.following is not None and agent.following is not asyncio.current_task():
             agent.following.cancel()
+        bringing = self._bringing.pop(node, None)
+        if bringing is not None:
+            bringing.cancel()  # nobody would ever answer it
         for kept in (self.directories, self.addresses, self._ports):
             kept.pop(node, None)
 

@@ -16,17 +16,17 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from headrace.core.resources import Resources, check_amounts
 from headrace.engine import messages
 from headrace.engine.base import EngineEvent, NodeInfo, NodesChanged, ProcessExited, ProcessInfo, ProcessRequest
 from headrace.engine.directory import runtime_directory
 from headrace.engine.ray import inventory
+from headrace.engine.ray.adoption import adopt_seat
 from headrace.engine.ray.agent import Post, node_variables
 from headrace.engine.ray.agents import Agents
 from headrace.engine.ray.held import Seen, infos
-from headrace.engine.ray.host import Where
 from headrace.engine.ray.hosts import ANSWER_S, Host, brief, call
 from headrace.engine.ray.places import Places, Process
 from headrace.engine.ray.seats import Seating, remove_seat
@@ -108,6 +108,8 @@ class RayEngine:
                 self._forget(process)
         if process.host is not None and process.early is not None and process.early.pid == process.info.pid:
             asyncio.get_running_loop().call_soon(self.exited, process.host, process.early)
+        if process.unwanted.is_set():
+            self.stop(request.id, _TERMINATE_S)  # which came when it had its place, and was about to run
         return process.info
 
     def stop(self, id: str, grace_s: float) -> None:
@@ -134,7 +136,7 @@ class RayEngine:
         if process.host is not None:
             process.host.forgotten.add(process.info.pid)
             self.spawn(self._do_away(process.host, id))
-        asyncio.get_running_loop().call_soon(self._tell_end, process, KILLED, ("its node answers nobody",))
+        asyncio.get_running_loop().call_soon(self.ended, process, KILLED, ("its node answers nobody",))
 
     def nodes(self) -> Sequence[NodeInfo]:
         return self._nodes
@@ -204,7 +206,7 @@ class RayEngine:
             raise
         assert isinstance(answer, messages.Started)
         process.host = host
-        self._follow(host)
+        self.follow(host)
         return answer.info
 
     def _others(self, process: Process) -> Sequence[tuple[str, str]]:
@@ -221,42 +223,45 @@ class RayEngine:
         """A process of this actor has ended."""
         process = self._processes.get(event.id)
         if process is not None and process.host is host:
-            self._tell_end(process, event.code, event.tail, event.pid)
+            self.ended(process, event.code, event.tail, event.pid)
         elif process is not None and process.info is None:
             process.early = event  # before the answer to its start
-        elif process is None and self._on_event is not None and event.pid not in host.forgotten:
-            self._on_event(event)  # of an earlier controller, which did not hear it
+        elif process is None and event.pid in host.forgotten:
+            host.forgotten.discard(event.pid)
+        elif process is None:
+            self.tell(event)
         if host.seating is not None:
-            self._leave_seat(host)
+            self.leave_seat(host)
 
     def restarted(self, host: Host) -> None:
         """An agent died, and what it kept with it; Ray has begun it anew."""
         for process in [each for each in self._processes.values() if each.host is host and each.info is not None]:
-            self._tell_end(process, KILLED, ("the agent of its node died",))
+            self.ended(process, KILLED, ("the agent of its node died",))
         self._agents.restarted(host)
 
     def gone(self, host: Host, why: str) -> None:
         """An actor is gone for good."""
         for process in [each for each in self._processes.values() if each.host is host and each.info is not None]:
-            self._tell_end(process, KILLED, (f"Ray: {why}",))
+            self.ended(process, KILLED, (f"Ray: {why}",))
         if host.seating is not None:
             self.end_seat(host.seating)
         else:
             self._agents.gone(host)
 
-    def _tell_end(self, process: Process, code: int, tail: Sequence[str], pid: int = 0) -> None:
-        if self._processes.get(process.id) is not process or self._on_event is None:
+    def ended(self, process: Process, code: int, tail: Sequence[str], pid: int = 0) -> None:
+        """Tell the end of the process, if it was not told yet."""
+        if not self.runs(process) or self._on_event is None:
             return
         self._forget(process)
         known = process.info.pid if process.info is not None else 0
         self._on_event(ProcessExited(id=process.id, pid=pid or known, code=code, tail=tuple(tail)))
 
     def _forget(self, process: Process) -> None:
-        if self._processes.get(process.id) is process:
+        if self.runs(process):
             del self._processes[process.id]
             self._places.left(process)
 
-    def _leave_seat(self, host: Host) -> None:
+    def leave_seat(self, host: Host) -> None:
         """Its process has ended, and that was told: nobody needs the seat any more."""
         assert host.seating is not None
         self._end(self._acknowledge_and_leave(host, host.seating))
@@ -281,13 +286,13 @@ class RayEngine:
         if host.seating is not None:
             if host.following is not None:
                 host.following.cancel()
-            self._leave_seat(host)
+            self.leave_seat(host)
 
     async def _stop(self, process: Process, host: Host, grace_s: float) -> None:
         """Told again and again, until its node is heard of as gone."""
         loop = asyncio.get_running_loop()
         kill_at = loop.time() + grace_s
-        while self._processes.get(process.id) is process:
+        while self.runs(process):
             try:
                 await host.ask(messages.Stop(process.id, max(0.0, kill_at - loop.time())))
                 return
@@ -304,46 +309,31 @@ class RayEngine:
     async def _adopt(self) -> None:
         """Take up the seats of an earlier controller: those with a process, and those with news of its end."""
         seatings = await self.ask_ray(functools.partial(inventory.seats, self._instance))
-        found = await asyncio.gather(*(self._adopt_seat(id, seating) for id, seating in seatings))
+        found = await asyncio.gather(*(adopt_seat(self, id, seating) for id, seating in seatings))
         living = sorted((process for process in found if process is not None), key=_started_at)
         for process in living:
             process.order = next(self._order)
 
-    async def _adopt_seat(self, id: str, seating: Seating) -> Process | None:
-        try:
-            where: Where = await call(seating.actor.where.remote(), _ADOPT_S)
-        except RayActorError:
-            self.end_seat(seating)
-            return None
-        except (RayError, TimeoutError):
-            # Its node answers nobody now. It may be back, or be given up by who follows the nodes.
-            node = await self.ask_ray(functools.partial(inventory.node_of, seating.actor))
-            info = ProcessInfo(id=id, role="worker", pid=0, started_at=0.0, resources=Resources(), node=node)
-            host = Host(seating.actor, node, "", seating)
-            self._follow(host)
-            return self._take_up(info, host, None)
-        host = Host(seating.actor, where.node, where.life, seating)
-        if where.processes:
-            self._follow(host)
-            return self._take_up(where.processes[0], host, where.request)
-        try:
-            heard = await call(seating.actor.exits.remote(0, where.life, 0.0), _ADOPT_S)
-        except (RayError, TimeoutError):
-            heard = None
-        for exited in heard.exits if heard is not None else ():
-            host.told = exited.number
-            if self._on_event is not None:
-                self._on_event(exited.event)
-        self._leave_seat(host)
-        return None
-
-    def _take_up(self, info: ProcessInfo, host: Host, request: ProcessRequest | None) -> Process:
-        process = Process(info.id, info.role, request.placement.group if request else "", next(self._order))
+    def take_up(self, info: ProcessInfo, host: Host, request: ProcessRequest | None) -> Process:
+        """A process that runs already, as far as is known; again, once more is known of it."""
+        process = self._processes.get(info.id)
+        if process is None or process.host is not host:
+            process = Process(info.id, info.role, "", next(self._order))
+        process.group = request.placement.group if request else ""
         process.host, process.info = host, info
         self._processes[info.id] = process
         wanted = request or ProcessRequest(id=info.id, role=info.role, argv=(), resources=info.resources)
         self._places.took(process, host.node, wanted)
         return process
+
+    def runs(self, process: Process) -> bool:
+        """Whether its end was not told yet."""
+        return self._processes.get(process.id) is process
+
+    def tell(self, event: ProcessExited) -> None:
+        """The end of a process of an earlier controller, which did not hear it."""
+        if self._on_event is not None:
+            self._on_event(event)
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
@@ -374,7 +364,7 @@ class RayEngine:
         self._agents.forget(node)
         for process in [each for each in self._processes.values() if each.node == node and each.info is not None]:
             seating = process.host.seating if process.host is not None else None
-            self._tell_end(process, KILLED, ("Ray: its node is dead",))
+            self.ended(process, KILLED, ("Ray: its node is dead",))
             if seating is not None:
                 self.end_seat(seating)
 
@@ -396,8 +386,8 @@ class RayEngine:
         """The agent of a node is up, perhaps with what an earlier controller started there."""
         for info in post.where.processes:
             if info.id not in self._processes:
-                self._take_up(info, host, None)
-        self._follow(host)
+                self.take_up(info, host, None)
+        self.follow(host)
         self._tell_nodes()
 
     def _no_agents(self) -> Agents:
@@ -405,7 +395,8 @@ class RayEngine:
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 
-    def _follow(self, host: Host) -> None:
+    def follow(self, host: Host) -> None:
+        """Hear of its news from now on."""
         host.following = self.spawn(host.follow(self))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -23,7 +23,8 @@ from headrace.engine.ray.seats import Seating, ask_for_seat
 from headrace.spec.errors import InstanceError, ResourcesShortError
 
 _SHORT_S = 5.0  # what just ended is still being given back
-_GROUP_S = 20.0
+_GROUP_S = 20
+_GROUP_TURN_S = 1  # of Ray's whole seconds: in between, the thread is for whoever waits for one
 
 _T = TypeVar("_T")
 
@@ -132,7 +133,7 @@ class Places:
         placed = False
         try:
             if seating.group is not None and not self._may_grow:
-                await self._wait_for_bundles(request, seating)
+                await self._wait_for_bundles(process, request, seating)
             where: Where = await _unless_unwanted(process, call(seating.actor.where.remote(), None))
             placed = True
         except RuntimeEnvSetupError as error:
@@ -146,13 +147,17 @@ class Places:
                 self._owner.end_seat(seating)
         return seating, where
 
-    async def _wait_for_bundles(self, request: ProcessRequest, seating: Seating) -> None:
+    async def _wait_for_bundles(self, process: Process, request: ProcessRequest, seating: Seating) -> None:
         assert seating.group is not None
-        if not await self._owner.ask_ray(functools.partial(seating.group.wait, _GROUP_S)):
-            raise ResourcesShortError(
-                f"{request.id} does not fit on the cluster: no room for its bundles {list(request.placement.bundles)} "
-                f"({request.placement.strategy})"
-            )
+        for _ in range(0, _GROUP_S, _GROUP_TURN_S):
+            if await self._owner.ask_ray(functools.partial(seating.group.wait, _GROUP_TURN_S)):
+                return
+            if process.unwanted.is_set():
+                raise InstanceError(f"{process.id} was stopped before Ray had found a place for it")
+        raise ResourcesShortError(
+            f"{request.id} does not fit on the cluster: no room for its bundles {list(request.placement.bundles)} "
+            f"({request.placement.strategy})"
+        )
 
     async def _next_look(self, process: Process) -> None:
         """Wait for news of what is free. Raises InstanceError when the process is not wanted any more."""
