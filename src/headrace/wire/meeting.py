@@ -8,18 +8,13 @@ those of calls, whose sockets a Connection owns, by `wire.tcp`.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import Callable
 
-from headrace.spec.errors import HeadraceError, ProtocolError
-from headrace.wire.doorkeeper import PATIENCE_S, Doorkeeper
+from headrace.spec.errors import ProtocolError
+from headrace.wire.entrance import Entrance
 from headrace.wire.handshake import Handshake
-from headrace.wire.tcp import ACCEPTS_A_TICK, Credentials, parse_address, tune
-
-log = logging.getLogger("headrace.wire")
-
-OUT_OF_FILES_S = 1.0  # before it is tried again to accept
+from headrace.wire.tcp import Credentials, parse_address, tune
 
 
 class _Meeting(asyncio.Protocol):
@@ -90,7 +85,7 @@ async def connect(
         raise
 
 
-class Reception:
+class Reception(Entrance):
     """Takes connections at `sock`, a protocol each for those whose other end has proved that it may. Others are bounded
     as a Doorkeeper does. `what` names this in log lines.
     """
@@ -104,66 +99,20 @@ class Reception:
         *,
         what: str,
     ) -> None:
-        self.door = Doorkeeper(what)
-        self._sock = sock
+        super().__init__(sock, what)
         self._credentials = credentials
         self._purpose = purpose
         self._protocol = protocol
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._resting: asyncio.TimerHandle | None = None
-
-    def __repr__(self) -> str:
-        return f"<Reception {self.door}>"
 
     def start(self) -> None:
         """Begin to accept, on the running loop. Raises InstanceError for TLS files that cannot be used."""
         self._credentials.context(server=True)
-        self._resting = None
-        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
+        super().start()
 
     async def close(self) -> None:
         """Stop to accept, and turn away those who have not proved who they are. Harmless again."""
-        if self._resting is not None:
-            self._resting.cancel()
-        if self._sock.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._sock.fileno())
-            self._sock.close()
-        self.door.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        for _ in range(ACCEPTS_A_TICK):
-            try:
-                sock, peer = self._sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                # It stays ready: without a rest this would be all that the loop does.
-                log.error("%r cannot accept a connection: %s", self, error)
-                loop.remove_reader(self._sock.fileno())
-                self._resting = loop.call_later(OUT_OF_FILES_S, self.start)
-                return
-            sock.setblocking(False)
-            task = loop.create_task(self._greet(sock, str(peer[0])), name="greet")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _greet(self, sock: socket.socket, source: str) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        newcomer = self.door.enter(source, task.cancel)
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await self._meet(sock)
-        except TimeoutError:
-            self.door.failed(source, f"it did not prove within {PATIENCE_S:g} s who it is")
-        except (OSError, HeadraceError) as error:
-            self.door.failed(source, str(error))
-        except asyncio.CancelledError:
-            pass  # turned away: nobody else cancels this
-        finally:
-            self.door.left(newcomer)
+        self.stop()
+        await self.stopped()
 
     async def _meet(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import random
 import socket
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from headrace.spec.errors import HeadraceError, ProtocolError
+from headrace.spec.errors import ProtocolError
 from headrace.wire.doorkeeper import PATIENCE_S, Doorkeeper, Newcomer
+from headrace.wire.entrance import Entrance
 from headrace.wire.handshake import Handshake
 from headrace.wire.tls import TlsFiles, client_context, secured, server_context
 
@@ -36,10 +36,8 @@ __all__ = [
     "tune",
 ]
 
-log = logging.getLogger("headrace.wire")
 
 BACKLOG = 1024
-ACCEPTS_A_TICK = 16  # a flood of newcomers must not hold up the calls of those who are in
 # A peer that was cut off says nothing, not even that it is gone. Loss of a packet is made good within 2 s at most, and
 # what is asked again after this long would have been told that the node is lost (3 s) soon after.
 CUT_OFF_S = 5.0
@@ -260,7 +258,7 @@ async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> tup
 # --- the door ------------------------------------------------------------------------------------------------------
 
 
-class Listener:
+class Listener(Entrance):
     """Takes connections at `sock`, and gives those to `admit` whose other end has proved that it may.
 
     `purpose` is what both ends have to mean, and `what` names this listener in log lines.
@@ -276,66 +274,30 @@ class Listener:
         purpose: str = "",
         what: str = "",
     ) -> None:
-        self.door = Doorkeeper(what or purpose)
-        self._loop = loop
-        self._sock = sock
+        super().__init__(sock, what or purpose, loop)
+        self._met_on = loop
         self._credentials = credentials
         self._admit = admit
         self._purpose = purpose
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def __repr__(self) -> str:
-        return f"<Listener {self.door}>"
 
     def start(self) -> None:
         """Begin to accept. Raises InstanceError for TLS files that cannot be used."""
         self._credentials.context(server=True)
-        self._loop.add_reader(self._sock.fileno(), self._accept)
+        super().start()
 
     def close(self) -> None:
         """Stop to accept, and turn away those who have not proved yet who they are."""
-        if self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock.fileno())
-            self._sock.close()
-        self.door.close()
+        self.stop()
 
-    def _accept(self) -> None:
-        for _ in range(ACCEPTS_A_TICK):
-            try:
-                sock, peer = self._sock.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                log.error("%r cannot accept a connection: %s", self, error)
-                return
-            sock.setblocking(False)
-            task = self._loop.create_task(self._greet(sock, str(peer[0])), name="greet")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _greet(self, sock: socket.socket, source: str) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        newcomer = self.door.enter(source, task.cancel)
+    async def _meet(self, sock: socket.socket) -> None:
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                tune(sock)
-                context = self._credentials.context(server=True)
-                if context is not None:
-                    sock = secured(sock, context, server=True)
-                await meet(
-                    self._loop, sock, Handshake(self._credentials.secret, initiator=False, purpose=self._purpose)
-                )
-        except TimeoutError:
-            self.door.failed(source, f"it did not prove within {PATIENCE_S:g} s who it is")
-            sock.close()
-        except (OSError, HeadraceError) as error:
-            self.door.failed(source, str(error))
-            sock.close()
-        except asyncio.CancelledError:
+            tune(sock)
+            context = self._credentials.context(server=True)
+            if context is not None:
+                sock = secured(sock, context, server=True)
+            handshake = Handshake(self._credentials.secret, initiator=False, purpose=self._purpose)
+            await meet(self._met_on, sock, handshake)
+        except BaseException:
             sock.close()
             raise
-        else:
-            self._admit(sock)
-        finally:
-            self.door.left(newcomer)
+        self._admit(sock)
