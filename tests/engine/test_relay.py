@@ -351,6 +351,21 @@ def test_that_the_controller_is_back_is_told_once(caplog: pytest.LogCaptureFixtu
             f"the controller is reached again, at {address}",
         ]
 
+    run(body, connect_s=1.0)
+
+
+def test_who_comes_before_the_controller_is_known_waits_for_it() -> None:
+    async def body(site: Site) -> None:
+        address, site.address = site.address, ""
+        early = [await site.connect() for _ in range(3)]
+        await site.until(lambda: "3 carried" in repr(site.relay))
+        site.relay.told()  # not that it is known
+        site.address = address
+        site.relay.told()
+        for _, writer in early:
+            await site.met.get()
+            writer.close()
+
     run(body)
 
 

@@ -51,6 +51,7 @@ class Relay:
         self._carried: set[_Carried] = set()
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._empty = asyncio.Event()
+        self._told = asyncio.Event()
         self._failing = ""
 
     def __repr__(self) -> str:
@@ -92,6 +93,10 @@ class Relay:
         for carried in list(self._carried):
             carried.abort()
 
+    def told(self) -> None:
+        """It may be known by now where the controller is: who came before that is waiting."""
+        self._told.set()
+
     def _newcomer(self) -> _Side:
         return _Carried(self).near
 
@@ -119,15 +124,17 @@ class Relay:
     async def _connect(self, carried: _Carried) -> None:
         where = ""
         try:
-            async with asyncio.timeout(self._connect_s), self._turns:
-                where = self._where()
-                if not where:
-                    raise ConnectionError("nobody knows where it is")
-                await connect(where, self._credentials, CONTROL_PURPOSE, lambda: carried.far)
+            async with asyncio.timeout(self._connect_s):
+                while not (where := self._where()):
+                    await self._told.wait()
+                    self._told.clear()
+                async with self._turns:
+                    await connect(where, self._credentials, CONTROL_PURPOSE, lambda: carried.far)
             carried.begin()
         except (OSError, HeadraceError) as error:  # TimeoutError and ssl.SSLError are OSErrors
             carried.abort()
-            self._failed(where, str(error) or f"no answer within {self._connect_s:g} s")
+            silent = f"no answer within {self._connect_s:g} s" if where else "nobody knows where it is"
+            self._failed(where, str(error) or silent)
         except Exception:  # the top of a task: its connection must end, whatever it was
             carried.abort()
             logger.exception("a connection to the controller failed")

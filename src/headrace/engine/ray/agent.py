@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 import msgspec
@@ -77,6 +78,7 @@ class Agent(Seat):
         self._charge = charge
         self._kept = KeyValues(charge.instance)
         self._controller = ""
+        self._tell: Callable[[], object] = _nobody
         self._ask_controller()
         self._directory, self._lock = take_directory(charge, self.node)
         write_secret(self._directory, charge.secret)
@@ -98,6 +100,7 @@ class Agent(Seat):
     async def controller_at(self, address: str) -> None:
         """The controller is here from now on."""
         self._controller = address
+        self._tell()
 
     async def furnish(self, directory: str, variables: dict[str, str], executable: str) -> None:
         """It is furnished already."""
@@ -127,6 +130,7 @@ class Agent(Seat):
     async def _relay(self) -> None:
         relay = Relay(self._directory, self._charge.secret, tls_files(self._charge.options), lambda: self._controller)
         await relay.start()
+        self._tell = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, relay.told)
         self._listening.set_result(None)
         await NodeLink(self._directory, self.node, self._host, cut=relay.cut).run()
 
@@ -135,10 +139,15 @@ class Agent(Seat):
         while True:
             time.sleep(_ASK_AGAIN_S)
             self._ask_controller()
+            self._tell()
 
     def _ask_controller(self) -> None:
         with contextlib.suppress(OSError):  # the GCS is away: what was last known is what there is
             self._controller = (self._kept.get(CONTROLLER_KEY) or self._controller.encode()).decode()
+
+
+def _nobody() -> None:
+    """Nobody waits for it yet."""
 
 
 def take_directory(charge: Charge, node: str) -> tuple[InstanceDirectory, KeeperLock]:

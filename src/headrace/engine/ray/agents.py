@@ -117,8 +117,7 @@ class Agents:
 
     async def _bring(self, seen: Seen, alive: tuple[str, ...]) -> None:
         node = seen.state.id
-        host = self._options.node_address or seen.host
-        charge = Charge(instance=self._instance, secret=self._secret, host=host, options=self._options, alive=alive)
+        charge = charge_of(self._instance, self._secret, self._options, seen, alive)
         try:
             actor = await self._owner.ask_ray(functools.partial(inventory.agent, node, charge))
             post: Post = await call(actor.post.remote(), UP_S)
@@ -145,3 +144,9 @@ class Agents:
             await agent.ask(messages.ReservePort(0, name, host, port))
         except HeadraceError as error:
             logger.error("port %d is not held any more on node %s: %s", port, agent.node[:8], error)
+
+
+def charge_of(instance: str, secret: bytes, options: ClusterOptions, seen: Seen, alive: tuple[str, ...]) -> Charge:
+    """What the agent of this node is begun with, `alive` being all nodes that live."""
+    host = options.node_address or seen.host
+    return Charge(instance=instance, secret=secret, host=host, options=options, alive=alive)

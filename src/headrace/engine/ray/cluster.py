@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import time
 from typing import Any
@@ -17,14 +18,16 @@ from ray.exceptions import RayError
 
 from headrace.engine.directory import InstanceDirectory, runtime_directory
 from headrace.engine.ray import inventory
-from headrace.engine.ray.agent import CONTROLLER_KEY, NODE_KEY
+from headrace.engine.ray.agent import CONTROLLER_KEY, NODE_KEY, SECRET_KEY
+from headrace.engine.ray.agents import charge_of
 from headrace.engine.ray.hosts import brief
 from headrace.engine.ray.kv import KeyValues
 from headrace.engine.ray.names import NAMESPACE, controller_name
-from headrace.engine.ray.nodes import HEAD_RESOURCE
+from headrace.engine.ray.nodes import HEAD_RESOURCE, look
 from headrace.engine.ray.seats import ANY_NUMBER_OF_CALLS
 from headrace.spec.cluster import ClusterOptions
 from headrace.spec.errors import InstanceError
+from headrace.wire.handshake import SECRET_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,8 @@ def start(instance: str, options: ClusterOptions) -> tuple[InstanceDirectory, bo
     ran = inventory.handle(controller_name(instance)) is not None
     try:
         controller = _controller(instance, options)
+        if not ran:
+            _begin_agents(instance, options)
         ray.get(controller.ready.remote(), timeout=_START_S)
     except (RayError, TimeoutError) as error:
         if not ran:
@@ -136,6 +141,18 @@ def _controller(instance: str, options: ClusterOptions) -> Any:
         resources={HEAD_RESOURCE: 0.001},
     )
     return actor.remote(instance, options)
+
+
+def _begin_agents(instance: str, options: ClusterOptions) -> None:
+    """Have the agents start beside the controller, which asks for the same ones. A process of Ray's takes a second."""
+    try:
+        secret = KeyValues(instance).add(SECRET_KEY, os.urandom(SECRET_BYTES))
+        seen = look()
+    except OSError as error:
+        raise InstanceError(f"the secret of instance {instance} cannot be kept: {error}") from error
+    alive = tuple(each.state.id for each in seen)
+    for each in seen:
+        inventory.agent(each.state.id, charge_of(instance, secret, options, each, alive))
 
 
 def _same(one: str, other: str) -> bool:
