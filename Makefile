@@ -95,8 +95,8 @@ $(STAMPS)/test: $(STAMPS)/search
 	@touch $@
 
 $(STAMPS)/ray: $(STAMPS)/test
-	@echo "Installing Ray into .venv"
-	@$(INSTALL) --editable '.[test,ray]'
+	@echo "Installing Ray and a redis-server into .venv"
+	@$(INSTALL) --editable '.[test,test-ray]'
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/test

