@@ -85,9 +85,11 @@ class RayCluster:
     """A cluster with this process as a driver on its head node: not any more on the one that it was on before, until it
     leaves this one. Use as a context manager.
 
-    `subnet` keeps the addresses of clusters beside each other apart. `redis` ("host:port") keeps the state of the GCS,
-    `env` is what the processes of all nodes get.
+    `subnet` keeps the addresses of clusters beside each other apart, `addresses` are those of nodes. `redis`
+    ("host:port") keeps the state of the GCS, `env` is what the processes of all nodes get.
     """
+
+    addresses = ADDRESSES
 
     def __init__(
         self,
@@ -152,7 +154,7 @@ class RayCluster:
     def add_node(self, *, number: int = 0, wait: bool = True, env: dict[str, str] | None = None, **rest: Any) -> Node:
         """Start a node; `number` is that of its address (0: the next that is free), `env` what its processes get."""
         number = number or min(set(range(1, 250)) - {int(node.host.rpartition(".")[2]) for node in self.nodes})
-        host = ADDRESSES.format(subnet=self.subnet, number=number)
+        host = self.addresses.format(subnet=self.subnet, number=number)
         home = self.folder / str(number)
         env = {"HEADRACE_HOME": str(home), **self.env, **self.node_environment(number), **(env or {})}
         started = self.cluster.add_node(
