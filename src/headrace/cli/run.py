@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from headrace import __version__
-from headrace.cli.building import application_flags, builder_command, ending
+from headrace.cli.building import application_flags, builder_command
 from headrace.cli.cluster import add_cluster, cluster
 from headrace.cli.failures import StartFailures, gist
 from headrace.cli.instance import add_instance, site, whoami
@@ -28,6 +28,7 @@ from headrace.cli.watch import Watcher
 from headrace.engine.base import ProcessExited, ProcessInfo, ProcessRequest
 from headrace.engine.keeper import Keeper, Stage
 from headrace.engine.site import RaySite
+from headrace.serve.build_process import ending
 from headrace.spec.config import TLS_FILES
 from headrace.spec.errors import InstanceError
 from headrace.wire.report import NO_HTTP, Event, Failure, Imported, Line, Ready, Waiting, read

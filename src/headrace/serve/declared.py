@@ -7,9 +7,7 @@ No module of a user's is imported here. One application that fails leaves the ot
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +19,7 @@ import msgspec
 from headrace.engine.directory import InstanceDirectory
 from headrace.engine.site import controller_away_s, site_of
 from headrace.serve.build_declared import DeclaredJob
+from headrace.serve.build_process import Builder, builder_environment
 from headrace.spec.config import http_options
 from headrace.spec.config_schema import ServeApplicationSchema, ServeDeploySchema
 from headrace.spec.errors import (
@@ -44,12 +43,11 @@ from headrace.wire.control import (
     StartHTTP,
     Status,
 )
-from headrace.wire.report import Failure, Line, decode_built, read
+from headrace.wire.report import decode_built
 
 BUILD_TIMEOUT_S = 1800.0
 POLL_S = 0.05
 MOST_BUILDS = 4
-_NOT_FOR_BUILDERS = ("HEADRACE_RUNTIME_DIR", "HEADRACE_PROCESS_ID", "HEADRACE_LIFELINE_FD")
 
 Tell = Callable[[str, str], None]
 T = TypeVar("T")
@@ -143,32 +141,32 @@ def _expected(expected: int | Mapping[str, int] | None, app: str) -> int | None:
 
 
 class _Builders:
-    """The processes that build now. Once they are ended, none goes on; `deadline` is when none may any more."""
+    """The builders at work. Once they are ended, none goes on; `deadline` is when none may any more."""
 
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline
         self._lock = threading.Lock()
-        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._builders: set[Builder] = set()
         self._ended = False
 
-    def add(self, process: subprocess.Popen[bytes]) -> None:
-        """It has started."""
+    def add(self, builder: Builder) -> None:
+        """It is about to start."""
         with self._lock:
-            self._processes.add(process)
+            self._builders.add(builder)
             if self._ended:
-                process.kill()
+                builder.kill()
 
-    def remove(self, process: subprocess.Popen[bytes]) -> None:
+    def remove(self, builder: Builder) -> None:
         """It has ended, and was waited for."""
         with self._lock:
-            self._processes.discard(process)
+            self._builders.discard(builder)
 
     def end(self) -> None:
         """Kill them all."""
         with self._lock:
             self._ended = True
-            for process in self._processes:
-                process.kill()
+            for builder in self._builders:
+                builder.kill()
 
 
 class _Deployer:
@@ -385,71 +383,26 @@ def _built(
     job: DeclaredJob, directory: InstanceDirectory | None, app: str, tell: Tell, builders: _Builders | None = None
 ) -> bytes:
     """What a builder made of the job. Raises DeployFailedError with what it told, or with how it died."""
-    what = job.application.get("import_path") or "the gRPC services"
     builders = builders or _Builders()
-    failure = ""
-    with tempfile.TemporaryFile() as result:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "headrace.serve.build_declared", str(result.fileno())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=_environment(job, directory),
-            cwd=job.app_dir,
-            pass_fds=(result.fileno(),),
-        )
-        builders.add(process)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        left_s = BUILD_TIMEOUT_S
-        if builders.deadline is not None:
-            left_s = max(0.0, min(left_s, builders.deadline - time.monotonic()))
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            process.kill()
-
-        watch = threading.Timer(left_s, stop)
-        watch.daemon = True
-        watch.start()
-        try:
-            process.stdin.write(msgspec.json.encode(job))
-            process.stdin.close()
-            for raw in process.stdout:
-                line = raw.decode("utf-8", "replace").rstrip("\n")
-                match read(line):
-                    case Failure(text=text):
-                        failure = text
-                    case Line(text=text):
-                        tell(app, text)
-                    case None:
-                        tell(app, f"{app} | {line}")
-            code = process.wait()
-        except BrokenPipeError:
-            code = process.wait()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        finally:
-            watch.cancel()
-            builders.remove(process)
-            process.stdout.close()
-        if late.is_set() and code:
-            raise RequestTimeoutError(f"{what} was not built in time: does it wait for something while it is imported?")
-        if failure:
-            raise DeployFailedError(failure.rstrip())
-        if code:
-            ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise DeployFailedError(f"the process that imports {what} ended with {ended}")
-        result.seek(0)
-        return result.read()
+    builder = Builder(
+        job.application.get("import_path") or "the gRPC services",
+        app,
+        lambda result: (sys.executable, "-P", "-m", "headrace.serve.build_declared", str(result)),
+        _environment(job, directory),
+        given=msgspec.json.encode(job),
+        cwd=job.app_dir,
+    )
+    left_s = BUILD_TIMEOUT_S
+    if builders.deadline is not None:
+        left_s = max(0.0, min(left_s, builders.deadline - time.monotonic()))
+    builders.add(builder)
+    try:
+        return builder.run(lambda line: tell(app, line), left_s)
+    finally:
+        builders.remove(builder)
 
 
 def _environment(job: DeclaredJob, directory: InstanceDirectory | None) -> dict[str, str]:
     """The builder's environment: that of this process, with the application's own variables."""
-    kept = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_BUILDERS}
     variables = (job.application.get("runtime_env") or {}).get("env_vars") or {}
-    named = {"HEADRACE_INSTANCE": directory.name} if directory is not None else {}
-    return {**kept, **variables, **named, "PYTHONUNBUFFERED": "1"}
+    return builder_environment({**os.environ, **variables}, "" if directory is None else directory.name)
