@@ -1,3 +1,4 @@
+import argparse
 import subprocess
 import sys
 
@@ -5,6 +6,7 @@ import pytest
 
 from headrace import __version__
 from headrace.cli import main, parse
+from headrace.cli.listening import add_listening, asks_for_listening
 from headrace.cli.run import builder_argv
 from headrace.cli.strategy import strategy
 from headrace.serve.build import arguments_of
@@ -196,3 +198,13 @@ def test_the_builder_understands_what_it_is_given(value):
     understood = arguments_of(argv[4:])
     for name in vars(understood).keys() - {"by", "tell_files", "to_fd", "when_told"}:
         assert getattr(understood, name) == getattr(arguments, name), name
+
+
+@pytest.mark.parametrize(
+    ("given", "asks"),
+    [([], False), (["--port=8000"], False), (["--port=0"], True), (["--ssl-certfile=cert.pem"], True)],
+)
+def test_who_runs_an_application_asks_for_http_only_by_what_differs(given: list[str], asks: bool) -> None:
+    parser = argparse.ArgumentParser()
+    add_listening(parser)
+    assert asks_for_listening(parser.parse_args(given)) is asks

@@ -181,8 +181,8 @@ def test_the_shortage_says_what_is_asked_and_what_there_is() -> None:
     nodes = [node("a" * 56, head=True, free=1), node("b", leaving=True, labels={"zone": "us"})]
     told = shortage(request(cpus=8, label_selector={"zone": "us"}, max_per_node=1), nodes)
     assert told == (
-        "it asks for 8 CPU and labels {'zone': 'us'} and at most 1 of app/d@1 on one node; free on the nodes: "
-        "aaaaaaaa (head, other labels) 1 of 4 CPU; b (leaving) 4 of 4 CPU"
+        "it asks for 8 CPU and labels {'zone': 'us'} and at most 1 replicas of it on one node "
+        "(max_replicas_per_node); free on the nodes: aaaaaaaa (head, no zone) 1 of 4 CPU; b (leaving) 4 of 4 CPU"
     )
     assert shortage(request(), []).endswith("it asks for no resources; free on the nodes: there are none")
 

@@ -35,7 +35,9 @@ def add_instance(command: argparse.ArgumentParser) -> None:
 def add_engine(command: argparse.ArgumentParser) -> None:
     """The options that say where instances are: on this machine, or on a Ray cluster."""
     command.add_argument(
-        "--engine", choices=ENGINES, help="where it is: local (this machine) or ray (a Ray cluster; default: local)"
+        "--engine",
+        choices=ENGINES,
+        help="where it is: local (this machine) or ray (a Ray cluster; default: HEADRACE_ENGINE, else local)",
     )
     command.add_argument(
         "--address",

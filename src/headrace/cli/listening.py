@@ -42,6 +42,13 @@ def add_listening(command: argparse.ArgumentParser) -> None:
     )
 
 
+def asks_for_listening(arguments: argparse.Namespace) -> bool:
+    """Whether they say anything of HTTP that is not the default."""
+    default = HTTPOptions()
+    names = ("host", "port", "ingress_workers", *TLS_FILES)
+    return any(getattr(arguments, name) != getattr(default, name) for name in names)
+
+
 def check_listening(arguments: argparse.Namespace) -> tuple[HTTPOptions, gRPCOptions]:
     """The options of both. Raises OptionError, OptionTypeError; also for files of TLS that do not fit."""
     options = HTTPOptions(

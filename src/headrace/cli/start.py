@@ -11,7 +11,7 @@ import argparse
 from headrace import __version__
 from headrace.cli.cluster import add_cluster, cluster
 from headrace.cli.instance import add_instance, ask, mean, running_at, site
-from headrace.cli.listening import add_listening, check_listening
+from headrace.cli.listening import add_listening, asks_for_listening, check_listening
 from headrace.cli.status import listening
 from headrace.engine.site import Site
 from headrace.spec.config import TLS_FILES
@@ -55,7 +55,7 @@ def main(arguments: argparse.Namespace) -> int:
 def start_instance(arguments: argparse.Namespace, meant: Site) -> None:
     """Start the instance, which this process means (`cli.instance.mean`), if it does not run, and have it listen.
 
-    Warns where it runs and listens otherwise. Raises OptionError, InstanceError, PortBusyError.
+    Warns where it runs and listens otherwise than somebody asked for. Raises OptionError, InstanceError, PortBusyError.
     """
     # They take a while to load: not for who only mistyped an option.
     from headrace import serve
@@ -65,14 +65,15 @@ def start_instance(arguments: argparse.Namespace, meant: Site) -> None:
     if grpc.enabled:
         import_from(arguments.app_dir)
     files = {name: getattr(arguments, name) for name in TLS_FILES}
+    http = {
+        "host": options.host,
+        "port": options.port,
+        "ingress_workers": options.ingress_workers,
+        **{name: file for name, file in files.items() if file is not None},
+    }
     serve.start(
         proxy_location=arguments.proxy_location,
-        http_options={
-            "host": options.host,
-            "port": options.port,
-            "ingress_workers": options.ingress_workers,
-            **{name: file for name, file in files.items() if file is not None},
-        },
+        http_options=http if asks_for_listening(arguments) else None,
         grpc_options=grpc if grpc.enabled else None,
         detached=True,
         cluster_options=cluster(arguments, meant),

@@ -29,13 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the state; returns 0 when there is an instance to tell of. Raises InstanceError when there is none."""
-    answer = ask(running(arguments), GetStatus())
+    directory = running(arguments)
+    answer = ask(directory, GetStatus())
     if not isinstance(answer, Status):
         raise HeadraceError(f"the controller answered GetStatus with {type(answer).__name__}")
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(answer.status), indent=2).decode())
     else:
         print("\n".join(table(answer.status, Style.of(sys.stdout))))
+        if answer.status.nodes:
+            print(f"\nwhat replicas print is on their nodes: on this one in {directory.logs}")
     return 0
 
 

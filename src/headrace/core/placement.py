@@ -107,26 +107,28 @@ def could_fit(request: Wanted, nodes: Iterable[NodeState]) -> bool:
 def shortage(request: Wanted, nodes: Iterable[NodeState]) -> str:
     """What it asks for and what each node has, for the error when it fits on none."""
     placement, demand = request.placement, demand_of(request)
-    asked = [f"{amount:g} {name}" for name, amount in sorted(demand.items())] or ["no resources"]
+    asked = [f"{amount:g} {name}" for name, amount in sorted(demand.items())]
     if placement.bundles:
         asked = [f"bundles {list(placement.bundles)} ({placement.strategy})"]
     selectors = [selector for selector in _selectors(placement) if selector]
     if selectors:
         asked.append("labels " + " or ".join(map(str, selectors)))
     if placement.max_per_node:
-        asked.append(f"at most {placement.max_per_node} of {placement.group} on one node")
+        asked.append(f"at most {placement.max_per_node} replicas of it on one node (max_replicas_per_node)")
     names = sorted({name for bundle in (demand, *placement.bundles) for name in bundle})
+    labels = sorted({name for selector in selectors for name in selector})
     had = []
     for node in nodes:
         if request.node not in ("", node.id):
             continue
         free = ", ".join(f"{node.free.get(name, 0):g} of {node.total.get(name, 0):g} {name}" for name in names)
         other = bool(selectors) and not any(_matches(selector, node) for selector in selectors)
-        known = (("head", node.head), ("leaving", node.leaving), ("other labels", other))
-        marks = ", ".join(mark for mark, holds in known if holds)
-        had.append(f"{node.id[:8]}{f' ({marks})' if marks else ''}{f' {free}' if free else ''}")
+        marks = ["head"] * node.head + ["leaving"] * node.leaving
+        marks += [f"{name}={node.labels[name]}" if name in node.labels else f"no {name}" for name in labels if other]
+        marked = f" ({', '.join(marks)})" if marks else ""
+        had.append(f"{node.id[:8]}{marked}{f' {free}' if free else ''}")
     listed = "; ".join(had[:8]) + (f"; and {len(had) - 8} more" if len(had) > 8 else "")
-    return f"it asks for {' and '.join(asked)}; free on the nodes: {listed or 'there are none'}"
+    return f"it asks for {' and '.join(asked) or 'no resources'}; free on the nodes: {listed or 'there are none'}"
 
 
 def demand_of(request: Wanted) -> dict[str, float]:

@@ -405,8 +405,9 @@ def _start_http(tie: Driver, options: HTTPOptions | None, grpc: GrpcService | No
         first = next(iter(proxies))
         if grpc is not None and (not first.grpc_port or grpc.options.port not in (0, first.grpc_port)):
             _warn_grpc(f"serves gRPC on port {first.grpc_port}" if first.grpc_port else "serves no gRPC", grpc)
-        tie.http = HTTPOptions(host=first.host, port=first.port, ingress_workers=len(proxies))
-        if options is not None and (options.host, options.port) != (first.host, first.port):
+        beside = sum(proxy.node == first.node for proxy in proxies)
+        tie.http = HTTPOptions(host=first.host, port=first.port, ingress_workers=beside)
+        if options is not None and (options.host != first.host or options.port not in (0, first.port)):
             _warn_differs(tie.http, options)
         return
     if options is not None and options != tie.http:
@@ -445,14 +446,16 @@ def _warn_differs(running: HTTPOptions, asked: HTTPOptions) -> None:
     names = [name for name in running.__struct_fields__ if getattr(running, name) != getattr(asked, name)]
     differences = ", ".join(f"{name}={running.shown(name)} (asked: {asked.shown(name)})" for name in names)
     warnings.warn(
-        f"the instance runs already and keeps its HTTP options: {differences}; serve.shutdown() first to change them",
+        f"the instance runs already and keeps its HTTP options: {differences}; to change them, end it first, by "
+        "serve.shutdown() or `headrace shutdown`",
         stacklevel=4,
     )
 
 
 def _warn_grpc(present: str, asked: GrpcService) -> None:
     warnings.warn(
-        f"the instance runs already, {present}, and stays so; serve.shutdown() first to have it as {asked.options} say",
+        f"the instance runs already, {present}, and stays so; to have it as {asked.options} say, end it "
+        "first, by serve.shutdown() or `headrace shutdown`",
         stacklevel=4,
     )
 

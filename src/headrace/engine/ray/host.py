@@ -118,11 +118,15 @@ def take_care(directory: InstanceDirectory, variables: Mapping[str, str], kin: s
 
     Those with the same `kin` share ports.
     """
+    import ray
+
     inherited = dict(os.environ)
     for name in THREAD_VARIABLES:
         # Ray sets it in its own worker, by rules of its own; what the actor was begun with, somebody set on purpose.
         if linux.environment_value(os.getpid(), name) is None:
             inherited.pop(name, None)
+    # What serves may call Ray itself: of all clusters that this machine is in, it means the one that it is served on.
+    inherited["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     machine = msgspec.structs.replace(detect_machine(inherited), gpus=())
     caretaker = Caretaker(directory, machine, inherited, variables, kin)
     caretaker.open()
