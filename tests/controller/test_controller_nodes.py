@@ -32,6 +32,7 @@ def test_a_lost_node_s_replicas_leave_at_once_and_start_elsewhere(caplog: pytest
         await shop.until(lambda: not lost & shop.placed().keys())
         await shop.until(lambda: len(shop.placed()) == 6)
         assert sorted(shop.placed().values()) == ["a", "a", "a", "c", "c", "c"]
+        assert shop.controller.feed.snapshot.lost == ("b",)
         status = await shop.status()
         assert {id: node.status for id, node in status.nodes.items()} == {"a": "ALIVE", "b": "LOST", "c": "ALIVE"}
         assert status.nodes["a"].head
@@ -57,6 +58,7 @@ def test_what_comes_back_is_told_to_end_and_its_place_stays_another_s() -> None:
         await shop.until(lambda: shop.told_to_end)
         assert shop.told_to_end == {f"{lost}@app": 7.0}
         await shop.until(lambda: shop.status_of("b") == "ALIVE")
+        await shop.until(lambda: shop.controller.feed.snapshot.lost == ())
         shop.engine.return_node("b")
         assert shop.placed() == before
         assert await shop.living() == sorted(f"{id}@app" for id in before)

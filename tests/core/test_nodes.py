@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from headrace.core.nodes import Node, NodePolicy, Nodes
+from headrace.core.nodes import TOLD_GONE, Node, NodePolicy, Nodes
 from headrace.spec.status import NodeStatus
 
 POLICY = NodePolicy()
@@ -190,6 +190,14 @@ def test_the_only_node_of_an_engine_on_one_machine_has_no_agent() -> None:
     assert cluster.states() == {"": "ALIVE"}
 
 
+def test_of_nodes_that_left_long_ago_nobody_is_told() -> None:
+    cluster = alive("a")
+    for number in range(100):
+        cluster.name("a", f"n{number:02}")
+    cluster.name("a")
+    assert cluster.nodes.lost() == [f"n{number:02}" for number in range(100 - TOLD_GONE, 100)]
+
+
 class AnythingHappens(RuleBasedStateMachine):
     """Agents come, go and fall silent, the engine names nodes and does not, the controller stalls, in any order."""
 
@@ -246,6 +254,8 @@ class AnythingHappens(RuleBasedStateMachine):
             if not somebody:
                 self.attentive = cluster.now
                 assert not lost
+            told = cluster.nodes.lost()
+            assert told == sorted(id for id in self.ALL if cluster.nodes.is_lost(id))
             for id in lost:
                 assert cluster.now - self.since[id] >= POLICY.broken_s
             if cluster.now - self.attentive > POLICY.first_s:

@@ -76,3 +76,10 @@ def test_routers_know_where_replicas_run_and_their_addresses_there() -> None:
     entry = build_snapshot([app], "i", 1, 1).deployments["app/D@1"]
     assert entry.replicas == (ReplicaEntry("D#1", "tcp:h:1", "n", "unix:/x"),)
     assert [entry.replicas[0].address_from(node) for node in ("n", "m", "")] == ["unix:/x", "tcp:h:1", "tcp:h:1"]
+
+
+def test_routers_know_which_nodes_are_lost() -> None:
+    snapshots = [build_snapshot([], "i", 1, 1, lost) for lost in ((), ("b", "c"))]
+    assert [snapshot.lost for snapshot in snapshots] == [(), ("b", "c")]
+    assert not same_routes(*snapshots)
+    assert same_routes(snapshots[1], build_snapshot([], "i", 2, 1, ["b", "c"]))

@@ -71,7 +71,7 @@ def test_news_of_others_do_not_end_the_wait_for_a_replica_beyond_this_routers_sh
         world.options["routers"] = 100  # so each has a share of 20 replicas
         world.publish()
         (pool,) = world.router._pools.values()
-        (beyond,) = [replica for name, replica in world.replicas.items() if name not in pool._addresses]
+        (beyond,) = [replica for name, replica in world.replicas.items() if name not in pool.connections]
         calls = [world.ask(target=beyond.entry.id) for _ in range(2)]
         await beyond.until_calls(1)
         world.options["retry_after_s"] = 2.0
@@ -82,7 +82,7 @@ def test_news_of_others_do_not_end_the_wait_for_a_replica_beyond_this_routers_sh
         assert [await call.outcome() for call in calls] == [b"ok"] * 2
         world.options["retry_after_s"] = 3.0
         world.publish()
-        assert beyond.entry.id not in pool._addresses, "nothing is kept that nobody waits for"
+        assert beyond.entry.id not in pool.connections, "nothing is kept that nobody waits for"
 
     with_replicas(test, tmp_path, 21, limit=1)
 

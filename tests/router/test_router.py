@@ -110,6 +110,8 @@ class World:
         self.version = 0
         self.started = 0
         self.options: dict[str, Any] = {}  # what else the entry says
+        self.lost: tuple[str, ...] = ()  # nodes
+        self.given_up: list[Replica] = []
 
     async def add(self, count: int = 1) -> list[Replica]:
         added = []
@@ -141,7 +143,9 @@ class World:
             ingress="Model",
             revisions=(RevisionEntry(number=1, weight=1.0, deployments={"Model": entry.key}),),
         )
-        self.snapshot = Snapshot(version=self.version, applications={"app": app}, deployments={entry.key: entry})
+        self.snapshot = Snapshot(
+            version=self.version, applications={"app": app}, deployments={entry.key: entry}, lost=self.lost
+        )
         (router or self.router).update(self.snapshot)
 
     def ask(self, body: bytes = b"", router: Router | None = None, **fields: Any) -> Asked:
@@ -151,7 +155,7 @@ class World:
 
     async def close(self) -> None:
         await self.router.close()
-        for replica in self.replicas.values():
+        for replica in (*self.replicas.values(), *self.given_up):
             replica.server.close()
 
 

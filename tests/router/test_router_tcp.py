@@ -38,6 +38,7 @@ class Distant(Replica):
         purpose = replica_purpose("app", self.entry.id)
         address = self.server.listen_tcp("127.0.0.1", None, credentials, purpose)
         self.entry = ReplicaEntry(self.entry.id, address, "there")
+        self.listening = self.port
 
     @property
     def port(self) -> int:
@@ -453,7 +454,7 @@ def test_without_a_certificate_of_the_authority_nobody_gets_to_the_handshake(tmp
             cluster.publish(router=stranger)
             call = cluster.ask(b"x", router=stranger)
             (pool,) = stranger._pools.values()
-            await until(lambda: pool._dialing._warned)  # noqa: B023
+            await until(lambda: pool.connections._dialing._warned)  # noqa: B023
             assert not call.replies
             await stranger.close()
         assert not replica.server.links

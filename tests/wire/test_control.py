@@ -286,15 +286,22 @@ deployments = st.dictionaries(
 )
 
 
-@given(applications, deployments, applications, deployments)
+lost = st.lists(names, max_size=2).map(tuple)
+
+
+@given(applications, deployments, lost, applications, deployments, lost)
 def test_a_difference_turns_one_snapshot_into_the_other(
     before_apps: dict[str, ApplicationEntry],
     before_deployments: dict[str, DeploymentEntry],
+    before_lost: tuple[str, ...],
     after_apps: dict[str, ApplicationEntry],
     after_deployments: dict[str, DeploymentEntry],
+    after_lost: tuple[str, ...],
 ) -> None:
-    before = Snapshot(version=4, instance="i", applications=before_apps, deployments=before_deployments)
-    after = Snapshot(version=7, instance="i", applications=after_apps, deployments=after_deployments)
+    before = Snapshot(
+        version=4, instance="i", applications=before_apps, deployments=before_deployments, lost=before_lost
+    )
+    after = Snapshot(version=7, instance="i", applications=after_apps, deployments=after_deployments, lost=after_lost)
     (message,) = MessageBuffer().feed(encode(DeltaMessage(diff(before, after))))
     assert isinstance(message, DeltaMessage)
     assert apply(before, message.delta) == after

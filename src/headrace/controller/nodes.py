@@ -126,6 +126,10 @@ class Nodes:
         """Whether what runs on the node counts as gone."""
         return self._nodes.is_lost(node)
 
+    def all_lost(self) -> list[str]:
+        """The nodes of which those who call what runs there should know that they are lost."""
+        return self._nodes.lost()
+
     def is_doubtful(self, node: str) -> bool:
         """Whether the node cannot be reached, be it for good: what ends there did not end by itself."""
         return bool(node) and self.status(node) in (NodeStatus.SUSPECT, NodeStatus.LOST)

@@ -155,7 +155,8 @@ class Reconciler:
         """Publish what routers should know, if it is other than what they do. True: plans may go further now."""
         present = self._feed.snapshot
         apps = self._registry.apps.values()
-        snapshot = build_snapshot(apps, present.instance, present.version + 1, self._proxies.number)
+        version, lost = present.version + 1, self._nodes.all_lost()
+        snapshot = build_snapshot(apps, present.instance, version, self._proxies.number, lost)
         if same_routes(present, snapshot):
             snapshot = present
         else:

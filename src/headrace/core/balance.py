@@ -337,6 +337,11 @@ class Balancer(Generic[CallT]):
         replica.others = max(load, replica.limit) - replica.ours
         self._room.refresh(replica)
 
+    def unbook(self, replica: Replica) -> None:
+        """A call that was booked there never left, and will not. Then send what `drain` gives."""
+        replica.ours -= 1
+        self._room.refresh(replica)
+
     def offered(self, replica: Replica, load: int, now: float) -> CallT | None:
         """The replica holds a slot for us, which `load` counts. The call to send there as leased, or None: decline.
 

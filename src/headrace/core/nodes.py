@@ -19,6 +19,8 @@ import msgspec
 
 from headrace.spec.status import NodeStatus
 
+TOLD_GONE = 32  # nodes that are not of the cluster any more, of which it is still told that they are lost
+
 
 class NodePolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds: how long an agent may be without a connection (`broken_s`), say nothing on it (`silent_s`; from
@@ -88,6 +90,12 @@ class Nodes:
         """Whether what runs there counts as gone. Of a node that was never known it does not."""
         node = self._nodes.get(id)
         return node.lost if node is not None else id in self._gone
+
+    def lost(self) -> list[str]:
+        """The nodes that are lost, but for those that left the cluster so long ago that all know it."""
+        present = [node.id for node in self._nodes.values() if node.lost]
+        gone = [id for id in self._gone if id not in self._nodes]
+        return sorted(present + gone[-TOLD_GONE:])
 
     def leaving(self) -> frozenset[str]:
         """The nodes from which replicas should move."""

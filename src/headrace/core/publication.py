@@ -6,7 +6,7 @@ know what routers have been told.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from headrace.core import rollout as rollouts
 from headrace.core.fleet import Application, Replica, entry_key
@@ -17,8 +17,12 @@ from headrace.spec.rollout import ShadowTraffic
 from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEntry, RevisionEntry, Snapshot
 
 
-def build_snapshot(apps: Iterable[Application], instance: str, version: int, ingress_workers: int) -> Snapshot:
-    """All that routers should route by now, under this version. `ingress_workers` is how many are to listen."""
+def build_snapshot(
+    apps: Iterable[Application], instance: str, version: int, ingress_workers: int, lost: Sequence[str] = ()
+) -> Snapshot:
+    """All that routers should route by now, under this version. `ingress_workers` is how many are to listen, `lost` are
+    the nodes that are.
+    """
     applications: dict[str, ApplicationEntry] = {}
     deployments: dict[str, DeploymentEntry] = {}
     for app in apps:
@@ -31,7 +35,9 @@ def build_snapshot(apps: Iterable[Application], instance: str, version: int, ing
             if spec is not None:
                 deployments[key] = _deployment_entry(app, key, spec, listed.get(key, []), routers.get(key, 1))
         applications[app.name] = _application_entry(app, deployments)
-    return Snapshot(version=version, instance=instance, applications=applications, deployments=deployments)
+    return Snapshot(
+        version=version, instance=instance, applications=applications, deployments=deployments, lost=tuple(lost)
+    )
 
 
 def listed_replicas(app: Application) -> dict[str, list[Replica]]:
@@ -132,7 +138,7 @@ def shadow_of(app: Application, number: int) -> ShadowTraffic | None:
 
 def same_routes(one: Snapshot, other: Snapshot) -> bool:
     """Whether two snapshots say the same but for their versions."""
-    return one.applications == other.applications and one.deployments == other.deployments
+    return one.applications == other.applications and one.deployments == other.deployments and one.lost == other.lost
 
 
 def note_published(apps: Iterable[Application], snapshot: Snapshot) -> bool:

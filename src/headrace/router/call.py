@@ -20,6 +20,7 @@ from headrace.wire.items import RecordReader
 if TYPE_CHECKING:
     from headrace.core.hedging import Line
     from headrace.observe.tally import Tally
+    from headrace.router.approach import Approach
     from headrace.router.hedges import HedgeCopy
     from headrace.router.link import Link
     from headrace.router.mirror import Watch
@@ -79,7 +80,7 @@ class Call:
     tally: Tally | None = None  # that counts its end; None: none does, or it has counted a failure
     came_at = 0.0  # on time.perf_counter: the loop's own clock may stand still for a millisecond
     counted = False  # of streams of items: the first of them
-    link: Link | None = None
+    link: Link | Approach | None = None
     stream = 0
     drawn = False  # the router chose the revision, and may choose again while the call has not started
     held = False  # its result streams, and it keeps its slot meanwhile

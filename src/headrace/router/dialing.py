@@ -1,7 +1,7 @@
 """Connections of one pool to replicas of other nodes that are being made, which takes round trips.
 
-In: replicas that a call is to go to, and where they listen. Out: to the pool, connected sockets whose other end has
-proved that it is the replica; those that could not be reached.
+In: replicas, and where they listen. Out: to the pool's connections, connected sockets whose other end has proved that
+it is the replica; those that could not be reached.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TcpLink(OverTcp, Link):
 
 
 class Dialing:
-    """The replicas of `pool` to which a connection is under way: calls wait for them as for those without a slot."""
+    """The replicas of `pool` to which a connection is under way."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -40,16 +40,22 @@ class Dialing:
         return replica_id in self._tasks
 
     def dial(self, replica_id: str, address: str) -> None:
-        """Begin to connect, if that is not under way; the pool is told by `reached` or `unreached`."""
+        """Begin to connect, if that is not under way; the connections are told by `reached` or `unreached`."""
         if replica_id not in self._tasks:
             task = self._pool.loop.create_task(self._dial(replica_id, address), name=f"dial {replica_id}")
             self._tasks[replica_id] = task
 
     def forget(self, replica_id: str) -> None:
         """The replica is gone, or another place is meant."""
+        self._warned.discard(replica_id)
         task = self._tasks.pop(replica_id, None)
         if task is not None:
             task.cancel()
+
+    def close(self) -> None:
+        """Connect to none any more."""
+        for replica_id in list(self._tasks):
+            self.forget(replica_id)
 
     async def _dial(self, replica_id: str, address: str) -> None:
         pool = self._pool
@@ -59,13 +65,14 @@ class Dialing:
                 raise InstanceError("this process was not told the secret of the instance")
             purpose = replica_purpose(pool.entry.app, replica_id)
             sock = await open_connection(pool.loop, address, credentials, purpose)
-        except (OSError, HeadraceError) as error:
+        # The top of the task: whatever an address or a file holds, calls for the replica must not wait for ever.
+        except Exception as error:
             del self._tasks[replica_id]
             self._say(replica_id, address, error)
-            pool.unreached(replica_id)
+            pool.connections.unreached(replica_id)
         else:
             del self._tasks[replica_id]
-            pool.reached(replica_id, sock)
+            pool.connections.reached(replica_id, sock)
 
     def _say(self, replica_id: str, address: str, error: Exception) -> None:
         # That nobody is there happens whenever a node dies. That somebody else is, somebody has to look into.
@@ -78,4 +85,5 @@ class Dialing:
             replica_id,
             address,
             reason,
+            exc_info=None if isinstance(error, OSError | HeadraceError) else error,
         )

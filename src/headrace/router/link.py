@@ -19,7 +19,7 @@ from headrace.core.balance import Replica
 from headrace.core.places import Question
 from headrace.router.call import KEPT_BYTES, Call, Item
 from headrace.spec.errors import HeadraceError, ProtocolError
-from headrace.wire.buffers import Buffers
+from headrace.wire.buffers import Buffers, unchanging
 from headrace.wire.connection import BURST_PARTS, Connection
 from headrace.wire.frames import (
     ARENA,
@@ -199,7 +199,7 @@ class Link(Connection):
                 self.loop.call_soon(self._flush)
             self._out += (_pack(length, stream, len(meta), next_age_ms, CALL, flags), meta, body)
             if len(self._out) >= BURST_PARTS:
-                self._flush_burst()
+                self.flush_now()
 
     def _meta_of_waited(self, call: Call, snapshot: int, remaining_s: float) -> bytes:
         """The metadata of a call that has waited, or whose slot is reserved."""
@@ -239,6 +239,11 @@ class Link(Connection):
         rest = [part for part in parts if len(part)]
         more = call.more or bool(rest)
         self.send(call.stream, CALL, flags | (MORE if more else 0), next_age_ms, meta, bytes(first))
+        if call.buffers and rest:
+            self.flush_now()  # the credit for the rest comes while that is copied
+            if self.closed:
+                return
+            rest = [unchanging(part) for part in rest]
         if more:
             call.outflow = self.open_outflow(call.stream, 0, call.on_writable)
             if flags & ARENAS and not call.more:
@@ -300,6 +305,10 @@ class Link(Connection):
         for call in calls.values():
             if not isinstance(call, Abandoned):
                 call.on_error(error)
+
+    def give_up(self) -> None:
+        """As when the replica dies: it is out of reach, whether the connection shows it or not."""
+        self._lose(None)
 
     # --- frames in -------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from headrace.core.places import TICK_S, Allowance, Question
 from headrace.spec.snapshot import DeploymentEntry
 
 if TYPE_CHECKING:
+    from headrace.router.approach import Approach
     from headrace.router.link import Link
     from headrace.router.pool import Pool
 
@@ -49,7 +50,7 @@ class Places:
 
     def come_back(self) -> None:
         """More calls wait than may, for some have come back: see what becomes of them."""
-        if self._keeper not in self._pool.balancer.replicas:  # it died, or the connection to it is being made
+        if self._keeper not in self._pool.balancer.replicas:  # it died, or the connection to it takes long
             self._forget_keeper()
             self._adopt()
         self.watch()
@@ -89,7 +90,7 @@ class Places:
     def _forget_keeper(self) -> None:
         self._allowance.lost(self._pool.balancer.queued, self._pool.loop.time())
 
-    def _adopt(self, link: Link | None = None, question: Question | None = None) -> None:
+    def _adopt(self, link: Link | Approach | None = None, question: Question | None = None) -> None:
         """Do as the allowance says now."""
         allowance, pool = self._allowance, self._pool
         if question is not None and link is not None:
@@ -100,7 +101,7 @@ class Places:
         while allowance.excess(pool.balancer.queued) and pool.refuse_lowest():
             pass  # one at a time: whoever is told may cancel others
 
-    def _link(self) -> Link | None:
+    def _link(self) -> Link | Approach | None:
         """The way to the keeper; None when there is none, or it cannot be reached from here."""
         replica = self._pool.balancer.replicas.get(self._keeper)
         return None if replica is None else self._pool.link_to(replica)

@@ -8,16 +8,16 @@ Repeats (what becomes of a call whose replica died); this is their shell.
 from __future__ import annotations
 
 import logging
-import socket
 from typing import TYPE_CHECKING
 
 from headrace.core.balance import Balancer, Replica
 from headrace.core.bound import Key, to_model, to_replica
 from headrace.core.repeat import Repeats, RetryBudget, Verdict
+from headrace.router.approach import Approach
 from headrace.router.call import Call
-from headrace.router.dialing import Dialing, TcpLink
+from headrace.router.connections import Connections
 from headrace.router.hedges import Hedges
-from headrace.router.link import NONE_WAITS, Link, connect
+from headrace.router.link import NONE_WAITS, Link
 from headrace.router.places import Places
 from headrace.router.policy import make_policy
 from headrace.router.reservation import send_in_slot
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("headrace.router")
 
 RETRY_AFTER_S = 1.0  # what a client is told that was refused for load, where the deployment does not say
-RECONNECT_S = 0.5  # a replica that the snapshot lists is tried again so long after its connection broke
 
 
 class Pool:
@@ -62,9 +61,7 @@ class Pool:
         self._adopt_policy()
         self.closed = False  # the entry is gone: what comes back is the router's to place elsewhere
         self.serving = True  # requests come here whose answers somebody gets: mirrored ones take only what those leave
-        self._addresses: dict[str, str] = {}
-        self._nodes: dict[str, str] = {}  # of all replicas of the entry
-        self._dialing = Dialing(self)
+        self.connections = Connections(self)
         self._announcing = False
         self._tick_at = 0.0  # while announcing: when the first news of this tick came
 
@@ -86,21 +83,11 @@ class Pool:
             balancer.resize(entry.max_ongoing_requests)
         policy = balancer.policy
         replicas = entry.replicas if policy is not None and policy.sees_all else self.router.subset(entry)
-        listed = {replica.id: replica.address_from(self.router.node) for replica in replicas}
-        self._nodes = {replica.id: replica.node for replica in entry.replicas}
-        for replica_id in [known for known in self._addresses if known not in listed]:
-            if replica_id in self._nodes and balancer.awaited(replica_id):
-                continue  # one beyond this router's share, for which calls wait all the same
-            self._forget(replica_id)
-        for replica_id, address in listed.items():
-            known = replica_id in self._addresses
-            self._addresses[replica_id] = address
-            if not known:
-                self._add(replica_id)
+        self.connections.update(replicas)
         self.places.update(entry)
         if entry.failed:
             self.fail_queued(self._unavailable())
-        self._pump()
+        self.pump()
 
     def _adopt_policy(self) -> None:
         entry, balancer = self.entry, self.balancer
@@ -114,22 +101,11 @@ class Pool:
         """The entry is gone. The calls that had not started are the caller's to place elsewhere."""
         self.closed = True
         self.places.close()
-        for replica_id in list(self._addresses):
-            self._forget(replica_id)
+        self.connections.close()
         calls = self._take_queue()
         for call in calls:
             call.line = None
         return calls
-
-    def _add(self, replica_id: str) -> Replica:
-        return self.balancer.add(replica_id, node=self._nodes.get(replica_id, ""))
-
-    def _forget(self, replica_id: str) -> None:
-        self._addresses.pop(replica_id, None)
-        self._undial(replica_id)
-        replica = self.balancer.remove(replica_id)
-        if replica is not None and replica.link is not None:
-            replica.link.leave()
 
     def _unavailable(self) -> DeploymentUnavailableError:
         entry = self.entry
@@ -163,7 +139,7 @@ class Pool:
         """As `submit`, where not every replica is as good as another for the call."""
         if call.slot is not None and send_in_slot(self, call, call.slot):
             return
-        if call.target is not None and not self._knows(call.target):
+        if call.target is not None and not self.connections.knows(call.target):
             call.fail(self._no_such_replica(call.target))
             return
         if call.mirrored:
@@ -191,20 +167,6 @@ class Pool:
             return to_model(call.model_id)
         return None
 
-    def _knows(self, replica_id: str) -> bool:
-        """Whether calls can go to this replica, also where this router has a share of the replicas that it is not of.
-
-        A replica whose connection broke a moment ago is tried again.
-        """
-        if replica_id not in self._addresses:
-            for listed in self.entry.replicas:
-                if listed.id == replica_id:
-                    self._addresses[replica_id] = listed.address_from(self.router.node)
-        absent = replica_id not in self.balancer.replicas and replica_id not in self._dialing
-        if replica_id in self._addresses and absent:
-            self._add(replica_id)
-        return replica_id in self._addresses
-
     def _no_such_replica(self, replica_id: str) -> ReplicaDiedError:
         entry = self.entry
         return ReplicaDiedError(
@@ -230,9 +192,10 @@ class Pool:
             overdue = call.deadline is not None and call.deadline <= self.loop.time()
             if overdue and call.link.calls.get(call.stream) is call:
                 self.served(call)  # it takes longer still: if only those in time were told, all would seem quick
+            sent = not isinstance(call.link, Approach)
             call.link.cancel(call)
             if self._special:
-                self._loader_ended(call)
+                self._loader_ended(call, started=sent)
         elif self.balancer.discard(call):
             self._announce_soon()
 
@@ -257,71 +220,10 @@ class Pool:
         if call.line is not None and call.link is link:  # else the link has broken under it
             self.hedges.sent(call)
 
-    def link_to(self, replica: Replica) -> Link | None:
+    def link_to(self, replica: Replica) -> Link | Approach | None:
         """The connection to the replica, opened when there is none yet. None when nobody is there."""
-        link: Link | None = replica.link
-        return self._open(replica) if link is None else link
-
-    def _open(self, replica: Replica) -> Link | None:
-        """Connect to the replica. None when nobody is there, or it takes a while: it is out of the pool then."""
-        if self.balancer.replicas.get(replica.id) is not replica:
-            return None  # the call before this one has found that out
-        address = self._addresses.get(replica.id, "")
-        if address.startswith("tcp:"):
-            self.balancer.expected.add(replica.id)
-            self.balancer.remove(replica.id)
-            self._dialing.dial(replica.id, address)
-            return None
-        try:
-            sock = connect(address)
-        except OSError as error:
-            log.info("replica %s does not take connections: %s", replica.id, error)
-            self._out_of_reach(replica)
-            return None
-        return self._adopt(replica, Link(self.loop, sock, self, replica, self.router.role, self.router.identity))
-
-    def _adopt(self, replica: Replica, link: Link) -> Link:
-        replica.link = link
-        self.router.links.add(link)
-        link.start()
-        return link
-
-    def reached(self, replica_id: str, sock: socket.socket) -> None:
-        """The connection to a replica of another node is there: it takes calls."""
-        self.balancer.expected.discard(replica_id)
-        if replica_id not in self._addresses or replica_id in self.balancer.replicas or self.router.closed:
-            sock.close()
-            return
-        replica = self._add(replica_id)
-        self._adopt(replica, TcpLink(self.loop, sock, self, replica, self.router.role, self.router.identity))
-        self._pump()
-
-    def unreached(self, replica_id: str) -> None:
-        """There is none, or not yet. What waits for that replica alone is told so."""
-        self.balancer.expected.discard(replica_id)
-        if replica_id in self._addresses:
-            self.loop.call_later(RECONNECT_S, self._try_again, replica_id)
-        self._pump()
-
-    def stop_dialing(self) -> None:
-        """Connect to no more replicas of other nodes."""
-        for replica_id in self._addresses:
-            self._dialing.forget(replica_id)
-
-    def _undial(self, replica_id: str) -> None:
-        self._dialing.forget(replica_id)
-        self.balancer.expected.discard(replica_id)
-
-    def _out_of_reach(self, replica: Replica) -> None:
-        self.balancer.remove(replica.id)
-        if replica.id in self._addresses:
-            self.loop.call_later(RECONNECT_S, self._try_again, replica.id)
-
-    def _try_again(self, replica_id: str) -> None:
-        known = replica_id in self.balancer.replicas or replica_id in self._dialing
-        if replica_id in self._addresses and not known and not self.router.closed:
-            self._add(replica_id)
-            self._pump()
+        link: Link | Approach | None = replica.link
+        return self.connections.open(replica) if link is None else link
 
     # --- waiting ---------------------------------------------------------------------------------------------------
 
@@ -342,7 +244,7 @@ class Pool:
             waits = balancer.enqueue(call, now, priority, deadline, key)
         if waits:
             call.queued_since = now
-            self._park(call)
+            self.park(call)
             self._announce_soon()
         else:
             evicted.append(call)
@@ -396,7 +298,7 @@ class Pool:
             call.line = None
             self.router.replace(call, self)
             return
-        self._park(call)
+        self.park(call)
         if call.suspect:
             self.balancer.quarantine(call, call.queued_since, call.priority)
         else:
@@ -405,7 +307,8 @@ class Pool:
         if 0 <= self.balancer.max_queued < self.balancer.queued:
             self.places.come_back()
 
-    def _park(self, call: Call) -> None:
+    def park(self, call: Call) -> None:
+        """The call is not sent yet: it may be over before."""
         if call.buffers:
             # The caller may change its arrays once the call has been submitted.
             call.buffers = [buffer if isinstance(buffer, bytes) else bytes(buffer) for buffer in call.buffers]
@@ -414,9 +317,13 @@ class Pool:
 
     def _expire(self, call: Call) -> None:
         call.expiry = None
-        if self.balancer.discard(call):
+        if isinstance(call.link, Approach) and call.link.calls.get(call.stream) is call:
+            self.cancel(call)
+        elif self.balancer.discard(call):
             self._announce_soon()
-            call.fail(_expired(call, "waited until"))
+        else:
+            return
+        call.fail(_expired(call, "waited until"))
 
     def _announce_soon(self) -> None:
         """At the end of this tick, tell the replicas what has changed: a queue that came and went is no news."""
@@ -431,10 +338,10 @@ class Pool:
             return
         balancer, now, opened = self.balancer, self.loop.time(), True
         for replica in balancer.announce():
-            link: Link | None = replica.link
+            link: Link | Approach | None = replica.link
             count = balancer.waiting_for(replica)
             if link is None and count:
-                link = self._open(replica)
+                link = self.connections.open(replica)
                 opened = opened and link is not None
             if link is None:
                 continue
@@ -443,9 +350,9 @@ class Pool:
             else:
                 link.tell_withdrawn()
         if not opened:
-            self._pump()
+            self.pump()
 
-    def _pump(self) -> None:
+    def pump(self) -> None:
         """Send what waits to replicas that have room: a replica has come, or a call has come back."""
         for call in self.balancer.stranded():
             if call.expiry is not None:
@@ -458,7 +365,7 @@ class Pool:
         self._announce_soon()
 
     def _pump_soon(self) -> None:
-        self.loop.call_soon(self._pump)
+        self.loop.call_soon(self.pump)
 
     def _take_queue(self) -> list[Call]:
         calls = self.balancer.take_all()
@@ -518,7 +425,7 @@ class Pool:
     def models_changed(self, replica: Replica, info: ModelsInfo) -> None:
         """The replica has loaded models, or let go of some."""
         self.balancer.models_changed(replica, info.ready, info.loading, info.gone)
-        self._pump()
+        self.pump()
 
     def _loader_ended(self, call: Call, started: bool = True) -> None:
         if self.balancer.loader_ended(call, started):
@@ -530,26 +437,35 @@ class Pool:
         if suspect:
             self.balancer.suspect_ended(replica)
         if call is not None:
-            if self._special:
-                self._loader_ended(call, started=False)
-            if call.mirrored and refused(self, call):
-                pass
-            elif call.line is None or not self.hedges.survives(call):
-                self._put_back(call)
+            self.returned(call)
+        self._pump_soon()
+
+    def returned(self, call: Call) -> None:
+        """A replica that the call was given to has not started with it, and will not."""
+        if self._special:
+            self._loader_ended(call, started=False)
+        if call.mirrored and refused(self, call):
+            return
+        if call.line is None or not self.hedges.survives(call):
+            self._put_back(call)
+
+    def unbook(self, call: Call, replica: Replica) -> None:
+        """A call that was given to the replica is over, and never left."""
+        self.balancer.unbook(replica)
+        if call.suspect:
+            self.balancer.suspect_ended(replica)
         self._pump_soon()
 
     def going(self, replica: Replica) -> None:
         """The replica drains: no new calls go there."""
-        self._addresses.pop(replica.id, None)
-        self._undial(replica.id)
-        self.balancer.remove(replica.id)
+        self.connections.going(replica.id)
         self.places.lost(replica.id)
-        self._pump()
+        self.pump()
 
     def lost(self, replica: Replica, calls: list[Call]) -> None:
         """The connection broke, the replica most likely died, with these calls in work there or on their way."""
         replica.link = None
-        self._out_of_reach(replica)
+        self.connections.out_of_reach(replica)
         self.places.lost(replica.id)
         now = self.loop.time()
         for call in calls:
@@ -559,7 +475,7 @@ class Pool:
                 died(call, replica)
             elif call.line is None or not self.hedges.survives(call):
                 self._judge(call, replica, now)
-        self._pump()
+        self.pump()
 
     def _judge(self, call: Call, replica: Replica, now: float) -> None:
         started = not call.unstarted()  # before its body is taken back

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import random
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -30,13 +31,15 @@ from headrace.spec.snapshot import ApplicationEntry, DeploymentEntry, ReplicaEnt
 from headrace.wire.awake import Awake
 from headrace.wire.tcp import Credentials
 
+log = logging.getLogger("headrace.router")
+
 FEW_LINKS = 8
 
 
 class Routes:
     """One application, resolved: revision number -> deployment name -> pool and tally; how its traffic is split."""
 
-    __slots__ = ("_door_names", "doors", "entry", "mirrors", "only", "revisions", "special", "split")
+    __slots__ = ("_door_names", "_door_of", "doors", "entry", "mirrors", "only", "revisions", "special", "split")
 
     def __init__(
         self,
@@ -60,12 +63,18 @@ class Routes:
         inner = {name for deployments in self.revisions.values() for name in deployments}
         past = set() if before is None else before._door_names - inner
         self._door_names: set[str] = past | set(doors.values()) | {entry.ingress}
+        self._door_of = doors
         # Where doors have, or had, different names: which is whose.
         self.doors = doors if len(self._door_names) > 1 else None
         self.split = Split(((revision.number, revision.weight) for revision in entry.revisions), entry.name)
         self.only = self.split.only  # where all new calls go, when there is no choice
         self.mirrors = mirrors.of(entry)  # where copies of some of them go; None: there are none
         self.special = self.doors is not None or self.mirrors is not None
+
+    def door_pools(self) -> list[Pool]:
+        """Where requests from outside go."""
+        found = [self.revisions.get(number, {}).get(name) for number, name in self._door_of.items()]
+        return [] if self.entry.route_prefix is None else [each[0] for each in found if each is not None]
 
     def at_door(self, deployment: str, revision: int) -> str:
         """The revision's own door, if the deployment is one; else the deployment itself."""
@@ -149,6 +158,20 @@ class Router:
         for pool in gone:
             for call in pool.close():
                 self.replace(call, pool)
+        if self.role == "ingress":
+            for routes in self._routes.values():
+                for pool in routes.door_pools():
+                    pool.connections.use()
+        self._leave_lost(set(snapshot.lost).difference(before.lost, (self.node,)))
+
+    def _leave_lost(self, nodes: set[str]) -> None:
+        """These nodes are lost: what is in work there counts as gone, whatever their connections look like. They may
+        look well for long, where something between here and there acknowledges what it cannot deliver.
+        """
+        if nodes:
+            for link in [link for link in self.links if link.replica.node in nodes]:
+                log.info("giving up replica %s: node %s is lost", link.replica.id, link.replica.node)
+                link.give_up()
 
     def replace(self, call: Call, pool: Pool) -> None:
         """The call waits at an entry that is gone: if it was drawn here it is drawn again, else it is lost."""
@@ -284,7 +307,7 @@ class Router:
         self.closed = True
         error = InstanceError("this process has closed its connection to the instance")
         for pool in self._pools.values():
-            pool.stop_dialing()
+            pool.connections.cut(error)
             pool.fail_queued(error)
         for link in list(self.links):
             link.cut(error)

@@ -95,16 +95,23 @@ class ApplicationEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """All that routers route by, at one version. Versions only grow, also over restarts of the controller."""
+    """All that routers route by, at one version. Versions only grow, also over restarts of the controller.
+
+    `lost` are nodes that cannot be reached, so that what is in work there will not be answered: not all that ever were,
+    and none for long after it is back.
+    """
 
     version: int = 0
     instance: str = "default"
     applications: dict[str, ApplicationEntry] = {}
     deployments: dict[str, DeploymentEntry] = {}
+    lost: tuple[str, ...] = ()
 
 
 class SnapshotDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """What changed between two versions. An entry that changed is sent whole."""
+    """What changed between two versions. An entry that changed is sent whole, and so are the lost nodes (None: they
+    are the same).
+    """
 
     from_version: int
     to_version: int
@@ -112,6 +119,7 @@ class SnapshotDelta(msgspec.Struct, frozen=True, kw_only=True):
     removed_applications: tuple[str, ...] = ()
     deployments: dict[str, DeploymentEntry] = {}
     removed_deployments: tuple[str, ...] = ()
+    lost: tuple[str, ...] | None = None
 
 
 def diff(old: Snapshot, new: Snapshot) -> SnapshotDelta:
@@ -123,6 +131,7 @@ def diff(old: Snapshot, new: Snapshot) -> SnapshotDelta:
         removed_applications=tuple(k for k in old.applications if k not in new.applications),
         deployments={k: v for k, v in new.deployments.items() if old.deployments.get(k) != v},
         removed_deployments=tuple(k for k in old.deployments if k not in new.deployments),
+        lost=new.lost if new.lost != old.lost else None,
     )
 
 
@@ -137,4 +146,5 @@ def apply(old: Snapshot, delta: SnapshotDelta) -> Snapshot:
         instance=old.instance,
         applications=applications | delta.applications,
         deployments=deployments | delta.deployments,
+        lost=old.lost if delta.lost is None else delta.lost,
     )
