@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ import joblib
 import numpy as np
 import pytest
 from PIL import Image
+
+from bench.instance import Instance, free_port, on_ray
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples" / "digits"
@@ -39,16 +40,14 @@ class Served:
         return f"http://127.0.0.1:{self.port}/"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`make serve` on a free port, in an instance of its own; ends well when it is asked to."""
     folder = tmp_path_factory.mktemp("digits")
+    if on_ray():  # `make serve` serves on this machine
+        with Instance(folder / "home", "digits:app", DIGITS) as instance:
+            yield Served(instance.ready().port, folder / "terminal.txt")
+        return
     served = Served(free_port(), folder / "terminal.txt")
     # The make that runs the tests must not hand its own flags (a dry run, a job server) to this one.
     kept = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}

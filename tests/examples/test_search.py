@@ -6,7 +6,6 @@ import csv
 import importlib
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 
+from bench.instance import Instance, free_port, on_ray
 from headrace import serve
 from headrace.serve.exceptions import DeployFailedError
 from headrace.serve.testing import LocalTesting
@@ -70,12 +70,6 @@ class Shop:
                 store.execute(f"UPDATE books SET {name} = ? WHERE title = ?", [value, title])
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SEARCH / "prepare.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
@@ -102,6 +96,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shop(prepared: Path) -> Iterator[Shop]:
+    if on_ray():  # there the command ends when it has deployed
+        instance = Instance(prepared / "h", "search:build", SEARCH)
+        instance.command.insert(instance.command.index("search:build") + 1, f"folder={prepared}")
+        with instance:
+            yield Shop(instance.ready().port, prepared)
+        return
     shop = Shop(free_port(), prepared)
     log = prepared / "terminal.txt"
     command = [

@@ -1,4 +1,4 @@
-"""Which tests of instances run on a Ray cluster, and which do not, and why. A file that nothing is said of fails.
+"""Which tests of instances run on a Ray cluster, and which do not, and why. One that nothing is said of fails.
 
 In: the node ids of tests. Out: `ON_RAY`, what `make test-ray` runs beside tests/ray; the reason why a test is left out,
 None for what runs. As a program it prints the files of `ON_RAY`.
@@ -12,6 +12,17 @@ ON_RAY = (
     "tests/e2e/test_web_applications.py",
     "tests/e2e/test_multiplexing.py",
     "tests/e2e/test_request_routers.py",
+    "tests/e2e/test_batches.py",
+    "tests/e2e/test_rollouts.py",
+    "tests/e2e/test_users.py",
+    "tests/e2e/test_hedging_in_processes.py",
+    "tests/e2e/test_mishaps.py",
+    "tests/e2e/test_shadow.py",
+    "tests/examples/test_digits.py",
+    "tests/examples/test_digits_canary.py",
+    "tests/examples/test_search.py",
+    "tests/moving/test_moving.py",
+    "tests/patterns/test_patterns_in_processes.py",
 )
 
 _KEEPER = (
@@ -24,29 +35,40 @@ LOCAL_ONLY: dict[str, str] = {
     "tests/e2e/test_faults.py": _KEEPER,
     "tests/e2e/test_source_packs.py": "looks into the directory in which one machine keeps packs",
     "tests/e2e/test_websockets.py::test_headrace_run_serves_https": "`headrace run` in the foreground",
+    "tests/examples/test_digits.py::test_the_curl_line_that_make_serve_prints_works_as_pasted": (
+        "`make serve` in the foreground"
+    ),
+    "tests/patterns/": "in the local testing mode, which has no processes; test_patterns_in_processes.py runs",
 }
 
-_PORT = "has one port for all nodes, which nodes on one machine cannot share"
-# What should run on a cluster, and does not yet.
+_SAME = "the same code over the contract of all engines, and long: an instance and many replicas for each"
+_ROLLOUTS = "tests/e2e/test_rollouts.py::test_"
+# What would run on a cluster, and does not.
 NOT_YET: dict[str, str] = {
-    "tests/e2e/test_batches.py": _PORT,
-    "tests/e2e/test_rollouts.py": _PORT,
-    "tests/e2e/test_users.py": _PORT,
     "tests/e2e/test_request_routers.py::test_a_session_goes_to_one_replica_and_moves_when_it_dies": (
         "a session is answered by more than one replica there: a defect"
     ),
-    "tests/e2e/test_hedging_in_processes.py": "not tried",
-    "tests/e2e/test_mishaps.py": "not tried",
-    "tests/e2e/test_shadow.py": "not tried",
-    "tests/examples/test_digits.py": "starts `make serve` in the foreground",
-    "tests/examples/test_digits_canary.py": _PORT,
-    "tests/examples/test_search.py": "starts `headrace run` in the foreground",
+    "tests/rpc/": "an instance for each file; the services of tests/moving go the same way through the same ingress",
+    f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[RollingUpdate1]": _SAME,
+    f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[BlueGreen]": _SAME,
+    f"{_ROLLOUTS}a_controller_that_is_killed": f"{_KEEPER} (the controller)",
+    f"{_ROLLOUTS}requests_in_work_at_a_replica_that_is_shared": _SAME,
+    f"{_ROLLOUTS}a_revision_that_never_comes_up": _SAME,
+    f"{_ROLLOUTS}a_revision_that_fails_more_is_rolled_back": _SAME,
+    f"{_ROLLOUTS}a_rolling_update_goes_on_beside": _SAME,
+    f"{_ROLLOUTS}where_there_is_no_room_beside": "asks for all CPUs of one machine",
+    "tests/e2e/test_users.py::TestNotebooks::test_in_a_jupyter_kernel": "the cells of the asyncio prompt, which runs",
+    "tests/e2e/test_users.py::TestNotebooks::test_a_script_from_standard_input": "as the cells of the asyncio prompt",
 }
 
 
 def reason(nodeid: str) -> str | None:
     """Why the test does not run on a cluster."""
-    return next((why for name, why in (LOCAL_ONLY | NOT_YET).items() if nodeid.startswith(name)), None)
+    file = nodeid.partition("::")[0]
+    for name, why in (LOCAL_ONLY | NOT_YET).items():
+        if nodeid.startswith(name) and ("::" in name or file not in ON_RAY):
+            return why
+    return None
 
 
 if __name__ == "__main__":
