@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from headrace.spec.errors import ProtocolError
 from headrace.wire.buffers import Buffers, Landing
 from headrace.wire.frames import CALL, DATA, HEADER, MORE
-from headrace.wire.over_tcp import BULK_BYTES, OverTcp
+from headrace.wire.over_tcp import BULK_BYTES, MOST_BULK_BYTES, OverTcp
 
 BODY = random.Random(1).randbytes(600_000)
 
@@ -55,7 +55,7 @@ def test_a_body_lands_whole_and_small_frames_come_in_between(seed: int, cuts: li
     rng = random.Random(seed)
     stream, at, small, other = b"", 1000, [], []
     while at < len(BODY):
-        length = rng.choice((1, 100, 5000, 65_520, BULK_BYTES - HEADER.size))
+        length = rng.choice((1, 100, 5000, 65_520, BULK_BYTES - HEADER.size, MOST_BULK_BYTES - HEADER.size))
         piece = BODY[at : at + length]
         at += length
         stream += frame(1, DATA, MORE if at < len(BODY) else 0, piece)
@@ -98,12 +98,53 @@ def test_a_body_lands_whole_and_small_frames_come_in_between(seed: int, cuts: li
     assert not end.lost
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5_000_000), st.integers(0, 20))
+def test_a_body_leaves_whole_in_frames_of_any_length_with_small_ones_between(seed: int, size: int, count: int):
+    rng = random.Random(seed)
+    body = rng.randbytes(size)
+
+    async def run() -> tuple[End, End]:
+        loop = asyncio.get_running_loop()
+        left, right = socket.socketpair()
+        left.setblocking(False)
+        right.setblocking(False)
+        ours, theirs = End(loop, left), End(loop, right)
+        ours.start()
+        theirs.start()
+        theirs.land(1, Landing(b"", size))
+        outflow = ours.open_outflow(1, 0)
+        outflow.frame_bytes = ours.landed_bytes
+        at = 0
+        while at < size:
+            part = body[at : at + rng.choice((17, 100_000, 3_000_000))]
+            at += len(part)
+            outflow.write(part, at < size)
+        async with asyncio.timeout(20):
+            for i in range(count):
+                ours.send(0, CALL, payload=b"%d" % i)
+                for _ in range(rng.randrange(4)):
+                    await asyncio.sleep(0)
+            while theirs.body is None or len(theirs.small) < count:
+                await asyncio.sleep(0)
+        ours.close()
+        theirs.close()
+        return ours, theirs
+
+    ours, theirs = asyncio.run(run())
+    landed = theirs.body == body
+    assert landed
+    assert theirs.small == [b"%d" % i for i in range(count)]
+    assert not ours.lost
+    assert not theirs.lost
+
+
 @pytest.mark.parametrize(
     ("frames", "reason"),
     [
         (frame(1, DATA, MORE, bytes(1001)), "after its end"),
         (frame(1, DATA, 0, bytes(999)), "ended after"),
-        (HEADER.pack(BULK_BYTES + 1, 1, 0, 0, DATA, 0), "not a frame"),
+        (HEADER.pack(MOST_BULK_BYTES + 1, 1, 0, 0, DATA, 0), "not a frame"),
         (frame(1, DATA, MORE, bytes(500)) + HEADER.pack(501, 1, 0, 0, DATA, 0) + bytes(10), "after its end"),
     ],
 )

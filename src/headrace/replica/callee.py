@@ -142,7 +142,7 @@ class CalleeLink(Connection):
             header = _pack(length, stream, len(meta), load if load < 0xFFFF else 0xFFFF, kind, flags)
             self._out += (header, meta, payload)
             if len(self._out) >= BURST_PARTS:
-                self._flush_burst()
+                self.flush_now()
         if call.flags & SUSPECT:
             self.server.end_suspect(call)
         if self.server.draining:

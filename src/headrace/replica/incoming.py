@@ -17,7 +17,7 @@ import msgspec
 
 from headrace.replica.held import ENDED, Holder
 from headrace.spec.errors import NotServableError, ProtocolError, RequestCancelledError, RequestTimeoutError
-from headrace.wire.buffers import Landing, blocks_of
+from headrace.wire.buffers import Landing, blocks_of, unchanging
 from headrace.wire.connection import GATHERED_BYTES, Outflow
 from headrace.wire.frames import (
     ARENAS,
@@ -231,10 +231,12 @@ class Incoming:
         first, rest = parts[0][:room], [parts[0][room:], *parts[1:]]
         rest = [part for part in rest if len(part)]
         self._link.finish(self._stream, REPLY, flags | (MORE if rest else 0), meta, bytes(first))
-        if rest:
+        if rest and not self._link.closed:
             outflow = self._link.open_outflow(self._stream, WINDOW_BYTES)
             if flags & ARENAS:
                 outflow.frame_bytes = self._link.landed_bytes
+                self._link.flush_now()  # the caller makes room while the rest is copied
+                rest = [unchanging(part) for part in rest]
             for i, part in enumerate(rest):
                 outflow.write(part, i + 1 < len(rest))
 

@@ -12,7 +12,6 @@ where it stays (`Landing`).
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import socket
 import struct
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 from headrace.spec.errors import ProtocolError
 from headrace.wire.arena import REFERENCE, ArenaReceiver, ArenaSender
 from headrace.wire.frames import ARENA, MAX_PAYLOAD_BYTES, RELEASE
+from headrace.wire.warm import WARM
 
 if TYPE_CHECKING:
     from headrace.wire.connection import Connection
@@ -33,7 +33,6 @@ HEAD = struct.Struct("<HQ")  # references, bytes of data
 ANNOUNCEMENT = struct.Struct("<IQ")  # arena number, size in bytes
 INLINE = 0xFFFFFFFF
 ALIGN = 64  # as arrays like it
-HUGE_BYTES = 4 * 1024 * 1024  # memory of this size is worth huge pages, where there are any
 
 
 class Landing:
@@ -41,7 +40,7 @@ class Landing:
 
     def __init__(self, first: bytes | memoryview, total: int) -> None:
         try:
-            self._view = _memory(total)
+            self._view = WARM.take(total)
         except (OSError, ValueError, OverflowError, MemoryError) as error:
             raise ProtocolError(f"a body of {total} bytes was announced, which cannot be held: {error}") from error
         self.total = total
@@ -81,20 +80,22 @@ class Buffers:
         self._release_scheduled = False
 
     def wrap(self, data: bytes, buffers: Sequence[memoryview | bytes]) -> list[bytes | memoryview]:
-        """The parts of a body that carries `data` and `buffers`. The buffers may change once this has returned."""
+        """The parts of a body that carries `data` and `buffers`.
+
+        Those behind the first may be the buffers themselves: `unchanging` of them lasts.
+        """
         references: list[bytes] = [HEAD.pack(len(buffers), len(data))]
         behind: list[bytes | memoryview] = []
         end = HEAD.size + len(buffers) * REFERENCE.size + len(data)
         for buffer in buffers:
             reference = self._place(buffer)
             if reference is None:
-                copy = _unchanging(buffer)
                 gap = -end % ALIGN
                 if gap:
                     behind.append(bytes(gap))
-                behind.append(copy)
-                end += gap + len(copy)
-                reference = REFERENCE.pack(INLINE, 0, len(copy))
+                behind.append(buffer)
+                end += gap + len(buffer)
+                reference = REFERENCE.pack(INLINE, 0, len(buffer))
             references.append(reference)
         return [b"".join((*references, data)), *behind]
 
@@ -212,15 +213,7 @@ class Buffers:
             self._receiver = None
 
 
-def _memory(size: int) -> memoryview:
-    """Memory whose pages come when they are written to: nothing is cleared first, as it would be for a bytearray."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if size >= HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)
-
-
-def _unchanging(buffer: memoryview | bytes) -> bytes | memoryview:
+def unchanging(buffer: memoryview | bytes) -> bytes | memoryview:
     """The buffer, if nobody can change it, else a copy."""
     if isinstance(buffer, bytes) or type(buffer.obj) is bytes:
         return buffer

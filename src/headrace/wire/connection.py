@@ -70,6 +70,7 @@ class Outflow:
         "ended",
         "frame_bytes",
         "granted",
+        "least_credit",
         "on_drained",
         "pending_bytes",
         "starved",
@@ -85,6 +86,7 @@ class Outflow:
         self._gathered_bytes = 0
         self._queued = False
         self.starved = False  # the producer waits for on_drained
+        self.least_credit = 1  # with less it waits for more: at most half of what its reader grants at first
         self.granted = credit > 0  # the reader has ever given credit: before that, nothing of this has left
         self.stream = stream
         self.credit = credit
@@ -140,7 +142,11 @@ class Outflow:
 
     def wake(self) -> None:
         """Stand in line for the socket, if there is something that may be sent."""
-        if not self._queued and ((self._pending and self.credit > 0) or (self.ended and not self._pending)):
+        if self._pending:
+            ready = self.credit >= min(self.least_credit, self.pending_bytes)
+        else:
+            ready = self.ended
+        if ready and not self._queued:
             self._queued = True
             self._connection.line_up(self)
 
@@ -294,7 +300,7 @@ class Connection:
         if self._bulk:
             self._flush_bulk()
 
-    def _flush_burst(self) -> None:
+    def flush_now(self) -> None:
         """Send what is queued without waiting for the end of the tick: the other end begins while we go on."""
         if self._backlog is None and not self._fd_frames and not self.closed:
             data = b"".join(self._out)

@@ -16,10 +16,13 @@ from collections.abc import Sequence
 
 from headrace.spec.errors import ProtocolError
 from headrace.wire.connection import READ_BYTES, Connection, log
-from headrace.wire.frames import DATA, HEADER, HEADER_BYTES, MORE
+from headrace.wire.frames import DATA, HEADER, HEADER_BYTES, MAX_PAYLOAD_BYTES, MORE
 
-BULK_BYTES = 256 * 1024  # that leave in one system call: so long a small frame waits at most
-LANDED_WINDOW_BYTES = 1024 * 1024  # 10 Gbit/s at a round trip of 0.8 ms
+# That leave in one system call: so long a small frame waits at most. While there are none, and the socket takes all at
+# once, it is twice as much each time: a turn of the loop costs as much as to send the least.
+BULK_BYTES = 256 * 1024
+MOST_BULK_BYTES = 1024 * 1024
+LANDED_WINDOW_BYTES = 2 * 1024 * 1024  # 10 Gbit/s at a round trip of 1.6 ms
 READS_A_TICK = 4  # of bulk: in between, others have their turn
 AHEAD_BYTES = 4096  # what may be read beyond the end of a frame of bulk: the next header, and small frames
 _WAITING = memoryview(b"")
@@ -34,6 +37,7 @@ class OverTcp(Connection):
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, *others: object) -> None:
         super().__init__(loop, sock, *others)
         self._left: list[memoryview] = []  # of bulk frames that the socket has not taken
+        self._bulk_bytes = BULK_BYTES  # that leave next
         self._fill: memoryview | None = None  # where the rest of the frame goes that is being received
         self._filling = (0, 0, 0, 0)  # its stream, flags, load and length
         self._ahead = bytearray(AHEAD_BYTES)
@@ -51,14 +55,23 @@ class OverTcp(Connection):
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
+    def _flush(self) -> None:
+        if self._out:
+            self._bulk_bytes = BULK_BYTES
+        super()._flush()
+
     def _flush_bulk(self) -> None:
         if self._backlog is not None or self.closed:
             return
         line, served = self._bulk, []
         parts: list[bytes | memoryview] = []
-        room = BULK_BYTES
+        if len(line) > 1:
+            self._bulk_bytes = BULK_BYTES
+        room = self._bulk_bytes
         while line and room > 0:
             outflow = line.popleft()
+            if outflow.frame_bytes > MAX_PAYLOAD_BYTES:
+                outflow.frame_bytes, outflow.least_credit = self._bulk_bytes - HEADER_BYTES, LANDED_WINDOW_BYTES // 4
             piece, more = outflow.next_frame()
             room -= len(piece) + HEADER_BYTES
             parts += (HEADER.pack(len(piece), outflow.stream, 0, 0, outflow.kind, MORE if more else 0), piece)
@@ -84,6 +97,7 @@ class OverTcp(Connection):
             self._lose(error)
             return
         self._left = _behind(parts, count)
+        self._bulk_bytes = max(BULK_BYTES, min(count if self._left else 2 * self._bulk_bytes, MOST_BULK_BYTES))
         if self._left:
             self._backlog = _WAITING
             self.loop.add_writer(self.sock.fileno(), self._writable)
@@ -164,7 +178,7 @@ class OverTcp(Connection):
         at, end, handlers, landings = 0, len(data), self.handlers, self.landings
         while end - at >= HEADER_BYTES:
             length, stream, meta, load, kind, flags = HEADER.unpack_from(data, at)
-            if length > BULK_BYTES or meta > length or kind >= len(handlers):
+            if length > MOST_BULK_BYTES or meta > length or kind >= len(handlers):
                 raise ProtocolError(f"not a frame: kind {kind}, length {length}, metadata {meta}")
             handler = handlers[kind]
             if handler is None:
