@@ -3,9 +3,13 @@
 In: newcomers by their source (an IP address), and how it ended with them. Out: those to be turned away; log lines. No
 socket and no clock here: whoever listens has each of them turned away after PATIENCE_S.
 
-What holds here: at most LIMIT newcomers are kept, at most LIMIT_A_SOURCE of one source, whatever comes; the eldest is
-turned away for a new one, so that those who prove at once who they are get in however many others stand there; a source
-that fails is logged once, and of the first SOURCES such sources alone.
+What holds here: of one source at most LIMIT_A_SOURCE newcomers are kept, and of all strangers at most LIMIT, whatever
+comes; the eldest is turned away for a new one, so that those who prove at once who they are get in however many others
+stand there; a source that fails is logged once, and of the first SOURCES such sources alone.
+
+A stranger is of a source of which none has proved yet that it belongs. Where one has, others of it do too, as the
+processes of a node that all come anew when a controller is back: they stand beside the strangers, and neither keeps out
+the other, however many nodes there are. At most KIN such sources are remembered.
 """
 
 from __future__ import annotations
@@ -15,10 +19,11 @@ from collections.abc import Callable
 
 log = logging.getLogger("headrace.wire")
 
-LIMIT = 64
-LIMIT_A_SOURCE = 16
+LIMIT = 128
+LIMIT_A_SOURCE = 32
 PATIENCE_S = 5.0  # a handshake takes two round trips
 SOURCES = 1000
+KIN = 1000
 
 
 class Newcomer:
@@ -43,6 +48,8 @@ class Doorkeeper:
         self._limit_a_source = limit_a_source
         self._waiting: dict[str, dict[Newcomer, None]] = {}  # by source, each in the order in which they came
         self._count = 0
+        self._strangers = 0
+        self._kin: dict[str, None] = {}  # those of longest ago first
         self._told: set[str] = set()
 
     def __repr__(self) -> str:
@@ -56,12 +63,26 @@ class Doorkeeper:
         same = self._waiting.get(source, {})
         if len(same) >= self._limit_a_source:
             self._make_room(source)
-        elif self._count >= self._limit:
-            self._make_room(max(self._waiting, key=lambda each: len(self._waiting[each])))
+        elif source not in self._kin and self._strangers >= self._limit:
+            strangers = (each for each in self._waiting if each not in self._kin)
+            self._make_room(max(strangers, key=lambda each: len(self._waiting[each])))
         newcomer = Newcomer(source, turn_away)
         self._waiting.setdefault(source, {})[newcomer] = None
         self._count += 1
+        self._strangers += source not in self._kin
         return newcomer
+
+    def proved(self, source: str) -> None:
+        """One of this source has proved that it belongs to the instance."""
+        if source in self._kin:
+            del self._kin[source]
+        else:
+            self._strangers -= len(self._waiting.get(source, ()))
+        self._kin[source] = None
+        if len(self._kin) > KIN:
+            eldest = next(iter(self._kin))
+            del self._kin[eldest]
+            self._strangers += len(self._waiting.get(eldest, ()))
 
     def left(self, newcomer: Newcomer) -> None:
         """It has proved who it is, or is gone. No more than once is needed."""
@@ -69,6 +90,7 @@ class Doorkeeper:
         if same is not None and newcomer in same:
             del same[newcomer]
             self._count -= 1
+            self._strangers -= newcomer.source not in self._kin
             if not same:
                 del self._waiting[newcomer.source]
 

@@ -89,5 +89,7 @@ class Entrance(ABC):
             self.door.failed(source, str(error))
         except asyncio.CancelledError:
             pass  # turned away: nobody else cancels this
+        else:
+            self.door.proved(source)
         finally:
             self.door.left(newcomer)
