@@ -9,6 +9,9 @@ from pathlib import Path
 from test_router import Replica, echo, until
 from test_router_tcp import Cluster, in_cluster
 
+from headrace.router.policy import GuardedRouter
+from headrace.router.request_router import LocalityMixin, RequestRouter
+from headrace.spec.request_router import RequestRouterConfig
 from headrace.spec.snapshot import ReplicaEntry
 
 
@@ -64,5 +67,38 @@ def test_a_near_replica_that_dies_leaves_its_calls_to_far_ones(tmp_path: Path) -
         async with asyncio.timeout(20):
             assert [await call.outcome() for call in calls] == [b"0", b"1"]
         assert far.server.links
+
+    in_cluster(test, tmp_path)
+
+
+class Homely(LocalityMixin, RequestRouter):
+    """Stays on its node, where it can."""
+
+    def choose_replicas(self, candidate_replicas, pending_request=None):  # type: ignore[no-untyped-def]
+        return self.rank_replicas_via_locality(candidate_replicas)
+
+
+def test_a_users_router_knows_what_is_near(tmp_path: Path) -> None:
+    async def test(cluster: Cluster) -> None:
+        path = f"{Homely.__module__}:{Homely.__qualname__}"
+        cluster.options["request_router"] = RequestRouterConfig(request_router_class=path)
+        far = await cluster.add_distant(count=2)
+        assert await cluster.ask(b"x").outcome() == b"x"
+        policy = next(iter(cluster.router._pools.values())).balancer.policy
+        assert isinstance(policy, GuardedRouter)
+        homely = policy._router
+        assert isinstance(homely, Homely)
+        assert {each.unique_id for each in homely.apply_locality_routing()} == {each.entry.id for each in far}
+        near = await add_near(cluster)
+        near.handle = echo
+        for replica in far:
+            replica.handle = replica.calls.append
+        assert [await cluster.ask(b"y").outcome() for _ in range(20)] == [b"y"] * 20
+        assert {each.unique_id for each in homely.apply_locality_routing()} == {near.entry.id}
+        views = homely.curr_replicas.values()
+        assert {each.replica_id.unique_id: each.node_id for each in views} == {
+            near.entry.id: "here",
+            **{each.entry.id: "there" for each in far},
+        }
 
     in_cluster(test, tmp_path)

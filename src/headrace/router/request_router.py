@@ -92,8 +92,13 @@ class RunningReplica:
 
     @property
     def node_id(self) -> str:
-        """The machine that it runs on."""
-        return socket.gethostname()
+        """The node that it runs on; where there is but one, the name of this machine."""
+        return self._replica.node or socket.gethostname()
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it runs on the node of this process, where there are several."""
+        return self._replica.near
 
     @property
     def availability_zone(self) -> str | None:
@@ -256,17 +261,23 @@ class FIFOMixin:
 
 
 class LocalityMixin:
-    """For routers written for Ray Serve: all replicas run on one machine, and are as near as each other."""
+    """For routers written for Ray Serve: replicas of the same node are near; where there is but one node, all are."""
 
+    _replicas: dict[ReplicaID, RunningReplica]
     _replica_id_set: set[ReplicaID]
 
     def apply_locality_routing(self, pending_request: PendingRequest | None = None) -> set[ReplicaID]:
-        """The nearest replicas: all of them."""
-        return self._replica_id_set
+        """The replicas of this node; all of them, where it has none."""
+        return {name for name, replica in self._replicas.items() if replica.is_near} or self._replica_id_set
 
     def rank_replicas_via_locality(self, replicas: list[RunningReplica]) -> list[list[RunningReplica]]:
-        """By nearness: on this machine, in this zone, elsewhere."""
-        return [list(replicas), [], []]
+        """By nearness: on this node, in this zone (which is not known), elsewhere. Where none is on this node, no
+        difference is made.
+        """
+        near = [replica for replica in replicas if replica.is_near]
+        if not near:
+            return [list(replicas), [], []]
+        return [near, [], [replica for replica in replicas if not replica.is_near]]
 
 
 class MultiplexMixin:
