@@ -53,8 +53,14 @@ test: $(STAMPS)/test $(STAMPS)/search $(DIGITS)  ## run all tests but those on R
 	echo "$(SECOND):"; cat $$said/second; \
 	exit $$status
 
-test-ray: $(STAMPS)/ray $(STAMPS)/search $(DIGITS)  ## run the tests that need a Ray cluster, on one of three nodes
-	$(BIN)/python -m pytest --engine ray tests/ray $$($(BIN)/python tests/ray/local_only.py)
+test-ray: $(STAMPS)/ray $(STAMPS)/search $(DIGITS)  ## run the tests that need a Ray cluster of three nodes, in two parts beside each other
+	@said=$$(mktemp); files=$$($(BIN)/python tests/ray/local_only.py); \
+	$(BIN)/python -m pytest --engine ray $$files > $$said 2>&1 & other=$$!; \
+	trap 'kill $$other 2> /dev/null || true; rm -f $$said' EXIT; \
+	status=0; $(BIN)/python -m pytest --engine ray tests/ray || status=$$?; \
+	wait $$other || status=$$?; \
+	echo "$$files:"; cat $$said; \
+	exit $$status
 
 lint: $(STAMPS)/lint  ## ruff, mypy --strict on the package, the layers
 	$(BIN)/ruff check .

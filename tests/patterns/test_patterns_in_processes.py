@@ -74,7 +74,7 @@ main()
 
 
 def test_functions_of_a_script_reach_the_replicas(tmp_path: Path) -> None:
-    from bench.instance import free_port
+    from bench.instance import free_port, on_ray
 
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -87,5 +87,7 @@ def test_functions_of_a_script_reach_the_replicas(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all of it\n" in done.stdout
+    if on_ray():
+        return  # what replicas print stays on their nodes
     assert "It is the error of stage 1 of 3 of Pipeline: Words" in done.stdout
     assert "Fallback: Crashing failed, and the default is answered (ReplicaDiedError: " in done.stdout

@@ -42,13 +42,13 @@ LOCAL_ONLY: dict[str, str] = {
 }
 
 _SAME = "the same code over the contract of all engines, and long: an instance and many replicas for each"
+_ONE = "one replica that calls no other, again and again: test_web_applications.py is the like, and runs"
 _ROLLOUTS = "tests/e2e/test_rollouts.py::test_"
 # What would run on a cluster, and does not.
 NOT_YET: dict[str, str] = {
-    "tests/e2e/test_request_routers.py::test_a_session_goes_to_one_replica_and_moves_when_it_dies": (
-        "a session is answered by more than one replica there: a defect"
-    ),
     "tests/rpc/": "an instance for each file; the services of tests/moving go the same way through the same ingress",
+    "tests/moving/test_moving.py::TestPlainHandlers": _ONE,
+    "tests/moving/test_moving.py::TestFastAPI": _ONE,
     f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[RollingUpdate1]": _SAME,
     f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[BlueGreen]": _SAME,
     f"{_ROLLOUTS}a_controller_that_is_killed": f"{_KEEPER} (the controller)",
