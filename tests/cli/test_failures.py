@@ -87,3 +87,11 @@ def test_the_gist_of_an_error():
     assert gist('  File "syn.py", line 1\n    def x(:\n          ^\nSyntaxError: invalid syntax') == (
         "SyntaxError: invalid syntax"
     )
+
+
+def test_an_error_that_names_its_replica_is_told_once_for_all():
+    failures = StartFailures()
+    error = "{0} cannot be started: its runtime_env cannot be made: Error: Run cmd failed\nno such package"
+    assert failures.told("D#1@app", error.format("D#1@app")) == ([], True)
+    assert failures.told("D#2@app", error.format("D#2@app")) == ([], False)
+    assert failures.told("D#3@app", error.format("D#3@app").replace("package", "file")) == ([], True)

@@ -21,6 +21,7 @@ from headrace.engine.ray import cluster as clusters
 from headrace.engine.ray import inventory
 from headrace.engine.ray.engine import RayEngine
 from headrace.engine.ray.names import NAMESPACE, agent_name
+from headrace.engine.ray.places import what_was_raised
 from headrace.spec.errors import InstanceError, ResourcesShortError
 from headrace.spec.placement import Placement
 from tests.engine.instances import alive, until_async
@@ -153,6 +154,28 @@ def test_a_process_has_the_runtime_env_of_its_seat(cluster: RayCluster, tmp_path
             await bench.start("c", placement=local)
 
     run(cluster, scenario)
+
+
+def test_of_what_failed_on_a_node_the_error_says_what_was_raised() -> None:
+    told = """Failed to set up runtime environment.
+[Node 10.0.0.2] Traceback (most recent call last):
+  File "pip.py", line 132, in __init__
+ModuleNotFoundError: No module named 'virtualenv'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "pip.py", line 134, in __init__
+ray._private.runtime_env.utils.SubprocessCalledProcessError: Run cmd[3] failed with the following details.
+Last 50 lines of stdout:
+    ERROR: No matching distribution found for nothing
+"""
+    assert what_was_raised(told).splitlines() == [
+        "ray._private.runtime_env.utils.SubprocessCalledProcessError: Run cmd[3] failed with the following details.",
+        "Last 50 lines of stdout:",
+        "    ERROR: No matching distribution found for nothing",
+    ]
+    assert what_was_raised("it could not be done\n") == "it could not be done"
 
 
 def test_what_no_node_has_is_refused_by_name(cluster: RayCluster) -> None:

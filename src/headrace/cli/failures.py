@@ -11,6 +11,7 @@ from collections import deque
 
 _HEAD = re.compile(r"ERROR replica \S+ failed:$")
 _AGAIN = re.compile(r"ERROR replica \S+ failed as the one before it did: ")
+_REPLICA = re.compile(r"\b\w+#\d+(@[\w-]+)?")
 _DIED = "; it printed last:"  # ends the first line of what is told of a process that died; its output is seen already
 
 
@@ -46,12 +47,12 @@ class StartFailures:
         echo = self._echoes[process_id] = deque((f"ERROR replica {replica} failed:", *error.splitlines()))
         besides = [line for line in held if not _drop(echo, line) and not _AGAIN.match(line)]
         new = not self.is_told(error)
-        self._told.add(error)
+        self._told.add(_whoever(error))
         return besides, new and "\n" in error and _DIED not in error.partition("\n")[0]
 
     def is_told(self, error: str) -> bool:
-        """Whether this very error was told before."""
-        return error in self._told
+        """Whether this very error was told before, of whichever replica."""
+        return _whoever(error) in self._told
 
     def rest(self) -> list[tuple[str, str]]:
         """All lines that are still held, with their processes: no report came."""
@@ -72,6 +73,11 @@ def gist(error: str) -> str:
     frames = [number for number, line in enumerate(lines) if line.startswith("  ")]
     raised = lines[frames[-1] + 1 :] if frames else lines
     return raised[0] if raised else lines[-1]
+
+
+def _whoever(error: str) -> str:
+    """The error without the names of replicas, which tell apart what is the same."""
+    return _REPLICA.sub("", error)
 
 
 def _drop(echo: deque[str] | None, line: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ from headrace.engine.ray.nodes import look, may_grow
 from headrace.engine.ray.seats import Seating, ask_for_seat
 from headrace.spec.errors import InstanceError, ResourcesShortError
 
+_RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Timeout)\b.*", re.MULTILINE)
 _SHORT_S = 5.0  # what just ended is still being given back
 _GROUP_S = 20
 _GROUP_TURN_S = 1  # of Ray's whole seconds: in between, the thread is for whoever waits for one
@@ -137,7 +139,8 @@ class Places:
             where: Where = await _unless_unwanted(process, call(seating.actor.where.remote(), None))
             placed = True
         except RuntimeEnvSetupError as error:
-            raise InstanceError(f"{request.id} cannot be started: its runtime_env cannot be made: {error}") from error
+            why = what_was_raised(str(error))
+            raise InstanceError(f"{request.id} cannot be started: its runtime_env cannot be made: {why}") from error
         except (ActorUnschedulableError, ActorPlacementGroupRemoved) as error:
             raise ResourcesShortError(f"{request.id} does not fit on node {(node or '')[:8]} any more") from error
         except RayError as error:
@@ -163,6 +166,12 @@ class Places:
         """Wait for news of what is free. Raises InstanceError when the process is not wanted any more."""
         self._looked.clear()
         await _unless_unwanted(process, self._looked.wait())
+
+
+def what_was_raised(told: str) -> str:
+    """What the last traceback in a text says was raised, in as many lines as it has; the text, where there is none."""
+    starts = [match.start() for match in _RAISED.finditer(told)]
+    return told[starts[-1] :].strip() if "Traceback (most recent call last)" in told and starts else told.strip()
 
 
 async def _unless_unwanted(process: Process, waiting: Coroutine[Any, Any, _T]) -> _T:
