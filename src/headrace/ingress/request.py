@@ -226,9 +226,7 @@ class HeadReader:
         scheme = self._scheme
         if head.upgrade and not place.local and wants_websocket(head, known_method, headers):
             check_websocket(head, headers)
-            head.websocket = True
-            head.expect = False
-            scheme = self._websocket_scheme
+            head.websocket, head.expect, scheme = True, False, self._websocket_scheme
         # An HttpHead, as its tuple: the struct would be made only to be encoded.
         http = _encode((known_method, target, place.root_path, headers, version, scheme, client, server))
         if len(http) > MAX_META_BYTES - META_RESERVE_BYTES:
