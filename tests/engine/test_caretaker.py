@@ -68,6 +68,13 @@ def test_who_asks_last_is_told(caretaker: Caretaker) -> None:
     assert (waiting.result(PATIENCE_S), later.result(PATIENCE_S)) == ([], [])
 
 
+def test_askers_that_are_gone_keep_nobody_from_the_news(caretaker: Caretaker) -> None:
+    assert caretaker.exits(0, PATIENCE_S).cancel()  # as Ray does with the calls of a controller that died
+    caretaker.ask(messages.ListProcesses(0)).cancel()
+    start(caretaker, "a", "pass")
+    assert [exited.event.id for exited in exits(caretaker)] == ["a"]
+
+
 def test_children_of_others_are_left_to_them(caretaker: Caretaker) -> None:
     other = subprocess.Popen([sys.executable, "-S", "-c", "import sys; sys.exit(5)"])
     start(caretaker, "a", "pass")

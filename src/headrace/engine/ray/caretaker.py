@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from typing import TypeVar
 
 from headrace.engine import linux, messages
 from headrace.engine.base import ProcessExited, ProcessInfo, ProcessRequest
@@ -32,6 +33,7 @@ _CLOSE_S = 5.0
 _MOST_UNTOLD = 10_000
 
 Answer = messages.FromKeeper | None
+_T = TypeVar("_T")
 
 
 class Caretaker:
@@ -77,7 +79,7 @@ class Caretaker:
     def ask(self, message: messages.ToKeeper) -> Future[Answer]:
         """What the keeper would answer; OSError and errors of ours come as Refused."""
         future: Future[Answer] = Future()
-        self._call(lambda: future.set_result(self._answer(message)))
+        self._call(lambda: _tell(future, self._answer(message)))
         return future
 
     def exits(self, told: int, patience_s: float) -> Future[list[messages.Exited]]:
@@ -196,7 +198,7 @@ class Caretaker:
         for number in [number for number in self._untold if number <= told]:
             del self._untold[number]
         if self._listener is not None:
-            self._listener.set_result([])
+            _tell(self._listener, [])
         self._listener = future
         self._listens_until = time.monotonic() + patience_s
 
@@ -204,4 +206,10 @@ class Caretaker:
         if self._listener is None or not (self._untold or now >= self._listens_until):
             return
         listener, self._listener = self._listener, None
-        listener.set_result([messages.Exited(number, event) for number, event in self._untold.items()])
+        _tell(listener, [messages.Exited(number, event) for number, event in self._untold.items()])
+
+
+def _tell(future: Future[_T], answer: _T) -> None:
+    """Answer whoever still waits for it: the calls of a controller that died are cancelled."""
+    if future.set_running_or_notify_cancel():
+        future.set_result(answer)
