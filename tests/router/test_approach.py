@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from test_locality import add_near
 from test_policy import FirstLetter, config, said
+from test_reservations import reserve, settled, use
 from test_router import Asked, Replica, echo, until
 from test_router_tcp import Cluster, Distant, in_cluster
 
@@ -17,7 +18,7 @@ from headrace.replica.incoming import Incoming
 from headrace.router import Router
 from headrace.router.approach import Approach
 from headrace.router.pool import Pool
-from headrace.spec.errors import InstanceError, ReplicaDiedError, RequestTimeoutError
+from headrace.spec.errors import BackPressureError, InstanceError, ReplicaDiedError, RequestTimeoutError
 from headrace.spec.hedging import HedgingConfig
 from headrace.spec.request_router import RequestRouterConfig
 from headrace.spec.snapshot import ReplicaEntry
@@ -366,6 +367,56 @@ def test_a_replica_that_was_lost_is_connected_to_again(tmp_path: Path) -> None:
         assert first.entry.id not in pool.balancer.replicas
         await until(lambda: first.entry.id in pool.balancer.replicas)
         assert pool.balancer.replicas[first.entry.id].link is not None
+
+    in_cluster(test, tmp_path)
+
+
+# --- slots, and places in the queue --------------------------------------------------------------------------------
+
+
+def test_a_slot_is_kept_at_a_replica_that_is_not_connected_yet(tmp_path: Path) -> None:
+    async def test(cluster: Cluster) -> None:
+        await cluster.add_distant()
+        kept = reserve(cluster)
+        assert isinstance(kept.link, Approach)
+        assert not kept.stands
+        early = reserve(cluster)
+        cluster.router.cancel(early)
+        await until(lambda: kept.told == ["kept"])
+        assert kept.stands
+        assert await use(cluster, kept).outcome() == b"in"
+        await settled(cluster)
+        assert kept.told == ["kept", "over"]
+        assert not early.told
+
+    in_cluster(test, tmp_path)
+
+
+def test_no_more_calls_wait_than_may_in_all_routers_together(tmp_path: Path) -> None:
+    """Who keeps the places is on another node, and not connected to when the first calls come."""
+
+    async def test(cluster: Cluster) -> None:
+        cluster.limit, cluster.max_queued, cluster.options["routers"] = 1, 10, 2
+        replicas = await cluster.add_distant(None, 2)
+        for replica in replicas:
+            replica.server.limit_queues(cluster.max_queued)
+        routers = [cluster.router, another(cluster, "a#1")]
+        calls = [cluster.ask(router=router) for router in routers for _ in range(20)]
+        await until(lambda: sum(len(replica.calls) for replica in replicas) == 2)
+
+        def refused() -> list[Asked]:
+            return [call for call in calls if call.errors]
+
+        await until(lambda: len(refused()) == 28)
+        assert sum(pool_of(router).balancer.queued for router in routers) == 10
+        assert {type(call.errors[0]) for call in refused()} == {BackPressureError}
+        for replica in replicas:
+            replica.handle = echo
+            for incoming in replica.calls:
+                incoming.reply(b"")
+        await until(lambda: all(call.end.is_set() for call in calls))
+        assert all(len(call.replies) + len(call.errors) == 1 for call in calls)
+        await routers[1].close()
 
     in_cluster(test, tmp_path)
 

@@ -167,8 +167,7 @@ class Connections:
         replica = balancer.replicas.get(replica_id)
         if replica is not None:
             self.out_of_reach(replica)
-            if replica.link is not None:
-                replica.link.give_up()
+            self._give_up(replica)
         elif replica_id in self._entries:
             self._try_again_later(replica_id)
         self._pool.pump()
@@ -179,8 +178,13 @@ class Connections:
         if balancer.replicas.get(replica.id) is replica and isinstance(replica.link, Approach):
             balancer.expected.add(replica.id)
             balancer.remove(replica.id)
-            replica.link.give_up()
+            self._give_up(replica)
             self._pool.pump()
+
+    def _give_up(self, replica: Replica) -> None:
+        if isinstance(replica.link, Approach):
+            self._pool.places.lost(replica.id)  # what it was asked has not left
+            replica.link.give_up()
 
     def out_of_reach(self, replica: Replica) -> None:
         """There is no connection any more. The snapshot lists it as yet, maybe: then it is tried again."""
