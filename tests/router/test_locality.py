@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from pathlib import Path
 
 from test_router import Replica, echo, until
 from test_router_tcp import Cluster, in_cluster
 
+from headrace.handle.handle import DeploymentHandle
 from headrace.router.policy import GuardedRouter
 from headrace.router.request_router import LocalityMixin, RequestRouter
+from headrace.runtime import Runtime
 from headrace.spec.request_router import RequestRouterConfig
 from headrace.spec.snapshot import ReplicaEntry
 
@@ -100,5 +103,17 @@ def test_a_users_router_knows_what_is_near(tmp_path: Path) -> None:
             near.entry.id: "here",
             **{each.entry.id: "there" for each in far},
         }
+
+    in_cluster(test, tmp_path)
+
+
+def test_a_selection_says_on_which_node_its_replica_is(tmp_path: Path) -> None:
+    async def test(cluster: Cluster) -> None:
+        await cluster.add_distant()
+        runtime = Runtime(cluster.router, cluster.router.loop, threading.get_ident())
+        handle = DeploymentHandle("Model", "app", None, runtime)
+        async with handle.choose_replica() as selection:
+            assert (selection.node_id, selection.node_ip, selection.address) == ("there", "127.0.0.1", "127.0.0.1")
+            assert selection.to_dict()["node_id"] == "there"
 
     in_cluster(test, tmp_path)

@@ -16,14 +16,17 @@ from typing import Any
 from headrace.handle.call import FAILED, PENDING, REPLIED, HandleCall, until_settled
 from headrace.router.reservation import Reservation
 from headrace.spec.errors import HeadraceError, InstanceError, LoopBlockedError, OptionError
+from headrace.spec.snapshot import ReplicaEntry
 from headrace.wire import payload
 from headrace.wire.frames import ErrorInfo
+from headrace.wire.tcp import parse_address
 
 
 class SlotCall(Reservation, HandleCall):
     """The reservation behind a ReplicaSelection. REPLIED: a replica keeps a slot, or has kept one."""
 
     replica_id = ""
+    place: ReplicaEntry | None = None  # where the replica is
 
     def _settled(self) -> bool:
         return self._state != PENDING
@@ -62,6 +65,8 @@ class SlotCall(Reservation, HandleCall):
             return  # it was cancelled, and that is under way
         assert self.link is not None
         self.replica_id = self.link.replica.id
+        listed = (each for each in self.link.pool.entry.replicas if each.id == self.replica_id)
+        self.place = next(listed, None)
         self._state = REPLIED
         if self._timer is not None:
             self._timer.cancel()  # the replica watches the time from now on
@@ -104,13 +109,17 @@ class ReplicaSelection:
 
     @property
     def node_id(self) -> str:
-        """The machine that it runs on."""
-        return socket.gethostname()
+        """The node that it runs on; where there is but one, the name of this machine."""
+        place = self._slot.place
+        return socket.gethostname() if place is None or not place.node else place.node
 
     @property
     def node_ip(self) -> str:
-        """The address of that machine, which is this one."""
-        return "127.0.0.1"
+        """The address of that node; where there is but one, that of this machine."""
+        place = self._slot.place
+        if place is None or not place.address.startswith("tcp:"):
+            return "127.0.0.1"
+        return parse_address(place.address)[0]
 
     @property
     def port(self) -> int | None:
@@ -129,7 +138,7 @@ class ReplicaSelection:
 
     @property
     def address(self) -> str:
-        """`node_ip`, for there is no port."""
+        """`node_ip`, for there is no port to name."""
         return self.node_ip
 
     def to_dict(self) -> dict[str, Any]:
