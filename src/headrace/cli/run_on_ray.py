@@ -51,7 +51,7 @@ def run_on_ray(arguments: argparse.Namespace, meant: RaySite, screen: Screen) ->
         directory = start(arguments, meant, screen)
         deployed = deploy(built, screen)
     except KeyboardInterrupt:
-        goes_on = f"what was asked for goes on: `headrace status{meant.flags()}` shows it"
+        goes_on = f"what had begun goes on: `headrace status{meant.flags()}` shows it"
         screen.say(f"interrupted: {goes_on if asked else 'nothing was started'}")
         return INTERRUPTED
     except HeadraceError as error:
