@@ -275,7 +275,6 @@ class Listener(Entrance):
         what: str = "",
     ) -> None:
         super().__init__(sock, what or purpose, loop)
-        self._met_on = loop
         self._credentials = credentials
         self._admit = admit
         self._purpose = purpose
@@ -296,7 +295,7 @@ class Listener(Entrance):
             if context is not None:
                 sock = secured(sock, context, server=True)
             handshake = Handshake(self._credentials.secret, initiator=False, purpose=self._purpose)
-            await meet(self._met_on, sock, handshake)
+            await meet(asyncio.get_running_loop(), sock, handshake)
         except BaseException:
             sock.close()
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ray.exceptions import RaySystemError, RpcError
+from ray.exceptions import RayError
 from ray.experimental.internal_kv import internal_kv_get_gcs_client
 
 from headrace.engine.ray.names import NAMESPACE
@@ -65,5 +65,5 @@ def _ask(question: Callable[[Any], _T]) -> _T:
         raise OSError("this process is not connected to a Ray cluster")
     try:
         return question(gcs)
-    except (RpcError, RaySystemError) as error:
+    except RayError as error:  # RpcError, GetTimeoutError, AuthenticationError
         raise OSError(f"the GCS of the Ray cluster does not answer: {error}") from error
