@@ -124,6 +124,18 @@ class TestAddresses:
 
 
 class TestOnACluster:
+    def test_ray_is_asked_anew_for_agents_outlive_their_controller(self, cluster: StandIn) -> None:
+        site = RaySite("x", cluster=cluster)
+        directory, _ = site.start(ClusterOptions())
+        directory.create()
+        lock = directory.lock_keeper()
+        assert site.find() == directory
+        cluster.there.clear()
+        assert site.find() == directory
+        assert site.find(anew=True) is None
+        assert site.find() is None
+        lock.release()
+
     def test_what_is_found_is_kept_while_its_keeper_lives(self, cluster: StandIn) -> None:
         site = RaySite("x", "h:1", cluster)
         assert site.find() is None

@@ -1,8 +1,8 @@
 """Draws the cable of a machine of a cluster under traffic, for a time that Ray does not notice, and until it does;
 prints what became of what, as JSON.
 
-A program of its own that starts itself once more on the first machine, the head of the cluster: whoever asks does so from
-there. Everything of a machine is in its network namespace, Ray's processes too.
+A program of its own that starts itself once more on the first machine, the head of the cluster: whoever asks does so
+from there. Everything of a machine is in its network namespace, Ray's processes too.
 """
 
 from __future__ import annotations

@@ -244,6 +244,36 @@ def test_an_agent_that_dies_ends_its_ingress_and_holds_its_ports_again(cluster: 
     run(cluster, scenario)
 
 
+def test_an_engine_that_follows_another_begins_without_a_node_that_answers_nobody(cluster: RayCluster) -> None:
+    async def scenario(bench: Bench) -> None:
+        mute = cluster.nodes[1]
+        info = await bench.start("a", node=mute.id)
+        ((_, seating),) = inventory.seats(INSTANCE)
+        agent = ray.get_actor(agent_name(INSTANCE, mute.id), namespace=NAMESPACE)
+        stopped = [where.pid for where in ray.get([seating.actor.where.remote(), agent.where.remote()])]
+        await bench.engine.close()
+        bench.engine = RayEngine(INSTANCE, SECRET, patience_s=0.5)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            await bench.engine.open(bench.events.append)
+            named = {node.id for node in bench.engine.nodes()}
+            assert named == {node.id for node in cluster.nodes} - {mute.id}
+            assert [each.node for each in await bench.engine.list()] == [mute.id]
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        await until_async(lambda: mute.id in {node.id for node in bench.engine.nodes()}, "the node is named")
+
+        async def known() -> bool:
+            return [each.pid for each in await bench.engine.list()] == [info.pid]
+
+        while not await known():
+            await asyncio.sleep(0.05)
+
+    run(cluster, scenario)
+
+
 def test_a_node_that_joins_and_one_that_is_drained_are_told(cluster: RayCluster) -> None:
     async def scenario(bench: Bench) -> None:
         assert [node.head for node in bench.engine.nodes()].count(True) == 1

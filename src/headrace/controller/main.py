@@ -212,13 +212,17 @@ class Controller:
 
     async def _recover(self) -> None:
         """Take up what an earlier controller of this life left; forget what one of another life did."""
+        before = self.store.fact("life")
+        ended = before not in ("", self.life)
         published = read_snapshot(self.directory)
         version = int(self.store.fact("version") or 0)
         if version and (published is None or published.version < version - 1):
             # Routers were told by a controller elsewhere, and of more than it could keep, perhaps: no version that they
             # know may come again with another meaning.
             published, version = self._published_elsewhere(), version + LEAP
-        if self.store.fact("life") != self.life:
+        if ended:
+            published, version = None, version + 1  # what it named has ended with that life
+        if before != self.life:
             if self.store.set_aside is None:
                 self.store.forget_all()
             self.store.keep_fact("life", self.life)

@@ -13,12 +13,14 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
+
 from headrace.controller.kv_store import KeyValueStore
 from headrace.controller.main import Controller
 from headrace.controller.packs import RowPacks
 from headrace.controller.rows import Rows
 from headrace.engine.directory import InstanceDirectory, instance_directory, write_secret
-from headrace.engine.ray import agent, inventory
+from headrace.engine.ray import agent, agents, inventory
 from headrace.engine.ray.engine import RayEngine
 from headrace.engine.ray.kv import KeyValues
 from headrace.spec.cluster import ClusterOptions
@@ -27,6 +29,7 @@ from headrace.wire.handshake import SECRET_BYTES
 logger = logging.getLogger(__name__)
 
 _LIFE_KEY = "life"
+_FOLLOW_S = 2.0  # for the nodes, of a controller that follows one: those that answer later are known then
 
 
 def run(instance: str, options: ClusterOptions, started: Callable[[], None]) -> None:
@@ -46,7 +49,8 @@ async def _live(instance: str, options: ClusterOptions, started: Callable[[], No
     write_secret(directory, secret)
     own = options.node_address or await asyncio.to_thread(inventory.own_address)
     host: str = os.environ.get(agent.HOST_VARIABLE) or own
-    engine = RayEngine(instance, secret, options)
+    follows = await asyncio.to_thread(values.get, agent.CONTROLLER_KEY) is not None
+    engine = RayEngine(instance, secret, options, patience_s=_FOLLOW_S if follows else agents.UP_S)
     rows = Rows(values)
     store, packs = KeyValueStore(rows), RowPacks(rows)
     controller = Controller(engine, directory, life.decode(), store=store, packs=packs, roams=True)
@@ -60,6 +64,7 @@ async def _live(instance: str, options: ClusterOptions, started: Callable[[], No
             address = await controller.server.listen_tcp(
                 host, options.ports, secret, agent.tls_files(options), os.environ.get(agent.LISTEN_VARIABLE, "")
             )
+            await asyncio.to_thread(partial(values.put, agent.OPTIONS_KEY, msgspec.msgpack.encode(options)))
             await asyncio.to_thread(partial(values.put, agent.CONTROLLER_KEY, address.encode()))
             engine.controller_at(address)
         except BaseException:
@@ -68,6 +73,8 @@ async def _live(instance: str, options: ClusterOptions, started: Callable[[], No
         started()
     await life_of_it
     directory.remove_sockets()
+    for path in (directory.secret, directory.snapshot):
+        path.unlink(missing_ok=True)
 
 
 def own_directory(instance: str) -> InstanceDirectory:

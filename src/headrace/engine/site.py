@@ -124,13 +124,14 @@ class RaySite:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def find(self) -> InstanceDirectory | None:
+    def find(self, *, anew: bool = False) -> InstanceDirectory | None:
         """The directory of this node's agent, also where Ray is about to start the agent anew.
 
-        Ray is asked where nothing was found before, or what was found has no keeper any more.
+        Ray is asked where nothing was found before, what was found has no keeper any more, or this is to look `anew`:
+        agents outlive a controller that somebody has killed for good.
         """
         with self._lock:
-            if self._found is None or self._found.keeper_pid() is None:
+            if anew or self._found is None or self._found.keeper_pid() is None:
                 self._found = self._connected().find(self.name)
             return self._found
 

@@ -392,7 +392,8 @@ def _start_http(tie: Driver, options: HTTPOptions | None, grpc: GrpcService | No
         options = options.located(str(Path.cwd()))
     if tie.http is None:
         proxies = _status(tie).proxies.values()
-        if not proxies:
+        listening = [proxy for proxy in proxies if proxy.host]
+        if not listening:  # or not yet: somebody else has just asked for it, and is waited for
             wanted = options or HTTPOptions()
             if wanted.ingress_workers:
                 if wanted.ssl_certfile:
@@ -402,7 +403,7 @@ def _start_http(tie: Driver, options: HTTPOptions | None, grpc: GrpcService | No
                 tie.ask(StartHTTP(wanted, grpc))
             tie.http, tie.grpc = wanted, grpc
             return
-        first = next(iter(proxies))
+        first = listening[0]
         if grpc is not None and (not first.grpc_port or grpc.options.port not in (0, first.grpc_port)):
             _warn_grpc(f"serves gRPC on port {first.grpc_port}" if first.grpc_port else "serves no gRPC", grpc)
         beside = sum(proxy.node == first.node for proxy in proxies)

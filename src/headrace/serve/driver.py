@@ -54,6 +54,7 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0
 FORCE_TIMEOUT_S = 10.0  # on a cluster, what answers nobody gets so long
 POLL_S = 0.01
+LOOK_S = 5.0  # without a controller, until Ray is asked whether there is one still
 
 T = TypeVar("T")
 
@@ -158,17 +159,21 @@ class Driver:
         """Whether the instance has a keeper. Raises InstanceError (no such cluster)."""
         return runtimes.own_site().find() is not None
 
+    def _is_there(self, site: Site) -> bool:
+        """Whether the instance runs, looked for anew. Raises InstanceError where that cannot be told."""
+        return (site.find(anew=True) if isinstance(site, RaySite) else site.find()) is not None
+
     def start(self, detached: bool = False, options: ClusterOptions | None = None) -> bool:
         """See to it that the instance runs; True when this started it. Raises InstanceError when it does not come up.
 
         Unless `detached`, the instance ends with this process; on a Ray cluster it never does. `options` are for that.
         """
         with self.lock:
-            if self.runs():
+            site = runtimes.own_site()
+            if self._is_there(site):
                 return False
             if runtimes.in_instance():
                 raise InstanceError("the instance that this process belongs to is gone")
-            site = runtimes.own_site()
             if not isinstance(site, RaySite):
                 return self._spawn(detached)
             directory, started = site.start(options or ClusterOptions())
@@ -247,6 +252,7 @@ class Driver:
         site = runtimes.own_site()
         directory = site.directory()
         away_since: float | None = None
+        look_at = time.monotonic() + LOOK_S
         while True:
             # A connection for each: a deploy that takes minutes holds up no other thread's question, nor a fork's.
             client = ControlClient(str(directory.control_socket))
@@ -262,6 +268,10 @@ class Driver:
                 away_since = away_since or now
                 if directory.keeper_pid() is None and now - away_since >= site.keeper_away_s:
                     raise site.not_running() from None
+                if isinstance(site, RaySite) and now >= look_at:
+                    if not self._is_there(site):
+                        raise site.not_running() from None
+                    look_at = time.monotonic() + LOOK_S
                 if connected and isinstance(operation, _ONCE):
                     told = f"{error}; whether it acted, serve.rollout_status({operation.app!r}) tells"
                     raise InstanceError(told) from error
@@ -297,7 +307,7 @@ class Driver:
             runtimes.close_own()
             self.http = self.grpc = None
             site = runtimes.own_site()
-            directory = site.find()
+            directory = site.find(anew=True) if isinstance(site, RaySite) else site.find()
             if directory is not None:
                 with contextlib.suppress(InstanceError):
                     self.ask(Shutdown())

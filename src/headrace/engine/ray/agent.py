@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 SECRET_KEY = "secret"
 CONTROLLER_KEY = "controller"  # its address, `tcp:HOST:PORT`
+OPTIONS_KEY = "options"  # those that the instance was started with
 LISTEN_VARIABLE = "HEADRACE_NODE_LISTEN"  # there: where its processes listen, if not at the address for the others
 HOST_VARIABLE = "HEADRACE_NODE_HOST"  # in the environment of the node's raylet it overrules the address that Ray has
 NODE_KEY = "node/"  # and the node's id: where the instance's directory is there

@@ -61,11 +61,15 @@ class Agents:
             if each.state.id not in self._hosts and (task is None or task.done()):
                 self._bringing[each.state.id] = self._owner.spawn(self._bring(each, alive))
 
-    async def wait(self) -> None:
-        """Wait until all that are being brought up are there, for a bounded time."""
+    async def wait(self, patience_s: float) -> None:
+        """Wait until all that are being brought up are there; without any, until the first is, for as long as one may
+        take.
+        """
         waiting = [task for task in self._bringing.values() if not task.done()]
         if waiting:
-            await asyncio.wait(waiting, timeout=UP_S)
+            await asyncio.wait(waiting, timeout=patience_s)
+        if not self._hosts and any(not task.done() for task in waiting):
+            await asyncio.wait(waiting, timeout=UP_S, return_when=asyncio.FIRST_COMPLETED)
 
     async def at(self, node: str) -> Host:
         """The agent of the node. Raises InstanceError where there is none, and none comes up."""

@@ -13,12 +13,13 @@ import socket
 import time
 from typing import Any
 
+import msgspec
 import ray
 from ray.exceptions import RayError
 
 from headrace.engine.directory import InstanceDirectory, runtime_directory
 from headrace.engine.ray import inventory
-from headrace.engine.ray.agent import CONTROLLER_KEY, NODE_KEY, SECRET_KEY
+from headrace.engine.ray.agent import CONTROLLER_KEY, NODE_KEY, OPTIONS_KEY, SECRET_KEY
 from headrace.engine.ray.agents import charge_of
 from headrace.engine.ray.hosts import brief
 from headrace.engine.ray.kv import KeyValues
@@ -32,6 +33,7 @@ from headrace.wire.handshake import SECRET_BYTES
 logger = logging.getLogger(__name__)
 
 _CONNECT_S = 10.0
+STATE = "state/"  # begin the keys of what the controller keeps: see `controller.rows`
 _START_S = 60.0
 _AGENT_S = 30.0
 _CHECK_S = 0.05
@@ -60,16 +62,18 @@ def connect(address: str | None = None) -> None:
         where = "on this machine" if address in (None, "auto") else f"at {address}"
         raise InstanceError(
             f"no Ray cluster is found {where} ({brief(error)}): start one by `ray start --head`, and join others to it "
-            "by `ray start --address HOST:6379`; this process has to run on a node of it"
+            f"by `ray start --address HOST:6379`; this process has to run on a node of it{_on_tokens()}"
         ) from error
 
 
 def find(instance: str) -> InstanceDirectory | None:
-    """The instance's directory on this node, None when it does not run. A node that just joined is waited for."""
+    """The instance's directory on this node, None when it does not run: when it has no controller, and none that Ray is
+    about to begin anew. A node that just joined is waited for.
+    """
     kept = KeyValues(instance)
     node = str(ray.get_runtime_context().get_node_id())
     try:
-        if kept.get(CONTROLLER_KEY) is None:
+        if kept.get(CONTROLLER_KEY) is None or inventory.handle(controller_name(instance)) is None:
             return None
         path = _until(lambda: kept.get(NODE_KEY + node), _AGENT_S)
     except OSError as error:
@@ -80,23 +84,41 @@ def find(instance: str) -> InstanceDirectory | None:
 
 
 def start(instance: str, options: ClusterOptions) -> tuple[InstanceDirectory, bool]:
-    """See to it that the instance runs; its directory on this node, and whether it did not run before."""
+    """See to it that the instance runs; its directory on this node, and whether this has begun it: of several who start
+    it at once, one has.
+
+    Where its controller was killed for good and all else of it runs, the next one takes that up, under the options that
+    the instance was started with.
+    """
     ran = inventory.handle(controller_name(instance)) is not None
+    try:
+        kept = None if ran else KeyValues(instance).get(OPTIONS_KEY)
+    except OSError as error:
+        raise InstanceError(f"whether instance {instance} runs cannot be told: {error}") from error
+    if kept is not None:
+        options = msgspec.msgpack.decode(kept, type=ClusterOptions)
+    own = os.urandom(SECRET_BYTES)
+    try:
+        secret = b"" if ran else KeyValues(instance).add(SECRET_KEY, own)
+    except OSError as error:
+        raise InstanceError(f"the secret of instance {instance} cannot be kept: {error}") from error
     try:
         controller = _controller(instance, options)
         if not ran:
-            _begin_agents(instance, options)
+            _begin_agents(instance, secret, options)
         ray.get(controller.ready.remote(), timeout=_START_S)
     except (RayError, TimeoutError) as error:
-        if not ran:
+        if not ran and kept is None:
             end(instance, 0)
-        raise InstanceError(f"the controller of instance {instance} did not start on the cluster: {error}") from error
+        raise InstanceError(
+            f"the controller of instance {instance} did not start on the cluster: {brief(error)}"
+        ) from error
     directory = find(instance)
     if directory is None:
         raise InstanceError(f"instance {instance} has ended while it was started")
     if not _until(directory.control_socket.exists, _AGENT_S):
         raise InstanceError(f"the agent of this node does not listen at {directory.control_socket}")
-    return directory, not ran
+    return directory, secret == own
 
 
 def end(instance: str, timeout_s: float) -> None:
@@ -118,11 +140,14 @@ def left(instance: str) -> list[str]:
 
 
 def forget(instance: str) -> None:
-    """Remove all that is kept of the instance on the cluster. For when nothing of it runs."""
+    """Remove what is kept of this life of the instance on the cluster: not the controller's state, for histories and
+    numbers of revisions outlive it. For when nothing of it runs.
+    """
     kept = KeyValues(instance)
     with contextlib.suppress(OSError):  # the GCS is gone, and what it kept with it
         for key in kept.keys(""):
-            kept.delete(key)
+            if not key.startswith(STATE):
+                kept.delete(key)
 
 
 def _controller(instance: str, options: ClusterOptions) -> Any:
@@ -143,16 +168,23 @@ def _controller(instance: str, options: ClusterOptions) -> Any:
     return actor.remote(instance, options)
 
 
-def _begin_agents(instance: str, options: ClusterOptions) -> None:
+def _begin_agents(instance: str, secret: bytes, options: ClusterOptions) -> None:
     """Have the agents start beside the controller, which asks for the same ones. A process of Ray's takes a second."""
-    try:
-        secret = KeyValues(instance).add(SECRET_KEY, os.urandom(SECRET_BYTES))
-        seen = look()
-    except OSError as error:
-        raise InstanceError(f"the secret of instance {instance} cannot be kept: {error}") from error
+    seen = look()
     alive = tuple(each.state.id for each in seen)
     for each in seen:
         inventory.agent(each.state.id, charge_of(instance, secret, options, each, alive))
+
+
+def _on_tokens() -> str:
+    """What else it may be: Ray says of a token that is missing or wrong only that it cannot connect."""
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        given = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
+        return f"; the token in {given[0] if given else '~/.ray/auth_token'} has to be that of the cluster"
+    return (
+        "; a cluster that was started with authentication (RAY_AUTH_MODE=token) takes only who has RAY_AUTH_MODE=token "
+        "and its token, in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH, or in ~/.ray/auth_token"
+    )
 
 
 def _same(one: str, other: str) -> bool:

@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _MODULE = "headrace.controller.on_ray"
 _ANEW_S = 1.0  # between a failure and the next try
-_TRIES = 60
 _LEAVE_S = 10.0
 
 
@@ -39,6 +38,7 @@ class ControllerActor:
         logging.basicConfig(level=level if known else "WARNING", format="%(asctime)s %(levelname)s %(message)s")
         self._instance = instance
         self._options = options
+        self._id = str(ray.get_runtime_context().get_actor_id())
         self._up: Future[None] = Future()
         threading.Thread(target=self._run, name="headrace-controller", daemon=True).start()
 
@@ -58,9 +58,10 @@ class ControllerActor:
                 self._up.set_exception(told)
             time.sleep(_ANEW_S)
             os._exit(1)
-        for _ in range(_TRIES):
+        while True:
             try:
-                dissolve(self._instance)
+                dissolve(self._instance, self._id)
+                return  # and not once more: what has the same names from now on is of another life
             except Exception:  # the top of the thread: the GCS may be away for a while
                 logger.exception("what is left of instance %s could not be ended yet", self._instance)
                 time.sleep(_ANEW_S)
@@ -69,16 +70,20 @@ class ControllerActor:
         self._up.set_result(None)
 
 
-def dissolve(instance: str) -> None:
-    """After the orderly end: nothing of the instance is left on the cluster, this actor last."""
+def dissolve(instance: str, id: str) -> None:
+    """After the orderly end: nothing of the instance is left on the cluster, its controller's actor (of this id) last.
+
+    As long as that has its name nobody can begin the instance anew; without it, nothing here is its own.
+    """
     from headrace.engine.ray.cluster import forget
 
+    own = inventory.handle(controller_name(instance))
+    if own is None or inventory.id_of(own) != id:
+        return
     leave(instance)
     inventory.remove_all(instance, but_controller=True)
     forget(instance)
-    own = inventory.handle(controller_name(instance))
-    if own is not None:
-        ray.kill(own, no_restart=True)
+    ray.kill(own, no_restart=True)
 
 
 def leave(instance: str) -> None:

@@ -23,9 +23,9 @@ from headrace.engine import messages
 from headrace.engine.base import EngineEvent, NodeInfo, NodesChanged, ProcessExited, ProcessInfo, ProcessRequest
 from headrace.engine.directory import runtime_directory
 from headrace.engine.ray import inventory
-from headrace.engine.ray.adoption import adopt_seat
+from headrace.engine.ray.adoption import ADOPT_S, adopt_seat
 from headrace.engine.ray.agent import Post, node_variables
-from headrace.engine.ray.agents import Agents
+from headrace.engine.ray.agents import UP_S, Agents
 from headrace.engine.ray.held import Seen, infos
 from headrace.engine.ray.hosts import ANSWER_S, Host, brief, call
 from headrace.engine.ray.places import Places, Process
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 INGRESS = "ingress"
 LOOK_S = 1.0
 KILLED = -9
-_ADOPT_S = 10.0
 _TERMINATE_S = 5.0
 _RETRY_S = 0.2
 _CLOSE_S = 3.0
@@ -48,9 +47,16 @@ _T = TypeVar("_T")
 
 
 class RayEngine:
-    """See `base.Engine`. This process is connected to the cluster. One for the life of a controller."""
+    """See `base.Engine`. This process is connected to the cluster. One for the life of a controller.
 
-    def __init__(self, instance: str, secret: bytes, options: ClusterOptions | None = None) -> None:
+    `open` waits `patience_s` for what it finds on the nodes: a controller that follows another should be there soon,
+    whichever node answers nobody.
+    """
+
+    def __init__(
+        self, instance: str, secret: bytes, options: ClusterOptions | None = None, *, patience_s: float = UP_S
+    ) -> None:
+        self._patience_s = patience_s
         self._instance = instance
         self._secret = secret
         self._options = options or ClusterOptions()
@@ -82,7 +88,7 @@ class RayEngine:
             raise InstanceError("the Ray cluster has no node that lives")
         self._agents.bring(seen)
         await self._adopt()
-        await self._agents.wait()
+        await self._agents.wait(self._patience_s)
         self._observe(seen)
         self._opening = False
         self.spawn(self._watch())
@@ -277,7 +283,7 @@ class RayEngine:
         """Kill the process when its node answers again. A seat goes with it; its place may be taken until then."""
         while True:
             try:
-                await host.ask(messages.Stop(id, 0.0), _ADOPT_S)
+                await host.ask(messages.Stop(id, 0.0), ADOPT_S)
                 break
             except HeadraceError:
                 if not self._places.knows(host.node):
@@ -309,7 +315,8 @@ class RayEngine:
     async def _adopt(self) -> None:
         """Take up the seats of an earlier controller: those with a process, and those with news of its end."""
         seatings = await self.ask_ray(functools.partial(inventory.seats, self._instance))
-        found = await asyncio.gather(*(adopt_seat(self, id, seating) for id, seating in seatings))
+        patience_s = min(ADOPT_S, self._patience_s)
+        found = await asyncio.gather(*(adopt_seat(self, id, seating, patience_s) for id, seating in seatings))
         living = sorted((process for process in found if process is not None), key=_started_at)
         for process in living:
             process.order = next(self._order)

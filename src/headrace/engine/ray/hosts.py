@@ -9,7 +9,7 @@ import asyncio
 import logging
 from typing import Any, Protocol
 
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from headrace.engine import messages
 from headrace.engine.base import ProcessExited
@@ -104,11 +104,14 @@ async def call(ref: Any, timeout_s: float | None) -> Any:
 
 def brief(error: BaseException) -> str:
     """What Ray says, without its traceback and advice."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, HeadraceError):
+        error = error.cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     told = [line for line in lines if line.startswith("The actor is dead because")]
-    return (told or [lines[-1] if lines[0].startswith("\x1b") else lines[0]])[0][:500]
+    line = (told or [lines[-1] if lines[0].startswith("\x1b") else lines[0]])[0]
+    return line.partition(" Some common causes include")[0][:500]
 
 
 def refusal(answer: messages.Refused) -> HeadraceError:

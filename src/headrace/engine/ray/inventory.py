@@ -51,8 +51,13 @@ def agent(node: str, charge: Any) -> Any:
 
 def node_of(actor: Any) -> str:
     """The node that the GCS has for the actor, "" for none."""
-    found = state.actor_table(actor._actor_id.hex())
+    found = state.actor_table(id_of(actor))
     return str(found.get("Address", {}).get("NodeID", ""))
+
+
+def id_of(actor: Any) -> str:
+    """Ray's id of the actor, which no other ever has."""
+    return str(actor._actor_id.hex())
 
 
 def actors(instance: str) -> list[str]:
