@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from test_locality import add_near
 from test_policy import FirstLetter, config, said
 from test_reservations import reserve, settled, use
 from test_router import Asked, Replica, echo, until
-from test_router_tcp import Cluster, Distant, in_cluster
+from test_router_tcp import SECRET, Cluster, Distant, in_cluster
 
 from headrace.replica.incoming import Incoming
 from headrace.router import Router
@@ -22,6 +23,8 @@ from headrace.spec.errors import BackPressureError, InstanceError, ReplicaDiedEr
 from headrace.spec.hedging import HedgingConfig
 from headrace.spec.request_router import RequestRouterConfig
 from headrace.spec.snapshot import ReplicaEntry
+from headrace.wire.handshake import Handshake
+from headrace.wire.tcp import replica_purpose
 
 
 def name_of(replica: Replica) -> Any:
@@ -367,6 +370,33 @@ def test_a_replica_that_was_lost_is_connected_to_again(tmp_path: Path) -> None:
         assert first.entry.id not in pool.balancer.replicas
         await until(lambda: first.entry.id in pool.balancer.replicas)
         assert pool.balancer.replicas[first.entry.id].link is not None
+
+    in_cluster(test, tmp_path)
+
+
+def test_a_connection_that_breaks_as_soon_as_it_is_made_loses_no_call(tmp_path: Path) -> None:
+    async def test(cluster: Cluster) -> None:
+        cluster.limit = 400
+
+        async def meet_and_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            handshake = Handshake(SECRET, initiator=False, purpose=replica_purpose("app", "Model#1"))
+            writer.write(handshake.begin())
+            while not handshake.done:
+                writer.write(handshake.feed(await reader.read(1000)))
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(meet_and_reset, "127.0.0.1", 0)
+        (broken,) = await cluster.add_distant()
+        broken.entry = ReplicaEntry("Model#1", f"tcp:127.0.0.1:{server.sockets[0].getsockname()[1]}", "there")
+        cluster.publish()
+        calls = [cluster.ask(b"%d" % i) for i in range(cluster.limit)]
+        assert len(waits_for(calls[-1]).calls) == cluster.limit
+        await cluster.add_distant()
+        assert [await call.outcome() for call in calls] == [b"%d" % i for i in range(cluster.limit)]
+        server.close()
 
     in_cluster(test, tmp_path)
 
