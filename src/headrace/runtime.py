@@ -21,7 +21,7 @@ from headrace.context import current_replica
 from headrace.engine import linux
 from headrace.engine.credentials import credentials_of
 from headrace.engine.directory import InstanceDirectory, read_node, read_snapshot, runtime_directory
-from headrace.engine.site import Site, inner_site, site_of
+from headrace.engine.site import RaySite, Site, inner_site, site_of
 from headrace.router import Call, Router
 from headrace.router.reports import Reports
 from headrace.spec.errors import HeadraceError, InstanceError, LoopBlockedError, RequestTimeoutError
@@ -380,6 +380,8 @@ def _after_fork_in_child() -> None:
         left_behind.append(_slot.runtime)
     _slot.__init__(_slot.site)  # type: ignore[misc]  # a lock that some other thread held at the fork is never released here
     _slot.left_behind = left_behind
+    if isinstance(_slot.site, RaySite):
+        _slot.site.forked()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

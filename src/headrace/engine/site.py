@@ -154,6 +154,10 @@ class RaySite:
             self._found = None
             self._connected().end(self.name, timeout_s)
 
+    def forked(self) -> None:
+        """In the child of a fork: the lock may be held by a thread that is not there any more."""
+        self._lock = threading.Lock()
+
     def not_running(self) -> InstanceError:
         """The error for an instance that the cluster knows nothing of."""
         return InstanceError(
