@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from headrace.spec.errors import ProtocolError
 from headrace.wire.buffers import Buffers, Landing
-from headrace.wire.frames import CALL, DATA, HEADER, MORE
+from headrace.wire.frames import CALL, DATA, HEADER, MORE, WINDOW_BYTES
 from headrace.wire.over_tcp import BULK_BYTES, MOST_BULK_BYTES, OverTcp
 
 BODY = random.Random(1).randbytes(600_000)
@@ -137,6 +137,39 @@ def test_a_body_leaves_whole_in_frames_of_any_length_with_small_ones_between(see
     assert theirs.small == [b"%d" % i for i in range(count)]
     assert not ours.lost
     assert not theirs.lost
+
+
+def test_a_body_without_a_landing_leaves_within_the_window_of_any_stream():
+    """As when its first frame does not tell its length: the reader grants as much as to a stream of small frames."""
+
+    async def run() -> list[bytes]:
+        loop = asyncio.get_running_loop()
+        left, right = socket.socketpair()
+        left.setblocking(False)
+        right.setblocking(False)
+        ours, theirs = End(loop, left), End(loop, right)
+        ended = asyncio.Event()
+
+        def on_data(stream: int, flags: int, load: int, meta: bytes, payload: bytes) -> None:
+            theirs.data.append(payload)
+            theirs.consumed(stream, len(payload))
+            if not flags & MORE:
+                ended.set()
+
+        theirs.handlers[DATA] = on_data
+        ours.start()
+        theirs.start()
+        outflow = ours.open_outflow(1, WINDOW_BYTES)
+        outflow.frame_bytes = ours.landed_bytes
+        outflow.write(BODY * 4, False)
+        async with asyncio.timeout(20):
+            await ended.wait()
+        ours.close()
+        theirs.close()
+        return theirs.data
+
+    arrived = b"".join(asyncio.run(run())) == BODY * 4
+    assert arrived
 
 
 @pytest.mark.parametrize(

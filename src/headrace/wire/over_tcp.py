@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from headrace.spec.errors import ProtocolError
 from headrace.wire.connection import READ_BYTES, Connection, log
-from headrace.wire.frames import DATA, HEADER, HEADER_BYTES, MAX_PAYLOAD_BYTES, MORE
+from headrace.wire.frames import DATA, HEADER, HEADER_BYTES, MAX_PAYLOAD_BYTES, MORE, WINDOW_BYTES
 
 # That leave in one system call: so long a small frame waits at most. While there are none, and the socket takes all at
 # once, it is twice as much each time: a turn of the loop costs as much as to send the least.
@@ -71,7 +71,8 @@ class OverTcp(Connection):
         while line and room > 0:
             outflow = line.popleft()
             if outflow.frame_bytes > MAX_PAYLOAD_BYTES:
-                outflow.frame_bytes, outflow.least_credit = self._bulk_bytes - HEADER_BYTES, LANDED_WINDOW_BYTES // 4
+                # Its reader may have no landing, and grant no more than to any stream.
+                outflow.frame_bytes, outflow.least_credit = self._bulk_bytes - HEADER_BYTES, WINDOW_BYTES // 2
             piece, more = outflow.next_frame()
             room -= len(piece) + HEADER_BYTES
             parts += (HEADER.pack(len(piece), outflow.stream, 0, 0, outflow.kind, MORE if more else 0), piece)
