@@ -61,6 +61,9 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
     options: ClusterOptions = ClusterOptions()
     alive: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Charge({self.instance} at {self.host})"  # it may stand in a log, which the secret must not
+
 
 class Post(msgspec.Struct, frozen=True, kw_only=True):
     """An agent that is up."""

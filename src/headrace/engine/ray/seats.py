@@ -41,6 +41,7 @@ def ask_for_seat(instance: str, request: ProcessRequest, node: str | None) -> Se
     """Ask for a seat on the node, or wherever Ray finds room. It may be placed much later. Blocks."""
     from headrace.engine.ray.host import Seat
 
+    _check_folders(request)
     name = seat_name(instance, request.id, secrets.token_hex(4))
     group = _ask_for_group(name, request.placement, node) if request.placement.bundles else None
     options = seat_options(request, node, group)
@@ -83,6 +84,9 @@ def seat_options(request: ProcessRequest, node: str | None, group: PlacementGrou
         options["scheduling_strategy"] = "SPREAD"
         if placement.label_selector:
             options["label_selector"] = dict(placement.label_selector)
+        if placement.fallback_label_selectors:
+            fallbacks = placement.fallback_label_selectors
+            options["fallback_strategy"] = [{"label_selector": dict(each)} for each in fallbacks]
     return options
 
 
@@ -94,6 +98,19 @@ def remove_seat(seating: Seating) -> None:
             remove_placement_group(seating.group)
     except Exception as error:  # the top of a task: Ray raises whatever it likes, and what is gone is gone
         logger.warning("%s could not be removed: %s", seating.name, error)
+
+
+def _check_folders(request: ProcessRequest) -> None:
+    """Raise InstanceError for a folder of one machine: Ray packs those of a driver, and who asks here is none."""
+    environment = request.placement.runtime_env
+    folders = [environment.get("working_dir"), *environment.get("py_modules", ())]
+    for folder in folders:
+        if isinstance(folder, str) and "://" not in folder:
+            raise InstanceError(
+                f"{request.id} cannot be started: {folder!r} in its runtime_env is a folder of one machine. The "
+                "sources of an application reach every node without it; for other files give a URI that every node can "
+                "read, such as https://HOST/FILES.zip, s3://BUCKET/FILES.zip or file:///SHARED/FILES.zip"
+            )
 
 
 def _ask_for_group(name: str, placement: Placement, node: str | None) -> PlacementGroup:
