@@ -42,6 +42,20 @@ def test_a_reply_makes_room_and_tells_of_the_load_that_others_cause() -> None:
     assert choose(b, 2) == [two, two]
 
 
+def test_a_call_that_never_left_makes_room_and_tells_nothing() -> None:
+    b = balancer(replicas=1, limit=2)
+    (one, _) = choose(b, 2)
+    one.others = 1
+    assert b.choose() is None
+    b.enqueue("waits", 0.0)
+    b.unbook(one)
+    assert b.drain(0.0) == []  # for what others have there
+    one.others = 0
+    b.unbook(one)
+    assert b.drain(0.0) == [("waits", one)]
+    assert one.ours == 1
+
+
 def test_choices_spread_evenly_over_many_replicas() -> None:
     b = balancer(replicas=100, limit=1000)
     counts = Counter(replica.id for replica in choose(b, 10_000))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from test_reservations import Kept
 from test_result_items import AskedForItems
 from test_router import Asked, Replica, World, taken_bytes, until
+from test_router_tcp import SECRET, Cluster
 
 from headrace.replica.incoming import Incoming
 from headrace.wire.frames import ErrorInfo
 from headrace.wire.payload import Payload
+from headrace.wire.tcp import Credentials
 
 LIMIT = 3
 SIZES = (0, 10, 70_000, 300_000)
@@ -52,7 +55,8 @@ class Play:
         self.ended: dict[Asked, int] = {}
 
     async def begin(self) -> None:
-        (replica,) = await self.world.add()
+        world = self.world
+        (replica,) = await (world.add_distant(None) if isinstance(world, Cluster) else world.add())
         replica.handle = self.working.append
         self.replicas.append(replica)
 
@@ -182,15 +186,23 @@ class Play:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS)
 def test_in_the_end_nothing_is_held(steps: list[tuple[str, int, int]]) -> None:
-    async def run() -> None:
-        with tempfile.TemporaryDirectory(prefix="hr-") as directory:
-            play = Play(World(Path(directory), LIMIT, 100, True))
-            try:
-                await play.begin()
-                for step in steps:
-                    await play.step(*step)
-                await play.end()
-            finally:
-                await play.world.close()
+    asyncio.run(play(lambda directory: World(directory, LIMIT, 100, True), steps))
 
-    asyncio.run(run())
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(steps=STEPS)
+def test_nor_between_nodes(steps: list[tuple[str, int, int]]) -> None:
+    """Where calls also wait for connections that are being made."""
+    asyncio.run(play(lambda directory: Cluster(directory, Credentials(SECRET), LIMIT), steps))
+
+
+async def play(make: Callable[[Path], World], steps: list[tuple[str, int, int]]) -> None:
+    with tempfile.TemporaryDirectory(prefix="hr-") as directory:
+        play = Play(make(Path(directory)))
+        try:
+            await play.begin()
+            for step in steps:
+                await play.step(*step)
+            await play.end()
+        finally:
+            await play.world.close()
