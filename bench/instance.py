@@ -125,7 +125,8 @@ class Instance:
             except OSError:
                 return False
 
-        wait_for(up, f"it is up:\n{self.text}")
+        # On a cluster each of its processes begins with an interpreter of Ray's.
+        wait_for(up, f"it is up:\n{self.text}", 100 if self.on_ray else 60)
         return self
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
