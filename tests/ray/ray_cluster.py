@@ -7,6 +7,7 @@ goes over TCP, and a HEADRACE_HOME of its own, as each machine of a cluster has.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -134,7 +135,8 @@ class RayCluster:
                 self.cluster.remove_node(node.started, allow_graceful=False)
             for pid in node_processes:
                 if pid not in descendants(node.raylet):
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                        os.kill(pid, signal.SIGKILL)
         self.cluster.shutdown()
         if self._outer:
             join(self._outer)
