@@ -104,7 +104,7 @@ def test_a_body_leaves_whole_in_frames_of_any_length_with_small_ones_between(see
     rng = random.Random(seed)
     body = rng.randbytes(size)
 
-    async def run() -> tuple[End, End]:
+    async def run() -> End:
         loop = asyncio.get_running_loop()
         left, right = socket.socketpair()
         left.setblocking(False)
@@ -127,16 +127,16 @@ def test_a_body_leaves_whole_in_frames_of_any_length_with_small_ones_between(see
                     await asyncio.sleep(0)
             while theirs.body is None or len(theirs.small) < count:
                 await asyncio.sleep(0)
+        assert not ours.lost
+        assert not theirs.lost
         ours.close()
         theirs.close()
-        return ours, theirs
+        return theirs
 
-    ours, theirs = asyncio.run(run())
+    theirs = asyncio.run(run())
     landed = theirs.body == body
     assert landed
     assert theirs.small == [b"%d" % i for i in range(count)]
-    assert not ours.lost
-    assert not theirs.lost
 
 
 def test_a_body_without_a_landing_leaves_within_the_window_of_any_stream():
