@@ -90,11 +90,11 @@ def test_processes_of_a_group_are_spread_and_bounded(cluster: RayCluster) -> Non
         placement = Placement(group="d", max_per_node=1)
         infos = await asyncio.gather(*(bench.start(id, placement=placement) for id in "abc"))
         assert {info.node for info in infos} == {node.id for node in cluster.nodes}
-        with pytest.raises(ResourcesShortError, match="at most 1 of d on one node"):
+        with pytest.raises(ResourcesShortError, match="at most 1 replicas of it on one node"):
             await bench.start("e", placement=placement)
         await bench.engine.close()
         async with opened(cluster) as second:  # who comes later knows it as well
-            with pytest.raises(ResourcesShortError, match="at most 1 of d on one node"):
+            with pytest.raises(ResourcesShortError, match="at most 1 replicas of it on one node"):
                 await second.start("e", placement=placement)
         await bench.engine.open(bench.events.append)
         assert {info.id for info in await bench.engine.list()} == set("abc")
@@ -150,7 +150,7 @@ def test_a_process_has_the_runtime_env_of_its_seat(cluster: RayCluster, tmp_path
         with pytest.raises(InstanceError, match="b cannot be started: its runtime_env cannot be made"):
             await bench.start("b", placement=wrong)
         local = Placement(runtime_env={"working_dir": str(tmp_path)})  # of this machine, which no node can see
-        with pytest.raises(InstanceError, match="c cannot be started: Ray does not take its options"):
+        with pytest.raises(InstanceError, match="c cannot be started: .* is a folder of one machine"):
             await bench.start("c", placement=local)
 
     run(cluster, scenario)
