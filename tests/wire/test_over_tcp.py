@@ -200,6 +200,7 @@ def test_a_body_that_is_not_as_announced_ends_the_connection(frames: bytes, reas
     assert reason in str(error)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.lists(st.integers(0, 5000), max_size=6), st.integers(0, 2000))
 def test_what_is_wrapped_is_unwrapped_wherever_the_first_frame_ends(data: bytes, sizes: list[int], cut: int):
     left, right = socket.socketpair(socket.AF_UNIX)
@@ -220,6 +221,7 @@ def test_what_is_wrapped_is_unwrapped_wherever_the_first_frame_ends(data: bytes,
         assert all(view.readonly for view in views)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage_is_no_body(body: bytes):
     with socket.socket() as tcp:

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.wire.warm import WarmMemory, _rounded
@@ -75,6 +75,7 @@ def test_a_view_may_be_dropped_in_any_thread_and_in_the_middle_of_anything():
         assert warm.waiting_bytes == waiting
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1 << 40))
 def test_a_region_is_hardly_larger_than_its_body(size: int):
     region = _rounded(size)
