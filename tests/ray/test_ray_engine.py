@@ -150,7 +150,7 @@ def test_a_process_has_the_runtime_env_of_its_seat(cluster: RayCluster, tmp_path
         with pytest.raises(InstanceError, match="b cannot be started: its runtime_env cannot be made"):
             await bench.start("b", placement=wrong)
         local = Placement(runtime_env={"working_dir": str(tmp_path)})  # of this machine, which no node can see
-        with pytest.raises(InstanceError, match="c cannot be started: .* is a folder of one machine"):
+        with pytest.raises(InstanceError, match=r"c cannot be started: .* is a folder of one machine"):
             await bench.start("c", placement=local)
 
     run(cluster, scenario)

@@ -28,7 +28,7 @@ class NodePolicy(msgspec.Struct, frozen=True, kw_only=True):
     when one comes later than `stalled_s` after the last, the controller itself was stalled.
     """
 
-    broken_s: float = 2.0
+    broken_s: float = 5.0  # Ray takes two or three to begin an agent anew, whose node is well
     silent_s: float = 3.0
     suspect_s: float = 1.2
     first_s: float = 10.0
