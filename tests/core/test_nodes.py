@@ -257,7 +257,7 @@ class AnythingHappens(RuleBasedStateMachine):
             told = cluster.nodes.lost()
             assert told == sorted(id for id in self.ALL if cluster.nodes.is_lost(id))
             for id in lost:
-                assert cluster.now - self.since[id] >= POLICY.broken_s
+                assert cluster.now - self.since[id] >= min(POLICY.broken_s, POLICY.silent_s)
             if cluster.now - self.attentive > POLICY.first_s:
                 for id in self.named:
                     assert cluster.nodes.is_lost(id) or cluster.now - self.since[id] < POLICY.first_s

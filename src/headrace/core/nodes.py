@@ -29,7 +29,7 @@ class NodePolicy(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     broken_s: float = 5.0  # Ray takes two or three to begin an agent anew, whose node is well
-    silent_s: float = 3.0
+    silent_s: float = 5.0  # a machine whose processors are all taken for so long is rare, and loses but time
     suspect_s: float = 1.2
     first_s: float = 10.0
     look_s: float = 0.25
