@@ -15,7 +15,6 @@ ON_RAY = (
     "tests/e2e/test_batches.py",
     "tests/e2e/test_rollouts.py",
     "tests/e2e/test_users.py",
-    "tests/e2e/test_hedging_in_processes.py",
     "tests/e2e/test_mishaps.py",
     "tests/e2e/test_shadow.py",
     "tests/examples/test_digits.py",
@@ -33,6 +32,10 @@ _KEEPER = (
 LOCAL_ONLY: dict[str, str] = {
     "tests/e2e/test_chaos.py": _KEEPER,
     "tests/e2e/test_faults.py": _KEEPER,
+    "tests/e2e/test_hedging_in_processes.py": (
+        "stalls one replica of several and asks from one process, whose calls stay on its own node on a cluster: "
+        "tests/router/test_locality.py has where copies go"
+    ),
     "tests/e2e/test_source_packs.py": "looks into the directory in which one machine keeps packs",
     "tests/e2e/test_websockets.py::test_headrace_run_serves_https": "`headrace run` in the foreground",
     "tests/examples/test_digits.py::test_the_curl_line_that_make_serve_prints_works_as_pasted": (

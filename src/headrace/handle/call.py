@@ -161,7 +161,10 @@ class HandleCall(Call):
         """The time that its handle gave it is over: whatever works on it may stop."""
         if self._state == PENDING:
             self._runtime.router.cancel(self)
-            self.fail(RequestTimeoutError(f"{self._name} did not answer in time (request {self.request_id})"))
+            self._fail_late()
+
+    def _fail_late(self) -> None:
+        self.fail(RequestTimeoutError(f"{self._name} did not answer in time (request {self.request_id})"))
 
     # ---- waiting
 

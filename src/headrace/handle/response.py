@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
+from time import monotonic
 from typing import Any, NoReturn
 
 from headrace.handle.call import PENDING, REPLIED, VALUE, HandleCall
@@ -74,7 +75,10 @@ class DeploymentResponse(HandleCall):
 
     def on_reply(self, flags: int, meta: bytes, payload: bytes) -> None:
         """The whole result."""
-        self._end(REPLIED, payload)
+        if self._timed and self.deadline is not None and monotonic() >= self.deadline:
+            self._fail_late()  # timers are a little late: it may be what work that gave up has left
+        else:
+            self._end(REPLIED, payload)
 
     # ---- waiting
 
