@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from test_router import Asked, Replica, World, echo, in_world, until
 
+from headrace.core.places import PATIENCE_S
 from headrace.replica.incoming import Incoming
 from headrace.router import Router
 from headrace.spec.errors import BackPressureError, ReplicaDiedError, RequestTimeoutError
@@ -403,3 +404,17 @@ def test_a_frame_about_places_that_is_none_ends_the_connection(tmp_path: Path, k
         assert await world.ask(b"again").outcome() == b"again"
 
     in_world(test, tmp_path)
+
+
+def test_a_pause_of_the_process_is_not_the_silence_of_the_keeper(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        await busy(world)
+        crowd = Crowd(world, 4)
+        calls = [world.ask(b"x", crowd.routers[0]) for _ in range(60)]
+        time.sleep(3 * PATIENCE_S)  # noqa: ASYNC251 - the pause
+        await until(lambda: not crowd.asking())
+        assert crowd.waiting() == 50
+        assert refused(calls) == 10
+        await crowd.close()
+
+    in_world(test, tmp_path, limit=1, max_queued=50)

@@ -172,8 +172,8 @@ class RaySite:
 
     def _connected(self) -> Cluster:
         if self._cluster is None:
-            self._cluster = _ray_cluster()
             _check_answers(self.address)
+            self._cluster = _ray_cluster()
         self._cluster.connect(self.address)
         return self._cluster
 
@@ -269,7 +269,8 @@ def _check_answers(address: str) -> None:
 
 
 def _ray_cluster() -> Cluster:
-    if importlib.util.find_spec("ray") is None:
+    found = importlib.util.find_spec("ray")
+    if found is None or found.origin is None:  # or it is but a folder of that name
         raise InstanceError("the Ray engine needs ray, which is not installed: pip install 'headrace[ray]'")
     from headrace.engine.ray import cluster  # it loads Ray, for those who ask for it
 

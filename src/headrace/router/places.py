@@ -27,6 +27,7 @@ class Places:
         self._allowance = Allowance(*_limits(pool.entry))
         self._keeper = ""  # id of the replica that keeps the places
         self._timer: asyncio.TimerHandle | None = None
+        self._paused = False  # the last tick came late
 
     def __repr__(self) -> str:
         return f"<Places of {self._pool.key}: {self._allowance}, kept by {self._keeper or 'none'}>"
@@ -79,9 +80,15 @@ class Places:
             self._timer.cancel()
 
     def _tick(self) -> None:
-        self._timer = None
+        assert self._timer is not None
+        due, self._timer = self._timer.when(), None
         pool, allowance = self._pool, self._allowance
         if pool.router.closed:
+            return
+        # After a pause of this process the answer may be there, and be read next: its keeper was not silent for that.
+        self._paused = not self._paused and pool.loop.time() - due > TICK_S
+        if self._paused:
+            self.watch()
             return
         link = None if allowance.idle and not pool.balancer.queued else self._link()
         question = allowance.tick(pool.balancer.queued, pool.loop.time(), link is not None)
