@@ -42,25 +42,10 @@ search: $(SHOP)  ## prepare the search example if need be and serve it on PORT (
 	@exec $(BIN)/headrace run search:app --app-dir examples/search --port $(PORT)
 
 test: $(STAMPS)/test $(STAMPS)/search $(DIGITS)  ## run all tests but those on Ray, in three parts beside each other
-	@said=$$(mktemp -d); \
-	$(BIN)/python -m pytest $(FIRST) > $$said/first 2>&1 & first=$$!; \
-	$(BIN)/python -m pytest $(SECOND) > $$said/second 2>&1 & second=$$!; \
-	trap 'kill $$first $$second 2> /dev/null || true; rm -rf $$said' EXIT; \
-	status=0; $(BIN)/python -m pytest $(addprefix --ignore=,$(FIRST) $(SECOND)) || status=$$?; \
-	wait $$first || status=$$?; \
-	wait $$second || status=$$?; \
-	echo "$(FIRST):"; cat $$said/first; \
-	echo "$(SECOND):"; cat $$said/second; \
-	exit $$status
+	@$(BIN)/python tests/beside.py $(FIRST) -- $(SECOND) -- $(addprefix --ignore=,$(FIRST) $(SECOND))
 
-test-ray: $(STAMPS)/ray $(STAMPS)/search $(DIGITS)  ## run the tests that need a Ray cluster of three nodes, in two parts beside each other
-	@said=$$(mktemp); files=$$($(BIN)/python tests/ray/local_only.py); \
-	$(BIN)/python -m pytest --engine ray $$files > $$said 2>&1 & other=$$!; \
-	trap 'kill $$other 2> /dev/null || true; rm -f $$said' EXIT; \
-	status=0; $(BIN)/python -m pytest --engine ray tests/ray || status=$$?; \
-	wait $$other || status=$$?; \
-	echo "$$files:"; cat $$said; \
-	exit $$status
+test-ray: $(STAMPS)/ray $(STAMPS)/search $(DIGITS)  ## run the tests that need a Ray cluster of three nodes, in three parts
+	@$(BIN)/python tests/beside.py $$($(BIN)/python tests/ray/local_only.py)
 
 lint: $(STAMPS)/lint  ## ruff, mypy --strict on the package, the layers
 	$(BIN)/ruff check .

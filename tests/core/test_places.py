@@ -256,6 +256,22 @@ def test_a_grant_that_has_crossed_a_newer_question_does_not_count() -> None:
     assert two.allowance.held == shared.keeper.ledger.granted == 1
 
 
+def test_who_was_refused_a_while_ago_does_not_come_before_who_asks_now() -> None:
+    shared = Shared(routers=5, total=1)
+    *crowd, late = shared.routers
+    for router in crowd:
+        router.arrive(shared.now)
+        shared.deliver()
+    shared.advance(0.6)
+    assert sorted(router.waiting for router in crowd) == [0, 0, 0, 1]
+    for router in crowd:
+        router.waiting = 0  # a replica was free for it
+    late.arrive(shared.now)
+    shared.deliver()
+    shared.advance(PATIENCE_S)
+    assert (late.waiting, late.refused) == (1, 0)
+
+
 @pytest.mark.parametrize("total", [1, 2, 5])
 @pytest.mark.parametrize("routers", [2, 4, 9])
 def test_nobody_is_shut_out_where_there_are_fewer_places_than_routers(total: int, routers: int) -> None:

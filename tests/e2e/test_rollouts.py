@@ -51,7 +51,7 @@ class Clients:
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     with tempfile.TemporaryDirectory(prefix="hr-", dir="/tmp") as home:
         monkeypatch.setenv("HEADRACE_HOME", home)
-        monkeypatch.setenv("HEADRACE_INSTANCE", "rollouts")
+        monkeypatch.setenv("HEADRACE_INSTANCE", f"rollouts-{os.path.basename(home)}")  # whose revisions begin with 1
         port = free_port()
         serve.start(http_options={"port": port})
         try:

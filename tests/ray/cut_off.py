@@ -26,7 +26,7 @@ from headrace import serve
 MACHINES = 3
 CUT_S = 10.0
 PATIENCE_S = 90.0
-RATE = 200  # requests a second
+RATE = 80  # requests a second
 
 
 class Head(RayCluster):

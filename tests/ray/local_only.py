@@ -1,7 +1,8 @@
 """Which tests of instances run on a Ray cluster, and which do not, and why. One that nothing is said of fails.
 
 In: the node ids of tests. Out: `ON_RAY`, what `make test-ray` runs beside tests/ray; the reason why a test is left out,
-None for what runs. As a program it prints the files of `ON_RAY`.
+None for what runs. As a program it prints what `make test-ray` has `tests/beside.py` run, three parts about as long as
+one another.
 """
 
 from __future__ import annotations
@@ -22,6 +23,14 @@ ON_RAY = (
     "tests/examples/test_search.py",
     "tests/moving/test_moving.py",
     "tests/patterns/test_patterns_in_processes.py",
+)
+
+# Tests of tests/ray whose clusters are their own, and which wait more than they work.
+APART = (
+    "tests/ray/test_cut_off.py",
+    "tests/ray/test_partition.py",
+    "tests/ray/test_head_loss.py",
+    "tests/ray/test_fabric.py",
 )
 
 _KEEPER = (
@@ -54,6 +63,9 @@ NOT_YET: dict[str, str] = {
     "tests/moving/test_moving.py::TestFastAPI": _ONE,
     f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[RollingUpdate1]": _SAME,
     f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[BlueGreen]": _SAME,
+    "tests/e2e/test_batches.py::test_every_request_is_answered_but_the_one_that_takes_its_replica_down[direct]": (
+        "the same by a handle, and an instance of its own: that through an application runs"
+    ),
     f"{_ROLLOUTS}a_controller_that_is_killed": f"{_KEEPER} (the controller)",
     f"{_ROLLOUTS}requests_in_work_at_a_replica_that_is_shared": _SAME,
     f"{_ROLLOUTS}a_revision_that_never_comes_up": _SAME,
@@ -74,5 +86,15 @@ def reason(nodeid: str) -> str | None:
     return None
 
 
+def parts() -> list[list[str]]:
+    """The arguments of pytest for each of the parts."""
+    lasting = [file for file in ON_RAY if file.startswith(("tests/examples/", "tests/patterns/"))]
+    return [
+        [file for file in ON_RAY if file not in lasting],
+        [*APART, *lasting],
+        ["tests/ray", *(f"--ignore={file}" for file in APART)],
+    ]
+
+
 if __name__ == "__main__":
-    print(*ON_RAY)
+    print(" -- ".join(" ".join(["--engine", "ray", *part]) for part in parts()))

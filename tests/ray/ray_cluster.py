@@ -26,6 +26,7 @@ from bench.instance import alive, wait_for
 ADDRESSES = "127.0.{subnet}.{number}"
 NODES = 3
 CPUS = 16  # of each node, as far as Ray is concerned: all tests find room, whatever the machine has
+STARTER = Path(__file__).with_name("start_worker.py")
 STORE_BYTES = 80 * 1024 * 1024
 # A quarter of the start of a cluster is what nobody needs here: usage statistics, metrics, the dashboard.
 ENVIRONMENT = {
@@ -169,6 +170,7 @@ class RayCluster:
             include_dashboard=False,
             include_log_monitor=False,
             no_monitor=True,
+            setup_worker_path=str(STARTER),
             **rest,
         )
         node = Node(host, home, started, env)

@@ -54,7 +54,7 @@ def test_a_node_that_is_cut_off_for_ten_seconds(fleet: Fleet, fabric: Fabric, wa
     before = fleet.whole()
     apart, others = fleet.victim()
     fleet.port(apart)
-    clients = Clients(*map(fleet.port, others))
+    clients = Clients(*map(fleet.port, others), rate=150)
     there = {id for id, each in before.items() if each.node == apart.id}
     wait_for(lambda: there & clients.served.keys(), f"those of {apart.host} are used")
     fabric.cut(apart.host, way)

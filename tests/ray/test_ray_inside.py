@@ -23,7 +23,8 @@ class Memory:
 def test_a_replica_uses_the_cluster_that_it_runs_on(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_INSTANCE", "inside")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # of whoever deploys: it means nothing there
-    memory = Memory.options(name="memory", namespace="users").remote()
+    at_the_head = {"node:__internal_head__": 0.001}  # a node that has just died is one to Ray for a while
+    memory = Memory.options(name="memory", namespace="users", resources=at_the_head).remote()
     serve.start(engine="ray", address=cluster.address, http_options={"ingress_workers": 0})
     try:
         handle = serve.run(inside_apps.app)

@@ -22,11 +22,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Generic, NamedTuple, TypeVar
 
-PATIENCE_S = 0.1  # how long calls wait for a place
+PATIENCE_S = 0.25  # how long calls wait for a place: several turns of a busy machine
 RETRY_S = 0.1  # a router that has refused calls asks again so soon
 KEEP_S = 1.0  # places that were not needed for so long are given back
 TENURE_S = 0.2  # where there are fewer places than routers, one has one for so long, and then the next
-STALE_S = 2.0  # a wish that was not repeated for so long is over
+STALE_S = 0.5  # a wish that was not repeated for so long is over: who lacks a place says so every RETRY_S
 TICK_S = 0.05
 EXTRA = 8  # places granted beside those that are needed, while there are plenty; or as many as are needed, if more
 
