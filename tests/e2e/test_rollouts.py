@@ -8,6 +8,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ class Clients:
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     with tempfile.TemporaryDirectory(prefix="hr-", dir="/tmp") as home:
         monkeypatch.setenv("HEADRACE_HOME", home)
-        monkeypatch.setenv("HEADRACE_INSTANCE", f"rollouts-{os.path.basename(home)}")  # whose revisions begin with 1
+        monkeypatch.setenv("HEADRACE_INSTANCE", f"rollouts-{Path(home).name}")  # whose revisions begin with 1
         port = free_port()
         serve.start(http_options={"port": port})
         try:

@@ -1,6 +1,6 @@
 """Starts a worker of Ray's in the place of Ray's `setup_worker.py`, for a fifth of its work: forked, not begun anew.
 
-In: the command line that a raylet gives `setup_worker.py`, which imports Ray and then has another Python import it again.
+In: the command line that a raylet gives `setup_worker.py`, which imports Ray and then has another Python import it.
 Out: the same worker. The first that a raylet starts leaves a *template* behind: a process that has imported all, and
 forks the workers. What takes more than variables of the environment (a Python of its own, a container) is left to Ray's
 own script.
@@ -72,7 +72,7 @@ def _be_template(door: str, raylet: int) -> None:
         os._exit(0)
     # Ray reads it once and for all as it is imported: such workers are for any job.
     os.environ["RAY_JOB_ID"] = "ffffffff"
-    import ray._private.workers.default_worker
+    import ray._private.workers.default_worker  # noqa: F401
 
     import headrace.engine.ray.agent
     import headrace.engine.ray.controller

@@ -1,7 +1,5 @@
 """`python -m headrace.controller`: the controller's process, started by the keeper."""
 
-import sys
+from headrace import process
 
-from headrace.controller.main import main
-
-sys.exit(main())
+process.run("headrace.controller.main")

@@ -1,7 +1,5 @@
 """`python -m headrace.ingress`: an ingress."""
 
-import sys
+from headrace import process
 
-from headrace.ingress.main import main
-
-sys.exit(main())
+process.run("headrace.ingress.main")

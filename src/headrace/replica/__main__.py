@@ -1,7 +1,5 @@
 """`python -m headrace.replica`: a worker."""
 
-import sys
+from headrace import process
 
-from headrace.replica.main import main
-
-sys.exit(main())
+process.run("headrace.replica.main")
