@@ -21,6 +21,7 @@ from fleet import Clients, Fleet, running
 from namespaces import HOST, Namespaces
 from ray_cluster import RayCluster, alive, environment, pids
 
+from bench.instance import wait_for
 from headrace import serve
 
 MACHINES = 3
@@ -149,11 +150,7 @@ def known_to_ray(machine: Machine) -> bool:
 
 
 def until(what: str, condition: Callable[[], Any]) -> None:
-    give_up = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > give_up:
-            raise TimeoutError(what)
-        time.sleep(0.05)
+    wait_for(condition, what, PATIENCE_S)
 
 
 def on_head(network: Namespaces) -> None:

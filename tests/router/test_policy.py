@@ -364,7 +364,9 @@ QUIET = {"empty", "empty rank", "endless", "gone"}  # these are answers: no pref
 def test_requests_go_on_whatever_a_router_does(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
     async def test(world: World) -> None:
         await named(world, 3, config(Hostile, how=how))
-        assert len(set(await ask_each(world, [b""] * 12))) > 1
+        asked: set[str] = set()
+        while len(asked) < 2:  # the first calls may all go to the one that was dialed first
+            asked.update(await ask_each(world, [b""] * 12))
         told = [record for record in caplog.records if "choose_replicas" in record.message]
         assert len(told) == (how not in QUIET)
         assert all(record.levelno == logging.ERROR and "app/Model" in record.message for record in told)
