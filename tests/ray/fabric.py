@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -156,9 +157,9 @@ class Network:
         for pipe in list(self.pipes):
             pipe.release()
 
-    def whose(self, port: int) -> Place | None:
-        """The node whose process has the connection that comes from this port."""
-        inode = inode_of(port)
+    def whose(self, near: tuple[str, int], far: tuple[str, int]) -> Place | None:
+        """The node whose process has the end `near` of the connection to `far`."""
+        inode = inode_of(near, far)
         if inode is None:
             return None
         name = f"socket:[{inode}]"
@@ -182,7 +183,8 @@ class Network:
         """Carry a connection on, as soon as there is a way."""
         assert near.transport is not None
         assert near.target is not None
-        near.source = self.whose(near.transport.get_extra_info("peername")[1])
+        ends = near.transport.get_extra_info("peername"), near.transport.get_extra_info("sockname")
+        near.source = self.whose(*ends)
         far = Pipe(self, near.target, near.source)
         while not (near.open() and far.open()):
             await self.changed.wait()
@@ -208,12 +210,12 @@ class Newcomer(Pipe):
         self.network.carry(self)
 
 
-def inode_of(port: int) -> str | None:
-    """The inode of the connected socket with this local port in 127.0.0.0/8."""
+def inode_of(near: tuple[str, int], far: tuple[str, int]) -> str | None:
+    """The inode of the socket at `near` that is connected to `far`. Other addresses have ports of the same number."""
+    ends = [f"{socket.inet_aton(host)[::-1].hex().upper()}:{port:04X}" for host, port in (near, far)]
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         words = line.split()
-        host, _, local = words[1].partition(":")
-        if int(local, 16) == port and host.endswith("7F") and words[3] != "0A":
+        if words[1:3] == ends:
             return words[9]
     return None
 

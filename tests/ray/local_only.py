@@ -91,8 +91,8 @@ def parts() -> list[list[str]]:
     lasting = [file for file in ON_RAY if file.startswith(("tests/examples/", "tests/patterns/"))]
     return [
         [file for file in ON_RAY if file not in lasting],
-        [*APART, *lasting],
-        ["tests/ray", *(f"--ignore={file}" for file in APART)],
+        list(APART),
+        ["tests/ray", *lasting, *(f"--ignore={file}" for file in APART)],
     ]
 
 
