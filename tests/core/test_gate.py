@@ -137,6 +137,29 @@ def test_the_late_answer_to_a_void_lease_does_not_use_up_a_later_one() -> None:
     assert gate.enter("a", True, 1.1), "and this the second, which holds"
 
 
+def test_a_call_that_has_crossed_the_offer_of_a_slot_gets_that_slot() -> None:
+    gate: Gate[str] = Gate(1)
+    assert gate.waiting("a", 1, 0.0, now=1.0) == ["a"]
+    assert not gate.enter("b", False, 1.0), "it is not on lease to this one"
+    assert gate.enter("a", False, 1.0), "it knew of no offer when it sent this"
+    assert (gate.load, gate.ongoing) == (1, 1)
+    assert gate.next_expiry() is None
+    assert gate.decline("a", now=1.001) == [], "the answer to the offer"
+    assert gate.load == 1
+    assert gate.leave(1.002) is None
+    assert gate.load == 0
+
+
+def test_a_leased_call_whose_lease_was_withdrawn_gets_the_next() -> None:
+    gate: Gate[str] = Gate(1)
+    assert gate.waiting("a", 1, 0.0, now=1.0) == ["a"]
+    gate.withdraw("a", now=1.001)
+    assert gate.waiting("a", 1, 0.0, now=1.002) == ["a"]
+    assert gate.enter("a", True, 1.003), "it answers the first offer"
+    assert not gate.enter("a", True, 1.004), "and this the second"
+    assert gate.load == 1
+
+
 def test_a_declined_slot_goes_to_the_next_who_waits() -> None:
     gate = full(1)
     gate.waiting("a", 1, 2.0, now=2.0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_router import Asked, Replica, World, echo, until
 
@@ -960,8 +960,13 @@ class Play:
         assert len(counts.examples) <= MOST_EXAMPLES
 
 
+# Calls have crossed offers of slots here, again and again.
+CROSSING = "ask_http 7, tick 8, nested 9, ask_large 1, begin 0, go_on 7, drain 7, fail 3, body 2, crash 1, answer 4"
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS, st.integers(1, 4))
+@example([(what, int(which)) for what, which in map(str.split, f"{CROSSING}, nested 9".split(", "))], 1)
 def test_in_the_end_no_slot_is_taken_and_nothing_is_kept(steps: list[tuple[str, int]], limit: int) -> None:
     async def run() -> None:
         with tempfile.TemporaryDirectory(prefix="hr") as folder:

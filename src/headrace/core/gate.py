@@ -83,12 +83,14 @@ class Gate(Generic[CallerT]):
 
         A leased call uses the caller's oldest lease; where that has ended meanwhile, it is treated as a new call. With
         a leased call the caller says how long its next call has waited (None: none waits any more); send then what
-        `offer` gives, until it gives None. Of a call without a lease, `now` does not matter.
+        `offer` gives, until it gives None. Of a call without a lease, `now` does not matter. Where there is no slot for
+        it but one on lease to its caller, the two have crossed, and it gets that one: refused, it would wait at the
+        caller, which would be offered a slot, and could meet the next offer in the same way, for ever.
         """
         if leased:
             return self._enter_leased(caller, now, next_age_s)
         if self.load >= self.limit or self.wanted:
-            return False
+            return self._take_lease(caller)
         self.load += 1
         return True
 
@@ -183,10 +185,7 @@ class Gate(Generic[CallerT]):
 
     def _enter_leased(self, caller: CallerT, now: float, next_age_s: float | None) -> bool:
         waiter = self._waiter(caller)
-        started = self._answer(waiter)
-        if not started and self.load < self.limit and not self.wanted:
-            started = True
-            self.load += 1
+        started = self._answer(waiter) or self.enter(caller, False, now)
         if next_age_s is None:
             self._stop_wanting(waiter)
         else:
@@ -243,6 +242,15 @@ class Gate(Generic[CallerT]):
         if waiter.answered <= waiter.ended:
             return False
         waiter.ended = waiter.answered
+        self._leased -= 1
+        return True
+
+    def _take_lease(self, caller: CallerT) -> bool:
+        """Have a call in work instead of the caller's oldest lease. False: it has none."""
+        waiter = self._waiters.get(caller)
+        if waiter is None or waiter.ended == waiter.offered:
+            return False
+        waiter.ended += 1  # the answer to come finds it void
         self._leased -= 1
         return True
 
