@@ -22,8 +22,9 @@ class Inner:
 
 @serve.deployment(num_replicas=2, max_ongoing_requests=100, ray_actor_options={"num_cpus": 0.5})
 class Door:
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, version: int = 1) -> None:
         self.inner = inner
+        self.version = version
 
     async def __call__(self, request: Request) -> dict[str, Any]:
         number = json.loads(await request.body())["n"]
@@ -32,3 +33,4 @@ class Door:
 
 
 app = Door.bind(Inner.bind())
+second = Door.bind(Inner.bind(), 2)

@@ -15,21 +15,24 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fault_apps
 import ray
+from fleet import Clients, running
 from ray_cluster import RayCluster
 
+from bench.instance import wait_for
+from headrace import serve
 from headrace.controller.kv_store import KeyValueStore
 from headrace.controller.packs import RowPacks
 from headrace.controller.rows import Rows
 from headrace.core.fleet import Application
 from headrace.engine.ray.kv import KeyValues
 from headrace.spec.application import ApplicationSpec, DeploymentSpec, ImportedCode
-from headrace.spec.errors import InstanceError
+from headrace.spec.errors import HeadraceError, InstanceError
 from headrace.spec.options import DeploymentOptions
 from headrace.wire.pack import name_of
 
@@ -82,11 +85,7 @@ def _accepts(port: int) -> bool:
 
 
 def until(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > give_up:
-            raise TimeoutError("the condition did not come true")
-        time.sleep(0.02)
+    wait_for(condition, "the condition comes true", PATIENCE_S)
 
 
 def kill_gcs(cluster: RayCluster) -> None:
@@ -173,9 +172,37 @@ def story(cluster: RayCluster) -> dict[str, Any]:
     return told
 
 
+def traffic(cluster: RayCluster) -> dict[str, Any]:
+    """An instance of two nodes that is asked all the time."""
+    told: dict[str, Any] = {}
+
+    def deploy() -> str:
+        try:
+            serve.run(fault_apps.app, name="second", route_prefix="/second")
+        except HeadraceError as error:
+            return str(error)
+        return "deployed"
+
+    with running(cluster, "headless") as fleet:
+        clients = Clients(*map(fleet.port, cluster.nodes), rate=100)
+        clients.until_answered(50)
+        kill_gcs(cluster)
+        clients.until_answered(200)
+        told["deployed while away"] = deploy()
+        clients.until_answered(50)
+        start_gcs(cluster)
+        until(lambda: deploy() == "deployed")
+        clients.until_answered(100)
+        tallies = clients.stop()
+        told["lost"] = [failure for tally in tallies for failure in tally.failures][:5]
+        told["unanswered"] = sum(tally.sent - tally.answered for tally in tallies)
+        told["applications"] = {name: app.status for name, app in serve.status().applications.items()}
+    return told
+
+
 def main() -> None:
-    with redis() as address, RayCluster(1, subnet=9, redis=address) as cluster:
-        print(json.dumps(story(cluster)))
+    with redis() as address, RayCluster(2, subnet=9, redis=address) as cluster:
+        print(json.dumps({"state": story(cluster), "traffic": traffic(cluster)}))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ NOT_YET: dict[str, str] = {
     "tests/e2e/test_batches.py::test_every_request_is_answered_but_the_one_that_takes_its_replica_down[direct]": (
         "the same by a handle, and an instance of its own: that through an application runs"
     ),
-    f"{_ROLLOUTS}a_controller_that_is_killed": f"{_KEEPER} (the controller)",
+    f"{_ROLLOUTS}a_controller_that_is_killed": (
+        "kills a child of the keeper: tests/ray/test_ray_faults.py has the same with the actor"
+    ),
     f"{_ROLLOUTS}requests_in_work_at_a_replica_that_is_shared": _SAME,
     f"{_ROLLOUTS}a_revision_that_never_comes_up": _SAME,
     f"{_ROLLOUTS}a_revision_that_fails_more_is_rolled_back": _SAME,

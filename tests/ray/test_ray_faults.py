@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Iterator
 
+import fault_apps
 import pytest
 import ray
 from fleet import Clients, Fleet, running
@@ -72,6 +73,26 @@ def test_a_controller_that_dies_costs_no_request_and_comes_back_with_all_it_knew
     assert {id: each.pid for id, each in fleet.whole().items()} == {id: each.pid for id, each in before.items()}
     clients.until_answered(100)
     clients.stop_well()
+
+
+def test_a_controller_that_dies_in_the_middle_of_a_canary_goes_on_with_it(fleet: Fleet) -> None:
+    clients = Clients(*map(fleet.port, fleet.cluster.nodes), rate=150)
+    serve.run(fault_apps.second, rollout=serve.Canary(steps=[(0.5, None)], analysis=[]))
+    before = wait_for(lambda: (seen := serve.rollout_status("default")).stage == "watching" and seen, "half of it")
+    actor = fleet.actor("controller")
+    pid = ray.get(actor.ready.remote())
+    os.kill(pid, signal.SIGKILL)
+    assert ray.get(actor.ready.remote(), timeout=60) != pid
+    after = wait_for(lambda: (seen := serve.rollout_status("default")).ready == before.ready and seen, "known again")
+    assert (after.stage, after.weights, after.revision) == ("watching", before.weights, before.revision)
+    assert after.since == pytest.approx(before.since, abs=1.0)
+    clients.until_answered(100)
+    assert serve.rollout_status("default").weights == before.weights
+    serve.abort_rollout("default", reason="enough")
+    assert serve.wait_for_rollout("default", 30).outcome == "ROLLED_BACK"
+    clients.until_answered(100)
+    clients.stop_well()
+    fleet.whole()
 
 
 def test_an_agent_that_dies_takes_its_ingress_along_and_no_replica(fleet: Fleet) -> None:
