@@ -27,7 +27,9 @@ from headrace.engine.directory import instance_directory
 from headrace.engine.keeper import Keeper
 from headrace.spec.errors import HeadraceError
 def print_line(process_id, line):
-    print(f"{process_id} | {line}", flush=True)
+    data = f"{process_id} | {line}\\n".encode(errors="replace")
+    while data:  # past Python's buffers, whose lock this thread may have at the end
+        data = data[os.write(1, data) :]
 driver_fd = int(os.environ["DRIVER_FD"]) if "DRIVER_FD" in os.environ else None
 try:
     keeper = Keeper(instance_directory("t"), controller_argv=sys.argv[1:], on_line=print_line, driver_fd=driver_fd)
