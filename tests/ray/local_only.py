@@ -64,6 +64,10 @@ NOT_YET: dict[str, str] = {
     "tests/moving/test_moving.py::TestFastAPI": _ONE,
     f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[RollingUpdate1]": _SAME,
     f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[BlueGreen]": _SAME,
+    f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[Canary]": _SAME,
+    "tests/e2e/test_mishaps.py::test_clients_that_leave_while_they_wait_give_their_places_back": (
+        "an instance of its own, and a queue over processes as in the test of its keeper, which runs"
+    ),
     "tests/e2e/test_batches.py::test_every_request_is_answered_but_the_one_that_takes_its_replica_down[direct]": (
         "the same by a handle, and an instance of its own: that through an application runs"
     ),
