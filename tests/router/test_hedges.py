@@ -572,6 +572,9 @@ def test_both_know_the_deadline_and_a_call_past_it_has_no_copy(tmp_path: Path) -
         second.reply(b"")
 
         overdue = world.ask(deadline=world.router.loop.time() + 0.0005)
+        while overdue.link is None:  # this process was not let run for as long
+            overdue = world.ask(deadline=world.router.loop.time() + 0.0005)
+        await arrived(world.holder(overdue), overdue)
         await until(lambda: world.hedges.refused[Refusal.NO_REPLICA])
         assert overdue.copy is None
         world.router.cancel(overdue)
