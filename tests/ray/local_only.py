@@ -31,7 +31,6 @@ APART = (
     "tests/ray/test_partition.py",
     "tests/ray/test_head_loss.py",
     "tests/ray/test_fabric.py",
-    "tests/ray/test_cluster.py",
 )
 
 _KEEPER = (

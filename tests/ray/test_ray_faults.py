@@ -104,7 +104,14 @@ def test_an_agent_that_dies_takes_its_ingress_along_and_no_replica(fleet: Fleet)
     clients.until_answered(100)
     os.kill(pid, signal.SIGKILL)
     clients.until_answered(300)
-    wait_for(lambda: ray.get(agent.where.remote()).pid != pid, "the agent is back")
+
+    def back() -> bool:
+        try:
+            return bool(ray.get(agent.where.remote()).pid != pid)
+        except ray.exceptions.ActorUnavailableError:  # it is about to be started again
+            return False
+
+    wait_for(back, "the agent is back")
     assert {id: each.pid for id, each in fleet.whole().items()} == {id: each.pid for id, each in before.items()}
     fleet.port(node)
     clients.stop_well()
