@@ -102,6 +102,24 @@ def test_a_short_break_is_nothing() -> None:
     run_patiently(body)
 
 
+def test_a_node_whose_agent_is_started_anew_keeps_its_replicas_for_longer_than_one_that_is_cut_off() -> None:
+    async def body(shop: Workshop) -> None:
+        await shop.deploy(application(deployment("D", num_replicas=3)))
+        before = shop.placed()
+        shop.engine.restart_agent("b")
+        for node in ("b", "c"):
+            shop.ways[node].cut()
+        await shop.until(lambda: shop.status_of("c") == "LOST")
+        assert shop.status_of("b") == "SUSPECT"
+        await shop.mend("b")
+        shop.engine.restart_agent("b", False)
+        await shop.until(lambda: shop.status_of("b") == "ALIVE")
+        await shop.until(lambda: len(shop.placed()) == 3 and "c" not in shop.placed().values())
+        assert {id for id, node in before.items() if node == "b"} <= shop.placed().keys()
+
+    run_patiently(body, broken_s=0.5)
+
+
 def run_patiently(body: Callable[[Workshop], Awaitable[None]], **policy: float) -> None:
     """With all the time that nodes have in service, but for what is said."""
 

@@ -23,8 +23,11 @@ class Cluster:
         self.lost: list[str] = []
         self.name(*ids)
 
-    def name(self, *ids: str, leaving: tuple[str, ...] = ()) -> None:
-        told = [Node(id, host=f"host-{id}", head=id == ids[0], leaving=id in leaving) for id in ids]
+    def name(self, *ids: str, leaving: tuple[str, ...] = (), restarting: tuple[str, ...] = ()) -> None:
+        told = [
+            Node(id, host=f"host-{id}", head=id == ids[0], leaving=id in leaving, restarting=id in restarting)
+            for id in ids
+        ]
         self.lost += self.nodes.name(told, self.now)
 
     def connect(self, *ids: str) -> None:
@@ -77,6 +80,44 @@ def test_a_broken_connection_has_two_seconds_to_come_back() -> None:
     assert cluster.lost == ["b"]
     assert cluster.nodes.is_lost("b")
     assert cluster.states() == {"a": "ALIVE", "b": "LOST", "c": "ALIVE"}
+
+
+def test_a_node_whose_agent_is_started_anew_has_longer_for_it_is_well_itself() -> None:
+    cluster = alive("a", "b")
+    cluster.cut("b")
+    cluster.let(2.0)
+    cluster.name("a", "b", restarting=("b",))
+    cluster.let(POLICY.broken_s * 3)
+    assert cluster.states() == {"a": "ALIVE", "b": "SUSPECT"}
+    cluster.connect("b")
+    cluster.name("a", "b")
+    cluster.let(20.0)
+    assert cluster.lost == []
+    # What breaks after that has as long as ever; so has one that does not come after it was started.
+    cluster.cut("b")
+    assert cluster.let(20.0) == POLICY.broken_s
+    cluster.connect("b")
+    cluster.name("a", "b", restarting=("b",))  # told before its connection is seen to break
+    cluster.cut("b")
+    cluster.let(POLICY.broken_s * 3)
+    cluster.name("a", "b")
+    assert cluster.let(20.0) == POLICY.broken_s
+
+
+def test_an_agent_that_is_started_anew_for_ever_is_none() -> None:
+    cluster = alive("a", "b")
+    cluster.cut("b")
+    cluster.name("a", "b", restarting=("b",))
+    assert cluster.let(1000.0) == POLICY.restart_s
+    assert cluster.lost == ["b"]
+
+
+def test_a_node_that_is_gone_is_lost_whatever_was_said_of_its_agent() -> None:
+    cluster = alive("a", "b")
+    cluster.cut("b")
+    cluster.name("a", "b", restarting=("b",))
+    cluster.name("a")
+    assert cluster.lost == ["b"]
 
 
 def test_a_connection_without_reports_is_lost_after_three_seconds() -> None:
@@ -209,6 +250,7 @@ class AnythingHappens(RuleBasedStateMachine):
         self.named = {"a", "b", "c"}
         self.since = dict.fromkeys(self.ALL, 100.0)  # nothing was heard of it
         self.attentive = 100.0  # since then the controller has looked in time, and heard of somebody
+        self.restarting: dict[str, float] = {}  # since when
         self.connected = dict.fromkeys(self.ALL, False)
 
     def heard(self, id: str) -> None:
@@ -225,15 +267,16 @@ class AnythingHappens(RuleBasedStateMachine):
         self.connected[id] = False
         self.cluster.nodes.broken(id, self.cluster.now)
 
-    @rule(ids=st.sets(st.sampled_from(ALL)))
-    def the_engine_names(self, ids: set[str]) -> None:
+    @rule(ids=st.sets(st.sampled_from(ALL)), restarting=st.sets(st.sampled_from(ALL)))
+    def the_engine_names(self, ids: set[str], restarting: set[str]) -> None:
         before = {id for id in ids & self.named if self.cluster.nodes.is_lost(id)}
         self.cluster.lost.clear()
-        told = [Node(id) for id in sorted(ids)]
+        told = [Node(id, restarting=id in restarting) for id in sorted(ids)]
         lost = self.cluster.nodes.name(told, self.cluster.now)
         assert set(lost) <= self.named - ids
-        for id in ids - self.named:
+        for id in (ids - self.named) | (self.restarting.keys() & ids - restarting):
             self.since[id] = self.cluster.now
+        self.restarting = {id: self.restarting.get(id, self.cluster.now) for id in restarting & ids}
         self.named = ids
         assert before == {id for id in ids if self.cluster.nodes.is_lost(id)} & before
 
@@ -258,8 +301,10 @@ class AnythingHappens(RuleBasedStateMachine):
             assert told == sorted(id for id in self.ALL if cluster.nodes.is_lost(id))
             for id in lost:
                 assert cluster.now - self.since[id] >= min(POLICY.broken_s, POLICY.silent_s)
+                if id in self.restarting and not self.connected[id]:
+                    assert cluster.now - max(self.restarting[id], self.since[id]) >= POLICY.first_s
             if cluster.now - self.attentive > POLICY.first_s:
-                for id in self.named:
+                for id in self.named - self.restarting.keys():
                     assert cluster.nodes.is_lost(id) or cluster.now - self.since[id] < POLICY.first_s
 
     @rule(seconds=st.sampled_from([1.5, 60.0]))

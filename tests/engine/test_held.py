@@ -48,6 +48,11 @@ def test_nodes_without_an_agent_are_not_told() -> None:
     assert [info.id for info in infos([node("a"), node("b")], {"b": "10.0.0.2"})] == ["b"]
 
 
+def test_an_agent_that_is_started_anew_is_told() -> None:
+    told = infos([node("a"), node("b")], {"a": "10.0.0.1", "b": "10.0.0.2"}, {"b"})
+    assert [(info.id, info.restarting) for info in told] == [("a", False), ("b", True)]
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["n", "m"]), st.floats(0, 4), st.booleans())),
     st.floats(0, 4),

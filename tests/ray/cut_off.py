@@ -18,8 +18,9 @@ from typing import Any
 
 import ray
 from fleet import Clients, Fleet, running
+from marks import environment, home, pids
 from namespaces import HOST, Namespaces
-from ray_cluster import RayCluster, alive, environment, pids
+from ray_cluster import RayCluster, alive
 
 from bench.instance import wait_for
 from headrace import serve
@@ -27,6 +28,7 @@ from headrace import serve
 MACHINES = 3
 CUT_S = 10.0
 PATIENCE_S = 90.0
+REPLICAS = (b"HEADRACE_PROCESS_ID=Door", b"HEADRACE_PROCESS_ID=Inner")
 RATE = 80  # requests a second
 
 
@@ -56,8 +58,8 @@ class Machine:
         return {
             pid
             for pid in pids()
-            if f"HEADRACE_HOME={self.home}".encode() in (found := environment(pid))
-            and any(each.startswith((b"HEADRACE_PROCESS_ID=Door", b"HEADRACE_PROCESS_ID=Inner")) for each in found)
+            if home(pid) == str(self.home)
+            and any(each.startswith(REPLICAS) for each in environment(pid))
             and alive(pid)
         }
 

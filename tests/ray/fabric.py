@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import marks
+
 WATERMARK_BYTES = 1 << 20
 
 
@@ -167,7 +169,7 @@ class Network:
             if not entry.name.isdigit():
                 continue
             try:
-                place = self.homes.get(home_of(int(entry.name)))
+                place = self.homes.get(marks.home(int(entry.name)))
                 if place is not None and name in map(os.readlink, (entry / "fd").iterdir()):
                     return place
             except OSError:
@@ -218,14 +220,6 @@ def inode_of(near: tuple[str, int], far: tuple[str, int]) -> str | None:
         if words[1:3] == ends:
             return words[9]
     return None
-
-
-def home_of(pid: int) -> str:
-    try:
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return ""
-    return next((each.partition(b"=")[2].decode() for each in variables if each.startswith(b"HEADRACE_HOME=")), "")
 
 
 async def serve(places: list[Place], ports: tuple[int, int]) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import fault_apps
 import pytest
 import ray
-from ray_cluster import Node, RayCluster, environment, pids
+from marks import environment, pids
+from ray_cluster import Node, RayCluster
 
 from bench.checked_load import Load, Tally
 from bench.instance import alive, wait_for

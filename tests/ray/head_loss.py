@@ -201,7 +201,7 @@ def traffic(cluster: RayCluster) -> dict[str, Any]:
 
 
 def main() -> None:
-    with redis() as address, RayCluster(2, subnet=9, redis=address) as cluster:
+    with redis() as address, RayCluster(2, redis=address) as cluster:
         print(json.dumps({"state": story(cluster), "traffic": traffic(cluster)}))
 
 

@@ -9,14 +9,18 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
+from lean_nodes import STARTER, lean
+from marks import processes
 from ray._private.node import Node
 from ray._private.parameter import RayParams
-from ray_cluster import CPUS, STORE_BYTES, alive, descendants
+from ray_cluster import CPUS, ENVIRONMENT, STORE_BYTES, alive
 
 
 def main() -> None:
     address, host = sys.argv[1:]
+    os.environ |= ENVIRONMENT
     params = RayParams(
         gcs_address=address,
         node_ip_address=host,
@@ -27,12 +31,15 @@ def main() -> None:
         min_worker_port=0,
         max_worker_port=0,
         node_manager_port=0,
+        setup_worker_path=str(STARTER),
     )
-    node = Node(params, head=False, shutdown_at_exit=False, spawn_reaper=False)
-    print(json.dumps([node.node_id, node.all_processes["raylet"][0].process.pid]), flush=True)
+    with lean():
+        node = Node(params, head=False, shutdown_at_exit=False, spawn_reaper=False)
+    raylet = node.all_processes["raylet"][0].process.pid
+    print(json.dumps([node.node_id, raylet]), flush=True)
     sys.stdin.read()
-    for pid in reversed(descendants(os.getpid())):
-        if pid != os.getpid() and alive(pid):
+    for pid in processes(raylet, Path(os.environ["HEADRACE_HOME"])):
+        if alive(pid):
             os.kill(pid, signal.SIGKILL)
 
 

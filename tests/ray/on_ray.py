@@ -75,7 +75,7 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayClus
 def cluster(shared_cluster: RayCluster) -> RayCluster:
     """The shared cluster, whole again when the test before has killed nodes of it.
 
-    Who kills the head, or wants other options for a cluster, starts one of its own: `with RayCluster(subnet=8) as ...`.
+    Who kills the head, or wants other options for a cluster, starts one of its own: `with RayCluster() as ...`.
     """
     while len(shared_cluster.nodes) < shared_cluster.count:
         shared_cluster.add_node()

@@ -11,25 +11,28 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
+from lean_nodes import STARTER, lean
+from marks import descendants, processes
 from ray.cluster_utils import Cluster
 
 from bench.instance import alive, wait_for
 
 # Ray takes 127.0.0.1 for "this machine" and puts the machine's address in its place: other loopback addresses are kept.
 ADDRESSES = "127.0.{subnet}.{number}"
+SUBNETS = range(10, 250)
 NODES = 3
 CPUS = 16  # of each node, as far as Ray is concerned: all tests find room, whatever the machine has
-STARTER = Path(__file__).with_name("start_worker.py")
 STORE_BYTES = 80 * 1024 * 1024
-# A quarter of the start of a cluster is what nobody needs here: usage statistics, metrics, the dashboard.
 ENVIRONMENT = {
+    # As Ray has it, all of an instance would wait for the tests that ask it, when they have no processor to spare.
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as it will be: without it Ray warns at each start
     "PYTHONUNBUFFERED": "1",
@@ -56,12 +59,7 @@ class Node:
 
     def processes(self) -> list[int]:
         """All that runs on this node: the raylet, its workers, and whatever they started."""
-        mark = f"HEADRACE_HOME={self.home}".encode()
-        found = set(descendants(self.raylet))
-        for pid in pids():
-            if pid != os.getpid() and mark in environment(pid):
-                found.add(pid)
-        return [pid for pid in found if alive(pid)]
+        return [pid for pid in processes(self.raylet, self.home) if alive(pid)]
 
     def kill(self) -> None:
         """As by a power cut: kill -9 of the raylet with its workers and all that they started; none hears of it.
@@ -87,8 +85,9 @@ class RayCluster:
     """A cluster with this process as a driver on its head node: not any more on the one that it was on before, until it
     leaves this one. Use as a context manager.
 
-    `subnet` keeps the addresses of clusters beside each other apart, `addresses` are those of nodes. `redis`
-    ("host:port") keeps the state of the GCS, `env` is what the processes of all nodes get.
+    `subnet` is nobody else's, for who asks again at an address after its process has died must not get another
+    cluster's; `addresses` are those of nodes. `redis` ("host:port") keeps the state of the GCS, `env` is what the
+    processes of all nodes get.
     """
 
     addresses = ADDRESSES
@@ -97,13 +96,12 @@ class RayCluster:
         self,
         nodes: int = NODES,
         *,
-        subnet: int = 7,
         redis: str = "",
         cpus: int = CPUS,
         gpus: int = 0,
         env: dict[str, str] | None = None,
     ) -> None:
-        self.count, self.subnet, self.redis, self.cpus, self.gpus = nodes, subnet, redis, cpus, gpus
+        self.count, self.redis, self.cpus, self.gpus = nodes, redis, cpus, gpus
         self.env = env or {}
         self.told = Path("/nonexistent")
         self.nodes: list[Node] = []
@@ -114,6 +112,8 @@ class RayCluster:
         kept = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("HEADRACE_")}
         self._restored = kept
         os.environ |= ENVIRONMENT
+        os.environ.setdefault("RAY_TESTS_RUN", str(os.getpgid(0)))
+        self.subnet, self._claim = claim_subnet()
         if self.redis:
             os.environ["RAY_REDIS_ADDRESS"] = self.redis
         self.cluster = Cluster()
@@ -139,6 +139,7 @@ class RayCluster:
                     with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
                         os.kill(pid, signal.SIGKILL)
         self.cluster.shutdown()
+        self._claim.close()
         if self._outer:
             join(self._outer)
         os.environ.pop("RAY_REDIS_ADDRESS", None)
@@ -160,19 +161,19 @@ class RayCluster:
         host = self.addresses.format(subnet=self.subnet, number=number)
         home = self.folder / str(number)
         env = {"HEADRACE_HOME": str(home), **self.env, **self.node_environment(number), **(env or {})}
-        started = self.cluster.add_node(
-            wait=wait,
-            node_ip_address=host,
-            env_vars=env,
-            num_cpus=rest.pop("num_cpus", self.cpus),
-            num_gpus=rest.pop("num_gpus", self.gpus),
-            object_store_memory=STORE_BYTES,
-            include_dashboard=False,
-            include_log_monitor=False,
-            no_monitor=True,
-            setup_worker_path=str(STARTER),
-            **rest,
-        )
+        with lean():
+            started = self.cluster.add_node(
+                wait=wait,
+                node_ip_address=host,
+                env_vars=env,
+                num_cpus=rest.pop("num_cpus", self.cpus),
+                num_gpus=rest.pop("num_gpus", self.gpus),
+                object_store_memory=STORE_BYTES,
+                include_log_monitor=False,
+                no_monitor=True,
+                setup_worker_path=str(STARTER),
+                **rest,
+            )
         node = Node(host, home, started, env)
         self.nodes.append(node)
         return node
@@ -198,6 +199,19 @@ class RayCluster:
         return os.environ | {**(node or self.head).env, "HEADRACE_ENGINE": "ray", "HEADRACE_ADDRESS": self.address}
 
 
+def claim_subnet() -> tuple[int, socket.socket]:
+    """One that no other cluster on this machine has until the socket is closed."""
+    for number in SUBNETS:
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0headrace-tests-subnet-{number}")
+        except OSError:
+            claim.close()
+            continue
+        return number, claim
+    raise RuntimeError(f"all subnets from 127.0.{SUBNETS[0]}.0 to 127.0.{SUBNETS[-1]}.0 have a cluster")
+
+
 def join(address: str) -> None:
     """Make this process a driver of the cluster."""
     ray.init(address=address, namespace="headrace", log_to_driver=False, logging_level="ERROR")
@@ -210,30 +224,3 @@ def leave() -> str:
     address = str(ray.get_runtime_context().gcs_address)
     ray.shutdown()
     return address
-
-
-def descendants(pid: int) -> list[int]:
-    """The process and all below it that are there now."""
-    found = [pid]
-    for one in found:
-        try:
-            threads = list(Path(f"/proc/{one}/task").iterdir())
-        except OSError:
-            continue
-        for thread in threads:
-            try:
-                found += [int(child) for child in (thread / "children").read_text().split()]
-            except OSError:
-                continue
-    return found
-
-
-def pids() -> Iterable[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def environment(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return []

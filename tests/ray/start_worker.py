@@ -1,9 +1,9 @@
 """Starts a worker of Ray's in the place of Ray's `setup_worker.py`, for a fifth of its work: forked, not begun anew.
 
 In: the command line that a raylet gives `setup_worker.py`, which imports Ray and then has another Python import it.
-Out: the same worker. The first that a raylet starts leaves a *template* behind: a process that has imported all, and
-forks the workers. What takes more than variables of the environment (a Python of its own, a container) is left to Ray's
-own script.
+Out: the same worker. The first that any raylet of a run of the tests starts leaves a *template* behind: a process that
+has imported all, and forks the workers, of whichever node. What takes more than variables of the environment (a Python
+of its own, a container) is left to Ray's own script.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import time
 
 CONTEXT = "--serialized-runtime-env-context="
 LANGUAGE = "--language="
+TEMPLATE = "--template="
 IDLE_S = 60.0  # after which a template ends
 TAKEN, NOT_MINE = b"1", b"0"
 
 
 def main() -> None:
     """Start the worker that the command line asks for."""
-    raylet = os.getppid()
-    door = f"\0headrace-tests-template-{raylet}"
+    door = f"\0headrace-tests-template-{os.environ['RAY_TESTS_RUN']}"
     while not (answer := _hand_over(door)):
-        _leave_template(door, raylet)
+        _leave_template(door)
     if answer == NOT_MINE:
         import runpy
 
@@ -46,40 +46,49 @@ def _hand_over(door: str) -> bytes:
         caller.close()
 
 
-def _leave_template(door: str, raylet: int) -> None:
-    """Begin one, unless another process has just done it."""
+def _leave_template(door: str) -> None:
+    """Begin one, unless another process has just done it: who comes meanwhile waits at its door."""
+    callers = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    try:
+        callers.bind(door)
+        callers.listen(64)
+    except OSError:
+        callers.close()
+        time.sleep(0.02)  # it is bound, and does not listen yet
+        return
     if not (between := os.fork()):  # it is to be nobody's child: workers of Ray's that end kill theirs
         if not os.fork():
-            _be_template(door, raylet)
+            os.setsid()
+            # No node's: what it forks has its beginnings in common, and says otherwise to whom it belongs.
+            kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+            os.set_inheritable(callers.fileno(), True)
+            os.execve(sys.executable, [sys.executable, __file__, TEMPLATE + str(callers.fileno())], kept)
         os._exit(0)
+    callers.close()
     os.waitpid(between, 0)
-    time.sleep(0.02)
 
 
-def _be_template(door: str, raylet: int) -> None:
-    """Fork workers for as long as some are wanted and the raylet lives."""
+def be_template(door: int) -> None:
+    """Fork workers for as long as some are wanted. `door` is the descriptor at which they are asked for."""
     import select
     import signal
     import socket
 
-    os.setsid()
-    callers = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        callers.bind(door)
-        callers.listen(64)
-        alive = os.pidfd_open(raylet)
-    except OSError:
-        os._exit(0)
-    # Ray reads it once and for all as it is imported: such workers are for any job.
+    callers = socket.socket(fileno=door)
+    callers.set_inheritable(False)
+    # Ray reads these once and for all as it is imported: such workers are for any job, and under any raylet. Who waits
+    # for that of process 1 to end sees the end of the raylet by its connection.
     os.environ["RAY_JOB_ID"] = "ffffffff"
-    import ray._private.workers.default_worker  # noqa: F401
+    os.environ["RAY_RAYLET_PID"] = "1"
+    import marks  # noqa: F401
+    import starlette.datastructures  # noqa: F401  # it and Pydantic are imported for Ray's sake, if they are there
 
     import headrace.engine.ray.agent
     import headrace.engine.ray.controller
     import headrace.engine.ray.host  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while select.select([callers, alive], [], [], IDLE_S)[0] == [callers]:
+    while select.select([callers], [], [], IDLE_S)[0]:
         caller, _ = callers.accept()
         word, output, _, _ = socket.recv_fds(caller, 1, 2)
         if word:
@@ -91,7 +100,6 @@ def _be_template(door: str, raylet: int) -> None:
         for descriptor in output:
             os.close(descriptor)
         caller.close()
-    os._exit(0)
 
 
 def _order(pid: int) -> tuple[list[str], dict[str, str], str] | None:
@@ -122,11 +130,16 @@ def _be_worker(arguments: list[str], environment: dict[str, str], folder: str, o
     import runpy
     import signal
 
+    import marks
+
     os.setsid()  # a raylet ends the whole group of a worker that has ended
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for descriptor, place in zip(output, (1, 2), strict=True):
         os.dup2(descriptor, place)
     os.closerange(3, max(output) + 1)  # all that was the template's
+    mark = os.memfd_create(environment["HEADRACE_HOME"])  # see `marks`
+    os.dup2(mark, marks.HOLDS, inheritable=False)
+    os.close(mark)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -137,4 +150,7 @@ def _be_worker(arguments: list[str], environment: dict[str, str], folder: str, o
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1].startswith(TEMPLATE):
+        be_template(int(sys.argv[1].removeprefix(TEMPLATE)))
+    else:
+        main()

@@ -17,8 +17,8 @@ from bench.instance import free_port
 
 PATIENCE_S = 20
 QUIET_S = 0.3  # how long a silence must last to be one
-HERE, THERE = "127.0.9.1", "127.0.9.2"
-OUTSIDE_HERE, OUTSIDE_THERE = "127.99.9.1", "127.99.9.2"
+HERE, THERE = "127.0.5.1", "127.0.5.2"
+OUTSIDE_HERE, OUTSIDE_THERE = "127.99.5.1", "127.99.5.2"
 
 CLIENT = """
 import socket, sys

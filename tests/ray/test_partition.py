@@ -16,8 +16,7 @@ from headrace import serve
 
 pytestmark = pytest.mark.timeout(240)
 
-SUBNET = 8
-OUTSIDE = f"127.99.{SUBNET}."
+OUTSIDE = "127.99.{subnet}.{number}"
 PORTS = (21000, 21031)
 CUT_S = 10.0
 
@@ -26,19 +25,19 @@ class Cluster(RayCluster):
     """Its nodes reach each other through the network that can be cut."""
 
     def node_environment(self, number: int) -> dict[str, str]:
-        host = ADDRESSES.format(subnet=SUBNET, number=number)
-        return {"HEADRACE_NODE_HOST": f"{OUTSIDE}{number}", "HEADRACE_NODE_LISTEN": host}
+        host, outside = (each.format(subnet=self.subnet, number=number) for each in (ADDRESSES, OUTSIDE))
+        return {"HEADRACE_NODE_HOST": outside, "HEADRACE_NODE_LISTEN": host}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with Cluster(subnet=SUBNET) as cluster:
+    with Cluster() as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def fabric(cluster: Cluster) -> Iterator[Fabric]:
-    nodes = [(node.host, OUTSIDE + node.host.rpartition(".")[2], node.home) for node in cluster.nodes]
+    nodes = [(node.host, node.env["HEADRACE_NODE_HOST"], node.home) for node in cluster.nodes]
     with Fabric(nodes, PORTS) as fabric:
         yield fabric
 

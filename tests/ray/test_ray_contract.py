@@ -29,7 +29,7 @@ def small_cluster() -> Iterator[RayCluster]:
     """A cluster of its own. This process can be a driver of but one: it is of the others' again afterwards."""
     address = ray.get_runtime_context().gcs_address if ray.is_initialized() else ""
     ray.shutdown()
-    with RayCluster(1, subnet=9, cpus=int(CPUS), gpus=GPUS) as cluster:
+    with RayCluster(1, cpus=int(CPUS), gpus=GPUS) as cluster:
         yield cluster
     if address:
         ray.init(address=address, namespace="headrace", log_to_driver=False, logging_level="ERROR")

@@ -56,7 +56,7 @@ class Nodes:
 
     def changed(self, nodes: Iterable[NodeInfo], now: float) -> None:
         """These are the engine's nodes from now on."""
-        told = [cluster.Node(each.id, each.host, each.head, each.leaving) for each in nodes]
+        told = [cluster.Node(each.id, each.host, each.head, each.leaving, each.restarting) for each in nodes]
         self._lose(self._nodes.name(told, now), "it is not part of the cluster any more")
         self._arrivals = True
         self._wake()

@@ -4,7 +4,8 @@ In: what the engine says of nodes, what is heard of the agent on each of them, a
 and which of them were lost.
 
 A node is lost when its agent's connection is broken and not back in time, or silent for too long, or when the engine
-does not name it any more, whichever is first; it is back when its agent is and the engine names it. Two things speak
+does not name it any more, whichever is first; it is back when its agent is and the engine names it. A node whose engine says that
+the agent is being started anew is itself well, and has longer. Two things speak
 against the controller and not against nodes, and then no node is judged: that it looks much later than it should have
 (it was stalled, and what came meanwhile lies unread), and that no node at all can be heard. A node that was never heard
 of, as all are to a controller that has just begun, has longer. The node "" has no agent: it is the controller's own.
@@ -23,12 +24,14 @@ TOLD_GONE = 32  # nodes that are not of the cluster any more, of which it is sti
 
 
 class NodePolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """Times in seconds: how long an agent may be without a connection (`broken_s`), say nothing on it (`silent_s`; from
-    `suspect_s` on nothing is started there), or not have come for the first time (`first_s`). Looks are `look_s` apart;
+    """Times in seconds: how long an agent may be without a connection (`broken_s`; `restart_s` while the engine says that
+    it is being started anew), say nothing on it (`silent_s`; from `suspect_s` on nothing is started there), or not have
+    come for the first time (`first_s`). Looks are `look_s` apart;
     when one comes later than `stalled_s` after the last, the controller itself was stalled.
     """
 
-    broken_s: float = 5.0  # Ray takes two or three to begin an agent anew, whose node is well
+    broken_s: float = 5.0  # Ray takes two or three to begin an agent anew, where there is not much else to do
+    restart_s: float = 60.0
     silent_s: float = 5.0  # a machine whose processors are all taken for so long is rare, and loses but time
     suspect_s: float = 1.2
     first_s: float = 10.0
@@ -40,13 +43,14 @@ class NodePolicy(msgspec.Struct, frozen=True, kw_only=True):
 class Node:
     """One node. Its agent is `connected` or not; it was `met` once, was last `heard` then, and is lost at `due`
     if nothing is heard of it until then. `named`: the engine knows it; `expected`: it does not yet, but something runs
-    there.
+    there; `restarting`: it says that the agent has died, though the node has not, and is being started anew.
     """
 
     id: str
     host: str = ""
     head: bool = False
     leaving: bool = False
+    restarting: bool = False
     named: bool = False
     expected: bool = False
     connected: bool = False
@@ -112,6 +116,10 @@ class Nodes:
                 node.due = max(node.due, now + self._bound_s(node))
                 if node.connected:
                     node.lost = False  # its agent was back before the engine said so
+            if told.restarting is not node.restarting:
+                node.restarting = told.restarting
+                if not node.connected:
+                    node.due = now + self._bound_s(node)
             node.named, node.expected, node.head, node.leaving = True, False, told.head, told.leaving
             node.host = told.host or node.host
             self._gone.pop(id, None)
@@ -149,7 +157,7 @@ class Nodes:
         if node is None or not node.connected:
             return
         node.connected = False
-        node.due = now + self._policy.broken_s
+        node.due = now + self._bound_s(node)
         if not node.named and not node.expected:
             del self._nodes[id]
 
@@ -197,4 +205,6 @@ class Nodes:
     def _bound_s(self, node: Node) -> float:
         if not node.met:
             return self._policy.first_s
-        return self._policy.silent_s if node.connected else self._policy.broken_s
+        if node.connected:
+            return self._policy.silent_s
+        return self._policy.restart_s if node.restarting else self._policy.broken_s

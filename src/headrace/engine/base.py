@@ -74,12 +74,15 @@ class EngineLost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A node on which processes can be started. `host` is the address of it. `leaving`: what runs there should move."""
+    """A node on which processes can be started. `host` is the address of it. `leaving`: what runs there should move.
+    `restarting`: what keeps the node's processes in touch has died alone, and is being started anew.
+    """
 
     id: str = ""
     host: str = ""
     head: bool = True
     leaving: bool = False
+    restarting: bool = False
 
 
 class NodesChanged(msgspec.Struct, frozen=True, kw_only=True):

@@ -242,6 +242,12 @@ class FakeEngine:
         node.info = msgspec.structs.replace(node.info, leaving=leaving)
         self._tell_nodes()
 
+    def restart_agent(self, id: str, restarting: bool = True) -> None:
+        """The agent of the node is being started anew (or, `restarting` False, that is over)."""
+        node = self._nodes[id]
+        node.info = msgspec.structs.replace(node.info, restarting=restarting)
+        self._tell_nodes()
+
     def add_node(self, id: str) -> None:
         """There is another node."""
         if id in self._nodes:

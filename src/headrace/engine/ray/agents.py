@@ -6,9 +6,9 @@ In: the nodes that live. Out: an agent on each that is up. What a node's agent c
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from ray.exceptions import RayError
@@ -36,11 +36,12 @@ class Owner(Protocol):
 
 
 class Agents:
-    """All on the engine's loop. `addresses` is of the nodes whose agents are up."""
+    """All on the engine's loop. `addresses` is of the nodes whose agents are up, or `restarting`."""
 
     def __init__(self, owner: Owner, instance: str, secret: bytes, options: ClusterOptions) -> None:
         self.addresses: dict[str, str] = {}
         self.directories: dict[str, str] = {}
+        self.restarting: frozenset[str] = frozenset()
         self._owner = owner
         self._instance = instance
         self._secret = secret
@@ -92,6 +93,12 @@ class Agents:
         self._ports.setdefault(node, {})[message.name] = (message.host, answer.port)
         return answer.port
 
+    async def look(self) -> None:
+        """See whose agent died alone and is being started anew. Raises what Ray raises."""
+        away = [agent for agent in self._hosts.values() if agent.away]
+        found = [agent.node for agent in away if await self._owner.ask_ray(partial(inventory.restarting, agent.actor))]
+        self.restarting = frozenset(found)
+
     def restarted(self, agent: Host) -> None:
         """Ray has begun it anew: it holds no port yet."""
         for name, (host, port) in self._ports.get(agent.node, {}).items():
@@ -123,7 +130,7 @@ class Agents:
         node = seen.state.id
         charge = charge_of(self._instance, self._secret, self._options, seen, alive)
         try:
-            actor = await self._owner.ask_ray(functools.partial(inventory.agent, node, charge))
+            actor = await self._owner.ask_ray(partial(inventory.agent, node, charge))
             post: Post = await call(actor.post.remote(), UP_S)
         except (RayError, TimeoutError, ValueError) as error:
             logger.error("node %s has no agent: %s", node[:8], brief(error))

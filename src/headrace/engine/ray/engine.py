@@ -350,6 +350,7 @@ class RayEngine:
             await asyncio.sleep(LOOK_S)
             try:
                 seen = await self._places.look()
+                await self._agents.look()
             except Exception as error:  # the top of a task: while the GCS is away, what was last known goes on
                 if known:
                     logger.warning("the nodes of the cluster are not known now: %s", brief(error))
@@ -376,7 +377,7 @@ class RayEngine:
                 self.end_seat(seating)
 
     def _tell_nodes(self) -> None:
-        nodes = infos(self._places.seen, self._agents.addresses)
+        nodes = infos(self._places.seen, self._agents.addresses, self._agents.restarting)
         if nodes != self._nodes:
             self._nodes = nodes
             if self._on_event is not None and not self._opening:

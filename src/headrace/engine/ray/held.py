@@ -5,7 +5,7 @@ In: the nodes as Ray has them, who of us takes and leaves what. Out: the nodes w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 
@@ -22,10 +22,16 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     host: str
 
 
-def infos(seen: Iterable[Seen], ready: Mapping[str, str]) -> tuple[NodeInfo, ...]:
-    """Those on which an agent is up, with the address of each."""
+def infos(seen: Iterable[Seen], ready: Mapping[str, str], restarting: Container[str] = ()) -> tuple[NodeInfo, ...]:
+    """Those on which an agent is up or `restarting`, with the address of each."""
     return tuple(
-        NodeInfo(id=each.state.id, host=ready[each.state.id], head=each.state.head, leaving=each.state.leaving)
+        NodeInfo(
+            id=each.state.id,
+            host=ready[each.state.id],
+            head=each.state.head,
+            leaving=each.state.leaving,
+            restarting=each.state.id in restarting,
+        )
         for each in seen
         if each.state.id in ready
     )

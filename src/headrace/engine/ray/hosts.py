@@ -44,6 +44,7 @@ class Host:
         self.told = 0
         self.forgotten: set[int] = set()  # pids of those whose end was told though nobody had seen it
         self.following: asyncio.Task[None] | None = None
+        self.away = False  # as Ray says: it may be back
 
     def __repr__(self) -> str:
         return f"Host({self.seating or 'agent'} on {self.node[:8]})"
@@ -68,6 +69,7 @@ class Host:
             except TimeoutError:
                 continue  # its node answers nobody: whether it is lost is for others to say
             except ActorUnavailableError:
+                self.away = True
                 await asyncio.sleep(_RETRY_S)
                 continue
             except RayActorError as error:
@@ -77,6 +79,7 @@ class Host:
                 logger.warning("%r does not tell: %s", self, brief(error))
                 await asyncio.sleep(_RETRY_S)
                 continue
+            self.away = False
             self._news(follower, heard)
 
     async def acknowledge(self) -> None:

@@ -55,6 +55,13 @@ def node_of(actor: Any) -> str:
     return str(found.get("Address", {}).get("NodeID", ""))
 
 
+def restarting(actor: Any) -> bool:
+    """Whether the actor's process has ended while its node lives, and Ray starts another: only the node's raylet can
+    have told that.
+    """
+    return bool(state.actor_table(id_of(actor)).get("State") == "RESTARTING")
+
+
 def id_of(actor: Any) -> str:
     """Ray's id of the actor, which no other ever has."""
     return str(actor._actor_id.hex())
