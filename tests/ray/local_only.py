@@ -31,6 +31,7 @@ APART = (
     "tests/ray/test_partition.py",
     "tests/ray/test_head_loss.py",
     "tests/ray/test_fabric.py",
+    "tests/ray/test_ray_contract.py",
 )
 
 _KEEPER = (

@@ -16,6 +16,21 @@ import time
 CONTEXT = "--serialized-runtime-env-context="
 LANGUAGE = "--language="
 TEMPLATE = "--template="
+IMPORTED = (
+    "headrace.engine.ray.agent",
+    "headrace.controller.on_ray",
+    "headrace.engine.ray.controller",
+    "headrace.engine.ray.host",
+    "marks",
+    "pkgutil",
+    # What each of Ray's workers imports, the last four as soon as it has something to send.
+    "ray._private.workers.default_worker",
+    "ray._common.usage.usage_lib",
+    "ray._common.pydantic_compat",
+    "pydantic.v1",
+    "ray._private.arrow_serialization",
+    "starlette.datastructures",
+)
 IDLE_S = 60.0  # after which a template ends
 TAKEN, NOT_MINE = b"1", b"0"
 
@@ -70,6 +85,8 @@ def _leave_template(door: str) -> None:
 
 def be_template(door: int) -> None:
     """Fork workers for as long as some are wanted. `door` is the descriptor at which they are asked for."""
+    import gc
+    import importlib
     import select
     import signal
     import socket
@@ -80,13 +97,10 @@ def be_template(door: int) -> None:
     # for that of process 1 to end sees the end of the raylet by its connection.
     os.environ["RAY_JOB_ID"] = "ffffffff"
     os.environ["RAY_RAYLET_PID"] = "1"
-    import marks  # noqa: F401
-    import starlette.datastructures  # noqa: F401  # it and Pydantic are imported for Ray's sake, if they are there
-
-    import headrace.engine.ray.agent
-    import headrace.engine.ray.controller
-    import headrace.engine.ray.host  # noqa: F401
-
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # what is collected in a fork is copied into it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while select.select([callers], [], [], IDLE_S)[0]:
         caller, _ = callers.accept()
