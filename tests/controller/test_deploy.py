@@ -15,7 +15,7 @@ from headrace.spec.errors import (
     OptionError,
     ResourcesShortError,
 )
-from headrace.wire.control import Delete, Deploy, Deployed, Done
+from headrace.wire.control import Delete, DeltaMessage, Deploy, Deployed, Done, Message
 
 
 def weights(shop: Workshop, app: str = "app") -> dict[int, float]:
@@ -385,6 +385,26 @@ def test_deleting_lets_go_of_the_route_first() -> None:
         assert answer.revision == 2
         with pytest.raises(ApplicationNotFound, match="no application is called 'nope'; there are: app"):
             await shop.ask(Delete("nope"))
+
+    run(body)
+
+
+def test_a_delete_is_answered_when_every_router_knows_that_the_application_is_gone() -> None:
+    async def body(shop: Workshop) -> None:
+        feed, loop = shop.controller.feed, asyncio.get_running_loop()
+        told: list[Message] = []
+        await shop.deploy(application(deployment("D")))
+        feed.subscribe("router", feed.snapshot.version, lambda message: told.append(message) or True, loop.time())
+        deleting = asyncio.create_task(shop.ask(Delete("app")))
+        while "app" in feed.snapshot.applications:
+            shop.controller.reconciler.acknowledged("router", feed.snapshot.version, loop.time())
+            await asyncio.sleep(0)
+        assert isinstance(told[-1], DeltaMessage)
+        assert (await shop.status()).applications == {}
+        assert not deleting.done()
+        shop.controller.reconciler.acknowledged("router", feed.snapshot.version, loop.time())
+        assert isinstance(await deleting, Done)
+        assert len(shop.controller.waiters) == 0
 
     run(body)
 

@@ -33,7 +33,6 @@ from headrace.wire.channel import ControlChannel
 from headrace.wire.control import (
     Deployed,
     DescribeReplica,
-    Done,
     DrainReplica,
     EndProcess,
     Failed,
@@ -133,7 +132,7 @@ class Actor:
             case plan.Vanish():
                 self._registry.forget_application(app)
                 logger.info("application %r is gone", app.name)
-                self._waiters.end_delete(app.name, Done())
+                self._waiters.vanished(app.name)
 
     # --- replicas ---------------------------------------------------------------------------------------------------
 

@@ -101,6 +101,7 @@ class Controller:
             feed=self.feed,
             census=census,
             judge=self.judge,
+            waiters=self.waiters,
             write=self._write,
             cut=lambda node: self.server.cut(node),
             after_round=self._check_end,
@@ -299,6 +300,7 @@ class Controller:
                 self.operations.begin_delete(app)
                 self.wake()
         if not self.registry.apps:
+            self.waiters.published(self.feed.snapshot.version, self.feed.snapshot.version)
             self.ended.set()
 
     async def end_what_is_left(self) -> None:

@@ -18,6 +18,7 @@ from headrace.controller.judge import Judge
 from headrace.controller.nodes import Nodes
 from headrace.controller.proxies import Proxies
 from headrace.controller.registry import Registry
+from headrace.controller.waiters import Waiters
 from headrace.core import plan
 from headrace.core.fleet import Replica
 from headrace.core.lifecycle import Event, Phase
@@ -70,6 +71,7 @@ class Reconciler:
         feed: Feed,
         census: Census,
         judge: Judge,
+        waiters: Waiters,
         write: Callable[[Snapshot], None],
         cut: Callable[[str], None],
         after_round: Callable[[], None],
@@ -82,6 +84,7 @@ class Reconciler:
         self._feed = feed
         self._census = census
         self._judge = judge
+        self._waiters = waiters
         self._write = write
         self._cut = cut
         self._after_round = after_round
@@ -130,6 +133,7 @@ class Reconciler:
             wake_at = _earlier(wake_at, planned.wake_at)
         if self._publish(now) or acted:
             self.wake()
+        self._waiters.published(self._feed.snapshot.version, self._feed.routed(now))
         self._after_round()
         return _earlier(wake_at, self._feed.next_timeout(now))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from headrace.spec.errors import HeadraceError
-from headrace.wire.control import Answer, Failed, Message, Progress, Response
+from headrace.wire.control import Answer, Done, Failed, Message, Progress, Response
 
 
 class Waiter:
@@ -57,9 +57,10 @@ class Waiters:
         self._ends: dict[str, list[Waiter]] = {}
         self._deletes: dict[str, list[Waiter]] = {}
         self._gone: dict[str, Callable[[], None]] = {}
+        self._untold: list[tuple[int | None, Waiter]] = []  # of what is gone, with the first snapshot without it
 
     def __len__(self) -> int:
-        return sum(
+        return len(self._untold) + sum(
             len(waiters)
             for waiters in (
                 *self._deploys.values(),
@@ -110,10 +111,18 @@ class Waiters:
         for waiter in (*self._deploys.pop(app, ()), *self._first.pop(app, ())):
             waiter.answer(answer)
 
-    def end_delete(self, app: str, answer: Answer) -> None:
-        """Answer those who wait for the application to be gone."""
-        for waiter in self._deletes.pop(app, ()):
-            waiter.answer(answer)
+    def vanished(self, app: str) -> None:
+        """The application is gone: who waits for that is answered once the routers know it."""
+        self._untold += [(None, waiter) for waiter in self._deletes.pop(app, ())]
         callback = self._gone.pop(app, None)
         if callback is not None:
             callback()
+
+    def published(self, version: int, routed: int) -> None:
+        """What is gone is in no snapshot from `version` on, at the latest; no router goes by one before `routed`."""
+        untold, self._untold = self._untold, []
+        for without, waiter in untold:
+            if (version if without is None else without) <= routed:
+                waiter.answer(Done())
+            else:
+                self._untold.append((version if without is None else without, waiter))

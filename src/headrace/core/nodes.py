@@ -4,11 +4,11 @@ In: what the engine says of nodes, what is heard of the agent on each of them, a
 and which of them were lost.
 
 A node is lost when its agent's connection is broken and not back in time, or silent for too long, or when the engine
-does not name it any more, whichever is first; it is back when its agent is and the engine names it. A node whose engine says that
-the agent is being started anew is itself well, and has longer. Two things speak
-against the controller and not against nodes, and then no node is judged: that it looks much later than it should have
-(it was stalled, and what came meanwhile lies unread), and that no node at all can be heard. A node that was never heard
-of, as all are to a controller that has just begun, has longer. The node "" has no agent: it is the controller's own.
+does not name it any more, whichever is first; it is back when its agent is and the engine names it. Where the engine
+says that the agent is being started anew the node is itself well, and has longer. Two things speak against the
+controller and not against nodes, and then no node is judged: that it looks much later than it should have (it was
+stalled, and what came meanwhile lies unread), and that no node at all can be heard. A node that was never heard of, as all are to a controller
+that has just begun, has longer. The node "" has no agent: it is the controller's own.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ TOLD_GONE = 32  # nodes that are not of the cluster any more, of which it is sti
 
 
 class NodePolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """Times in seconds: how long an agent may be without a connection (`broken_s`; `restart_s` while the engine says that
-    it is being started anew), say nothing on it (`silent_s`; from `suspect_s` on nothing is started there), or not have
-    come for the first time (`first_s`). Looks are `look_s` apart;
-    when one comes later than `stalled_s` after the last, the controller itself was stalled.
+    """Times in seconds: how long an agent may be without a connection (`broken_s`; `restart_s` while the engine says
+    that it is being started anew), say nothing on it (`silent_s`; from `suspect_s` on nothing is started there), or not
+    have come for the first time (`first_s`). Looks are `look_s` apart; when one comes later than `stalled_s` after the
+    last, the controller itself was stalled.
     """
 
     broken_s: float = 5.0  # Ray takes two or three to begin an agent anew, where there is not much else to do

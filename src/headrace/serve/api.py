@@ -254,7 +254,8 @@ def status() -> ServeStatus:
 
 
 def delete(name: str, _blocking: bool = True) -> None:
-    """Delete the application; returns when its last replica is gone. For one that is not there, only warns in the log.
+    """Delete the application; returns when its last replica is gone and all callers know it. For one that is not there,
+    only warns in the log.
 
     Raises InstanceError.
     """
