@@ -7,8 +7,8 @@ A node is lost when its agent's connection is broken and not back in time, or si
 does not name it any more, whichever is first; it is back when its agent is and the engine names it. Where the engine
 says that the agent is being started anew the node is itself well, and has longer. Two things speak against the
 controller and not against nodes, and then no node is judged: that it looks much later than it should have (it was
-stalled, and what came meanwhile lies unread), and that no node at all can be heard. A node that was never heard of, as all are to a controller
-that has just begun, has longer. The node "" has no agent: it is the controller's own.
+stalled, and what came meanwhile lies unread), and that no node at all can be heard. A node that was never heard of,
+as all are to a controller that has just begun, has longer. The node "" has no agent: it is the controller's own.
 """
 
 from __future__ import annotations
