@@ -38,6 +38,8 @@ _KEEPER = (
     "about the keeper of one machine, its processes and files; tests/ray/test_ray_faults.py is the like on a cluster"
 )
 
+_NONE = "starts no instance"
+_SEARCH = "tests/examples/test_search.py::test_"
 # By what the node ids begin with: about one machine, and so never on a cluster.
 LOCAL_ONLY: dict[str, str] = {
     "tests/e2e/test_chaos.py": _KEEPER,
@@ -51,6 +53,14 @@ LOCAL_ONLY: dict[str, str] = {
     "tests/examples/test_digits.py::test_the_curl_line_that_make_serve_prints_works_as_pasted": (
         "`make serve` in the foreground"
     ),
+    "tests/examples/test_digits.py::test_the_client_says_what_to_do_when_nothing_listens": _NONE,
+    f"{_SEARCH}vectors_are_those_of_the_reference": _NONE,
+    f"{_SEARCH}a_text_has_the_same_vector": _NONE,
+    f"{_SEARCH}queries_that_come_while_the_model_works": _NONE,
+    f"{_SEARCH}what_was_not_prepared": _NONE,
+    f"{_SEARCH}the_nearest_come_first": _NONE,
+    f"{_SEARCH}the_ranker_puts_sold_out_books_lower": _NONE,
+    f"{_SEARCH}preparing_without_a_table": _NONE,
     "tests/patterns/": "in the local testing mode, which has no processes; test_patterns_in_processes.py runs",
 }
 
