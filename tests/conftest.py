@@ -21,8 +21,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Have Ctrl-C mean what it means in a terminal: a shell that runs tests beside each other starts them, and so the
-    processes that they start, deaf to it.
+    processes that they start, deaf to it. And have scripts write their lines whole: unbuffered, as in many container
+    images, what replicas print comes between a line of theirs and its end.
     """
+    os.environ.pop("PYTHONUNBUFFERED", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if asks_for_ray(config):

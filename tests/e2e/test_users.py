@@ -75,8 +75,7 @@ SHOWN = (
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
     """The environment of a user's process, with a home of its own for instances."""
-    # Unbuffered, what replicas print comes into the middle of its lines.
-    private = ("HEADRACE_INSTANCE", "HEADRACE_RUNTIME_DIR", "HEADRACE_PROCESS_ID", "PYTHONUNBUFFERED")
+    private = ("HEADRACE_INSTANCE", "HEADRACE_RUNTIME_DIR", "HEADRACE_PROCESS_ID")
     kept = {name: value for name, value in os.environ.items() if name not in private}
     return kept | {
         "HEADRACE_HOME": str(tmp_path / "home"),

@@ -27,7 +27,6 @@ def test_a_program_of_the_time(program: Path, tmp_path: Path) -> None:
     (tmp_path / "seen").mkdir()
     env = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
     env |= {"HEADRACE_HOME": str(tmp_path / "h"), "SEEN": str(tmp_path / "seen")}
-    env.pop("PYTHONUNBUFFERED", None)  # or what replicas print comes into the middle of its lines
     done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=90
     )

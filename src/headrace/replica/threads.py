@@ -20,6 +20,8 @@ T = TypeVar("T")
 Done = Callable[[], None]
 Work = Callable[[], Done]
 
+_LOOK_S = 1.0  # between looks for a loop that closed
+
 
 class ThreadPool:
     """At most `size` daemon threads, started when first needed. All methods are called on the loop's thread."""
@@ -60,7 +62,12 @@ class ThreadPool:
     def _run(self) -> None:
         get, ended = self._works.get, self._ended
         while True:
-            work = get()
+            try:
+                work = get(timeout=_LOOK_S if ended else None)
+            except queue.Empty:
+                if self._loop.is_closed():
+                    ended.clear()  # it closed before it took them; what they hold would never go
+                continue
             if work is None:
                 return
             ended.append(work())
@@ -70,6 +77,7 @@ class ThreadPool:
                 try:
                     self._loop.call_soon_threadsafe(self._drain)
                 except RuntimeError:
+                    ended.clear()
                     return  # the loop is closed: nobody waits for this any more
 
     def _drain(self) -> None:
