@@ -121,8 +121,9 @@ class Waiters:
     def published(self, version: int, routed: int) -> None:
         """What is gone is in no snapshot from `version` on, at the latest; no router goes by one before `routed`."""
         untold, self._untold = self._untold, []
-        for without, waiter in untold:
-            if (version if without is None else without) <= routed:
+        for known, waiter in untold:
+            without = version if known is None else known
+            if without <= routed:
                 waiter.answer(Done())
             else:
-                self._untold.append((version if without is None else without, waiter))
+                self._untold.append((without, waiter))
