@@ -157,15 +157,18 @@ class Instance:
     def children(self) -> dict[str, int]:
         """All processes of the instance: HEADRACE_PROCESS_ID to pid."""
         found: dict[str, int] = {}
-        local = f"HEADRACE_RUNTIME_DIR={self.env['HEADRACE_HOME']}/{self.name}"
-        marker = (f"HEADRACE_INSTANCE={self.name}" if self.on_ray else local).encode()
+        if self.on_ray:  # of the same name there may be one on another cluster of this machine
+            marks = {f"HEADRACE_INSTANCE={self.name}", f"RAY_ADDRESS={self.env['HEADRACE_ADDRESS']}"}
+        else:
+            marks = {f"HEADRACE_RUNTIME_DIR={self.env['HEADRACE_HOME']}/{self.name}"}
+        wanted = {mark.encode() for mark in marks}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
                     environment = (entry / "environ").read_bytes().split(b"\0")
                 except OSError:
                     continue
-                if marker in environment and alive(int(entry.name)):
+                if wanted.issubset(environment) and alive(int(entry.name)):
                     for variable in environment:
                         if variable.startswith(b"HEADRACE_PROCESS_ID="):
                             found[variable.partition(b"=")[2].decode()] = int(entry.name)
