@@ -230,7 +230,10 @@ def test_calls_wait_for_places_that_are_coming_back_but_not_for_long() -> None:
     assert (two.waiting, two.refused) == (1, 1)
     one.waiting -= 1
     shared.advance(TICK_S)
-    assert two.allowance.held == 2, "it is given to it all the same, for the next"
+    assert two.allowance.held == 1, "it was for calls that are refused by now: whoever asks next may have it"
+    two.arrive(shared.now)
+    shared.deliver()
+    assert (two.waiting, two.refused, two.allowance.held) == (2, 1, 2)
 
 
 def test_a_grant_that_has_crossed_a_newer_question_does_not_count() -> None:
@@ -262,7 +265,7 @@ def test_who_was_refused_a_while_ago_does_not_come_before_who_asks_now() -> None
     for router in crowd:
         router.arrive(shared.now)
         shared.deliver()
-    shared.advance(0.6)
+    shared.advance(PATIENCE_S)
     assert sorted(router.waiting for router in crowd) == [0, 0, 0, 1]
     for router in crowd:
         router.waiting = 0  # a replica was free for it
@@ -270,6 +273,49 @@ def test_who_was_refused_a_while_ago_does_not_come_before_who_asks_now() -> None
     shared.deliver()
     shared.advance(PATIENCE_S)
     assert (late.waiting, late.refused) == (1, 0)
+
+
+def test_a_place_that_nobody_uses_is_given_to_who_asks() -> None:
+    shared = Shared(routers=3, total=1)
+    one, two, three = shared.routers
+    one.arrive(shared.now)
+    shared.deliver()
+    one.waiting = 0  # a replica was free for it at once
+    two.arrive(shared.now)
+    shared.deliver()
+    assert (two.waiting, two.refused) == (1, 0)
+    before = shared.messages
+    three.arrive(shared.now)
+    shared.deliver()
+    assert (three.waiting, three.refused) == (0, 1), "it hears at once that the place is in use"
+    assert shared.messages - before == 6, "two questions, a probe, three answers"
+    assert shared.held == 1
+
+
+def test_a_router_that_does_not_say_what_it_uses_keeps_nobody_for_long() -> None:
+    shared = Shared(routers=3, total=1)
+    one, two, three = shared.routers
+    one.arrive(shared.now)
+    shared.deliver()
+    one.waiting = 0
+    one.keeper = None  # it hears nothing
+    two.arrive(shared.now)
+    shared.deliver()
+    assert (two.waiting, two.refused) == (1, 0)
+    shared.advance(PATIENCE_S + 2 * TICK_S)
+    assert (two.waiting, two.refused) == (0, 1)
+    three.arrive(shared.now)
+    shared.deliver()
+    assert (three.waiting, three.refused) == (1, 0), "it is called back by now: its time is over"
+
+
+def test_calls_that_came_back_have_their_chance_when_another_comes() -> None:
+    shared = Shared(routers=2, total=1)
+    one, _ = shared.routers
+    one.waiting = 1  # its replica had no slot for it
+    one.arrive(shared.now)
+    shared.deliver()
+    assert (one.waiting, one.refused, one.allowance.held) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("total", [1, 2, 5])

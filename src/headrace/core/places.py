@@ -4,6 +4,9 @@ One replica is the *keeper of places* and holds the ledger. A router asks it for
 without asking, and gives back what it has not needed for a while; an empty queue costs no message. In, on both sides:
 what the other said, with `now`. Out: what to say to it.
 
+A router that cannot have what it needs is not told so before the others have said what they need of what they hold:
+a place that nobody uses is of no use to anybody.
+
 A router numbers what it says (`Question`), and a `Grant` names the last question that the ledger had seen. A grant for
 any but the newest question is ignored: the two have crossed, and the answer to the newest is on its way. So the ledger
 never believes that a router holds fewer places than it does, and then
@@ -26,7 +29,7 @@ PATIENCE_S = 0.25  # how long calls wait for a place: several turns of a busy ma
 RETRY_S = 0.1  # a router that has refused calls asks again so soon
 KEEP_S = 1.0  # places that were not needed for so long are given back
 TENURE_S = 0.2  # where there are fewer places than routers, one has one for so long, and then the next
-STALE_S = 0.5  # a wish that was not repeated for so long is over: who lacks a place says so every RETRY_S
+STALE_S = PATIENCE_S  # so long a wish lasts: the calls that it was for are refused by then
 TICK_S = 0.05
 EXTRA = 8  # places granted beside those that are needed, while there are plenty; or as many as are needed, if more
 
@@ -42,7 +45,9 @@ class Question(NamedTuple):
 
 
 class Grant(NamedTuple, Generic[CallerT]):
-    """What the keeper tells a router: it may hold so many in all. `more`: others were asked to give some to it."""
+    """What the keeper tells a router: it may hold so many in all. `more`: others were asked to give some to it; said to
+    one that has asked for nothing, another lacks some, and it should give back what it does not need.
+    """
 
     caller: CallerT
     number: int
@@ -53,7 +58,7 @@ class Grant(NamedTuple, Generic[CallerT]):
 class _Record(Generic[CallerT]):
     """What the ledger knows of one router."""
 
-    __slots__ = ("asked_at", "caller", "granted", "needs", "number", "served", "since", "told")
+    __slots__ = ("asked_at", "caller", "granted", "hopes", "needs", "number", "probed_at", "served", "since", "told")
 
     def __init__(self, caller: CallerT) -> None:
         self.caller = caller
@@ -64,9 +69,14 @@ class _Record(Generic[CallerT]):
         self.asked_at = 0.0
         self.since = 0.0  # when it got its first place
         self.served = 0  # when it last got one, as a number that grows
+        self.hopes = False  # its calls wait for what others give back
+        self.probed_at: float | None = None  # it was asked what it needs, and has not said it yet
 
     def wish(self, now: float) -> int:
         return self.needs if now - self.asked_at < STALE_S else min(self.needs, self.granted)
+
+    def is_probed(self, now: float) -> bool:
+        return self.probed_at is not None and now - self.probed_at < PATIENCE_S
 
 
 class PlaceLedger(Generic[CallerT]):
@@ -95,7 +105,8 @@ class PlaceLedger(Generic[CallerT]):
             record = self._records[caller] = _Record(caller)
         record.number, record.needs, holds = question
         record.asked_at = now
-        record.told = None
+        record.told = record.probed_at = None
+        record.hopes = record.needs > holds
         self.granted += holds - record.granted
         record.granted = holds
         if not record.needs and not holds:
@@ -128,14 +139,35 @@ class PlaceLedger(Generic[CallerT]):
         contended = bool(short) or 0 <= self.total < self.granted
         if growing is not None and not contended:
             self._give(growing, self._extra(growing), now)
+        unmet = growing is not None and growing.granted < growing.needs
+        grants = self._probe(records, shares, growing, now) if unmet else []
         coming = any(record.granted > shares[record.caller] for record in records)
-        grants: list[Grant[CallerT]] = []
+        probing = any(record.is_probed(now) for record in records)
         for record in records:
             share = shares[record.caller]
             places = share if contended and record.granted > share else record.granted
-            if record.told != places:
+            hopes = (record.hopes and probing) or (coming and record.granted < share)
+            more = hopes and record.granted < record.needs
+            if record.told != places or (record.hopes and not more):
                 record.told = places
-                grants.append(Grant(record.caller, record.number, places, coming and record.granted < share))
+                grants.append(Grant(record.caller, record.number, places, more))
+            if not more:
+                record.hopes = False
+                record.needs = min(record.needs, record.granted)  # the others of its calls are refused
+        return grants
+
+    def _probe(
+        self, records: list[_Record[CallerT]], shares: dict[CallerT, int], growing: _Record[CallerT] | None, now: float
+    ) -> list[Grant[CallerT]]:
+        """Ask all others that hold some, and are called back by nothing else, what they need of it now."""
+        grants = []
+        for record in records:
+            if record is growing or record.probed_at is not None or not 0 < record.granted <= shares[record.caller]:
+                continue
+            if record.hopes and now - record.asked_at < PATIENCE_S:
+                continue  # it needs more than it holds
+            record.probed_at = now
+            grants.append(Grant(record.caller, record.number, record.granted, True))
         return grants
 
     def _give(self, record: _Record[CallerT], wanted: int, now: float) -> None:
@@ -254,11 +286,12 @@ class Allowance:
         self.share = share
 
     def want(self, waiting: int, now: float, reachable: bool) -> Question | None:
-        """A call has come, and so many wait that the limit is reached. It may wait if the limit is higher after this.
+        """A call has come, and so many wait that the limit is reached, or more, for some have come back. It may wait if
+        the limit is higher after this.
 
         `reachable`: there is a keeper to ask.
         """
-        if self._asked_at is not None or not 0 <= waiting < self.maximum:
+        if self._asked_at is not None or not (0 <= waiting < self.maximum or self.held < self.maximum <= waiting):
             return None
         if not reachable:
             self._stand_alone(now)
@@ -281,6 +314,9 @@ class Allowance:
             return self._give_back(waiting)
         self.held = places
         self._target = None
+        if more and not asked:
+            self.held = min(places, waiting)
+            return self._say(self.held)
         if waiting <= places:
             self._refused_at = None
         elif places >= self._needs < min(waiting, self.maximum):
