@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from workshop import TRACEBACK, Workshop, application, deployment, run
 
+from headrace.engine.base import ProcessInfo, ProcessRequest
 from headrace.spec.errors import (
     ApplicationNotFound,
     DeployFailedError,
@@ -15,6 +16,7 @@ from headrace.spec.errors import (
     OptionError,
     ResourcesShortError,
 )
+from headrace.spec.rollout import RollingUpdate
 from headrace.wire.control import Delete, DeltaMessage, Deploy, Deployed, Done, Message
 
 
@@ -307,6 +309,31 @@ def test_resources_of_what_is_leaving_are_waited_for() -> None:
         await shop.deploy(application(deployment("D", num_replicas=1, num_cpus=1.0)))
         answer = await shop.deploy(application(deployment("D", "ok", digest="v2", num_cpus=1.0)))
         assert isinstance(answer, Deployed)
+
+    run(body, cpus=2.0)
+
+
+def test_resources_of_what_was_leaving_when_they_were_asked_for_are_waited_for() -> None:
+    """The end of what held them may be told before the answer that there are none."""
+
+    async def body(shop: Workshop) -> None:
+        await shop.deploy(application(deployment("D", num_cpus=2.0)))
+        start = shop.engine.start
+        refused: list[str] = []
+
+        async def start_and_answer_late(request: ProcessRequest) -> ProcessInfo:
+            try:
+                return await start(request)
+            except ResourcesShortError:
+                refused.append(request.id)
+                await shop.until(lambda: "D#1" not in shop.controller.registry.apps["app"].replicas)
+                raise
+
+        shop.engine.start = start_and_answer_late  # type: ignore[method-assign]
+        spec = application(deployment("D", "ok", digest="v2", num_cpus=2.0))
+        answer = await shop.ask(Deploy(spec, rollout=RollingUpdate(max_surge=0, max_unavailable=1)))
+        assert isinstance(answer, Deployed)
+        assert refused == ["D#2@app"]
 
     run(body, cpus=2.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headrace.core.batch_cost import (
@@ -62,10 +62,12 @@ def test_two_sizes_make_a_line() -> None:
 
 
 @given(st.lists(st.integers(1, 64), min_size=20, max_size=60).filter(lambda sizes: max(sizes) > 3 * min(sizes)))
+@example([11, 8, 8, *17 * [1]])  # what was not foreseen of the first ones is in the margin still
 def test_a_line_is_found_among_the_sizes_seen(sizes: list[int]) -> None:
     curve = learned(sizes).curve(None)
     for rows in sizes:
-        assert 0.85 * model(rows) <= curve.of(rows) <= 1.25 * model(rows)
+        assert curve.of(rows) >= 0.85 * model(rows)
+        assert curve.of(rows) / curve.margin <= 1.25 * model(rows)
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.2, 0.5])

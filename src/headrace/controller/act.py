@@ -152,12 +152,14 @@ class Actor:
             placement=options.placement_of(replica.key),
             avoid=self._nodes.avoided(),
         )
+        making_room = False
         try:
             # Its name is used up before there is anything of that name: the next controller must not give it again.
             await self._registry.settled()
+            making_room = self._something_leaves()
             info = await self._engine.start(request)
         except HeadraceError as error:
-            self._refused(app, replica, error)
+            self._refused(app, replica, error, making_room)
         else:
             if replica.phase is Phase.GONE and replica.node:
                 self._engine.abandon(replica.process_id)  # it was given up before the engine told of it
@@ -170,8 +172,10 @@ class Actor:
                 self._engine.stop(replica.process_id, plan.KILL_GRACE_S)
         self._wake()
 
-    def _refused(self, app: Application, replica: Replica, error: HeadraceError) -> None:
-        """The engine does not start the replica."""
+    def _refused(self, app: Application, replica: Replica, error: HeadraceError, making_room: bool) -> None:
+        """The engine does not start the replica. `making_room`: others were leaving when it was asked to, and may have
+        been told as gone before its answer.
+        """
         now = asyncio.get_running_loop().time()
         if replica.phase is Phase.GONE:
             return  # it was given up
@@ -186,7 +190,7 @@ class Actor:
             logger.warning("what runs on a node that leaves has no room elsewhere, and stays for now: %s", error)
             failures.restarts.postpone(now + MOVE_WAIT_S, replica.level)
             return
-        if failures.short and self._something_leaves():
+        if failures.short and (making_room or self._something_leaves()):
             failures.restarts.postpone(now + RESOURCES_WAIT_S, replica.level)
             return
         if app.deploying and isinstance(error, ResourcesShortError | OptionError):
