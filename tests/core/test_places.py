@@ -412,6 +412,22 @@ def test_a_lower_maximum_holds_as_queues_get_shorter() -> None:
     assert shared.held <= 6
 
 
+def test_calls_that_wait_for_an_answer_keep_to_a_maximum_that_was_lowered_meanwhile() -> None:
+    shared = Shared(routers=2, total=1)
+    for total in (3, 1):
+        shared.keeper.send(shared.keeper.ledger.resize(total, shared.now))
+        for router in shared.routers:
+            router.allowance.resize(total, 1, router.waiting)
+        if total == 3:
+            shared.routers[0].arrive(shared.now)
+            shared.routers[1].arrive(shared.now)
+            shared.routers[1].arrive(shared.now)
+    for _ in range(2):
+        shared.keeper.receive(shared.now)
+    shared.routers[1].receive(shared.now)
+    assert shared.routers[1].allowance.limit <= 1
+
+
 def test_no_limit_needs_no_places() -> None:
     allowance = Allowance(-1, 1)
     assert allowance.limit == -1

@@ -259,7 +259,7 @@ class Allowance:
         if self.maximum < 0:
             return -1
         if self._asked_at is not None:
-            return self.maximum if self._expected < 0 else self._expected
+            return self.maximum if self._expected < 0 else min(self._expected, self.maximum)
         if self._alone_since is not None:
             return min(max(self.held, self.share), self.maximum)
         return min(self.held if self._target is None else self._target, self.maximum)
