@@ -83,6 +83,7 @@ class Actor:
         self._wake = wake
         self._channels: dict[str, ControlChannel] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ends = 0  # of replicas, so far: each may have made room for another
 
     def __repr__(self) -> str:
         return f"<Actor {len(self._channels)} workers connected, {len(self._tasks)} tasks>"
@@ -152,14 +153,13 @@ class Actor:
             placement=options.placement_of(replica.key),
             avoid=self._nodes.avoided(),
         )
-        making_room = False
+        ends = self._ends
         try:
             # Its name is used up before there is anything of that name: the next controller must not give it again.
             await self._registry.settled()
-            making_room = self._something_leaves()
             info = await self._engine.start(request)
         except HeadraceError as error:
-            self._refused(app, replica, error, making_room)
+            self._refused(app, replica, error, made_room=self._ends != ends)
         else:
             if replica.phase is Phase.GONE and replica.node:
                 self._engine.abandon(replica.process_id)  # it was given up before the engine told of it
@@ -172,10 +172,8 @@ class Actor:
                 self._engine.stop(replica.process_id, plan.KILL_GRACE_S)
         self._wake()
 
-    def _refused(self, app: Application, replica: Replica, error: HeadraceError, making_room: bool) -> None:
-        """The engine does not start the replica. `making_room`: others were leaving when it was asked to, and may have
-        been told as gone before its answer.
-        """
+    def _refused(self, app: Application, replica: Replica, error: HeadraceError, *, made_room: bool) -> None:
+        """The engine does not start the replica. `made_room`: another has ended since it was asked to."""
         now = asyncio.get_running_loop().time()
         if replica.phase is Phase.GONE:
             return  # it was given up
@@ -190,7 +188,7 @@ class Actor:
             logger.warning("what runs on a node that leaves has no room elsewhere, and stays for now: %s", error)
             failures.restarts.postpone(now + MOVE_WAIT_S, replica.level)
             return
-        if failures.short and (making_room or self._something_leaves()):
+        if failures.short and (made_room or self._something_leaves()):
             failures.restarts.postpone(now + RESOURCES_WAIT_S, replica.level)
             return
         if app.deploying and isinstance(error, ResourcesShortError | OptionError):
@@ -435,6 +433,7 @@ class Actor:
         logger.warning("%s of application %r is gone with node %s", replica.id, app.name, replica.node)
         self._waiters.progress(app.name, f"{replica.id} is gone with node {replica.node}")
         replica.on(Event.EXITED)
+        self._ends += 1
         self._registry.remove_replica(replica)
         self._channels.pop(replica.process_id, None)
         self._engine.abandon(replica.process_id)
@@ -464,4 +463,5 @@ class Actor:
         if before in COUNTED:
             starting = before in (Phase.LAUNCHING, Phase.STARTING)
             self.failed(app, replica, error, now, starting=starting, refused=replica.reconfiguring)
+        self._ends += 1
         self._registry.remove_replica(replica)

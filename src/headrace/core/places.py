@@ -146,8 +146,8 @@ class PlaceLedger(Generic[CallerT]):
         for record in records:
             share = shares[record.caller]
             places = share if contended and record.granted > share else record.granted
-            hopes = (record.hopes and probing) or (coming and record.granted < share)
-            more = hopes and record.granted < record.needs
+            may_come = (record.hopes and probing) or (coming and record.granted < share)
+            more = may_come and record.granted < record.needs
             if record.told != places or (record.hopes and not more):
                 record.told = places
                 grants.append(Grant(record.caller, record.number, places, more))
