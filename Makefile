@@ -23,7 +23,7 @@ FIRST := tests/core tests/spec tests/wire tests/bench tests/patterns tests/docs 
 SECOND := tests/e2e tests/examples tests/packaging tests/engine tests/older tests/rpc
 SHOP := examples/search/shop.sqlite
 
-.PHONY: help setup serve search test test-ray lint bench clean
+.PHONY: help setup serve search test test-ray test-ray-long lint bench clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 16
@@ -49,6 +49,9 @@ test: $(STAMPS)/test $(DIGITS)  ## run all tests but those on Ray, in three part
 
 test-ray: $(STAMPS)/ray $(DIGITS)  ## run the tests that need a Ray cluster of three nodes, in three parts
 	@$(BIN)/python tests/beside.py $$($(BIN)/python tests/ray/local_only.py)
+
+test-ray-long: $(STAMPS)/ray  ## run on a Ray cluster what test-ray leaves out for its time
+	$(BIN)/python -m pytest $$($(BIN)/python tests/ray/local_only.py long)
 
 lint: $(STAMPS)/test  ## ruff, mypy --strict on the package, the layers
 	$(BIN)/ruff check .

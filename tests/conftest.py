@@ -17,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--engine", choices=("local", "ray"), default="local", help="where tests start their instances (default: local)"
     )
+    parser.addoption("--long", action="store_true", help="with --engine ray: what `make test-ray` leaves out")
 
 
 def pytest_configure(config: pytest.Config) -> None:

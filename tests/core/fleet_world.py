@@ -151,9 +151,10 @@ class World:
                 assert len(app.staying(action.key)) <= max(app.number_wanted(action.key), action.key in app.held)
             case plan.Retire(id=id):
                 replica = app.replicas[id]
-                if replica.key not in app.wanted():
-                    # No router sends it new requests any more.
-                    assert replica.key not in self.weighted_keys(self.published[self.routed])
+                if replica.key in self.weighted_keys(self.published[self.routed]):
+                    # Of those that some router still sends new requests to something stays.
+                    assert replica.key in app.wanted()
+                    assert any(each.phase is Phase.RUNNING for each in app.of(replica.key) if each is not replica)
                 replica.on(Event.RETIRE)
             case plan.Drain(id=id, deadline_s=deadline_s):
                 # The invariant of draining: no router lists it any more.
@@ -210,16 +211,21 @@ class World:
         return min(count, key=count.__getitem__)
 
     def check_weights(self, weights: dict[int, float]) -> None:
-        """They add up to 1, and no revision's grows beyond what all routers know to be ready for it."""
+        """They add up to 1, and none grows beyond what all routers know to be ready for it, unless all is given."""
         app = self.app
         assert abs(sum(weights.values()) - 1.0) < 1e-9
         assert all(weight > 0 for weight in weights.values())
+        if app.rollout is not None and getattr(app.rollout.strategy, "max_unavailable", 0):
+            assert weights == rollouts.wanted_weights(app.rollout, app.weights) or self.are_ready(weights)
+        else:
+            assert self.are_ready(weights)
+
+    def are_ready(self, weights: dict[int, float]) -> bool:
+        app = self.app
         ready = plan.shares_ready(app, self.routed)
         base = app.base() or {app.target: 1.0}
         trusted = rollouts.heaviest(base)
-        for number, weight in weights.items():
-            if number != trusted:
-                assert weight <= ready[number] + 1e-9, (number, weights, ready)
+        return all(number == trusted or weight <= ready[number] + 1e-9 for number, weight in weights.items())
 
     def weighted_keys(self, snapshot: Snapshot) -> set[str]:
         """The deployments that new requests go to, by this snapshot."""

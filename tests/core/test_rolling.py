@@ -126,3 +126,139 @@ def test_each_has_the_replicas_that_its_share_needs() -> None:
     world.run()
     assert world.app.weights == {1: 0.75, 2: 0.25}
     assert (world.serving("app/D@1"), world.serving("app/D@2")) == (3, 1)
+
+
+# Without a surge: old replicas make the room for new ones.
+
+NO_SURGE = RollingUpdate(max_surge=0, max_unavailable=1)
+
+
+def graph(version: int, doors: int = 3, models: int = 1, door: int | None = None) -> ApplicationSpec:
+    return application(
+        deployment("D", digest=str(version if door is None else door), num_replicas=doors, uses=("S",)),
+        deployment("S", digest=str(version), num_replicas=models),
+    )
+
+
+def step(world: World) -> tuple[dict[str, int], dict[int, float]]:
+    """All that leaves is gone, and every router knows all that follows: who serves then, and the weights."""
+    for each in list(world.app.replicas.values()):
+        if each.phase in (Phase.DRAINING, Phase.STOPPING):
+            world.exit(each.id)
+    world.settle()
+    listed = {key.removeprefix("app/"): len(entry.replicas) for key, entry in world.snapshot.deployments.items()}
+    return {key: count for key, count in listed.items() if count}, dict(world.app.weights)
+
+
+def get_ready(world: World, key: str) -> None:
+    for each in world.app.of(f"app/{key}"):
+        if each.phase is Phase.LAUNCHING:
+            world.ready(each.id)
+
+
+def test_the_only_replica_of_a_callee_stays_until_the_new_revision_can_begin() -> None:
+    world = running(graph(1))
+    world.deploy(graph(2), NO_SURGE)
+    # One at the door makes room, and what it calls stays: without it the other two would be of no use.
+    assert step(world) == ({"D@1": 2, "S@1": 1}, {1: 1.0})
+    assert world.app.counted("app/S@2") == []
+    # The new door has begun. Now all go over: first new requests, then the doors, and last what they call.
+    get_ready(world, "D@2")
+    world.settle()
+    assert (world.app.weights, world.serving("app/S@1")) == ({2: 1.0}, 1)
+    assert {each.phase for each in world.app.of("app/D@1")} == {Phase.DRAINING}
+    assert world.app.counted("app/S@2") == []
+    assert step(world) == ({"D@2": 1}, {2: 1.0})
+    assert [each.phase for each in world.app.of("app/S@1")] == [Phase.DRAINING]
+    assert len(world.app.counted("app/S@2")) == 1
+    assert len(world.app.counted("app/D@2")) == 3
+    world.run()
+    assert step(world) == ({"D@2": 3, "S@2": 1}, {2: 1.0})
+    assert world.app.rollout is None
+
+
+def test_where_each_is_the_only_one_all_go_over_at_once() -> None:
+    world = running(graph(1, doors=1))
+    world.deploy(graph(2, doors=1), NO_SURGE)
+    world.settle()
+    assert (world.app.weights, world.serving("app/D@1"), world.serving("app/S@1")) == ({2: 1.0}, 0, 1)
+    assert step(world) == ({}, {2: 1.0})
+    world.run()
+    assert step(world) == ({"D@2": 1, "S@2": 1}, {2: 1.0})
+
+
+def test_the_last_old_replica_leaves_only_when_its_requests_go_elsewhere() -> None:
+    world = running(graph(1, doors=3, models=3))
+    world.deploy(graph(2, doors=3, models=3), NO_SURGE)
+    assert step(world) == ({"D@1": 2, "S@1": 2}, {1: 1.0})
+    for each in ("S@2", "D@2"):
+        get_ready(world, each)
+    assert step(world) == ({"D@1": 1, "S@1": 1, "D@2": 1, "S@2": 1}, {1: pytest.approx(2 / 3), 2: pytest.approx(1 / 3)})
+    for each in ("S@2", "D@2"):
+        get_ready(world, each)
+    world.settle()
+    assert world.app.weights == {2: 1.0}
+    assert step(world) == ({"D@2": 2, "S@2": 2}, {2: 1.0})
+    world.run()
+    assert step(world) == ({"D@2": 3, "S@2": 3}, {2: 1.0})
+
+
+def test_with_room_beside_nothing_is_handed_over() -> None:
+    """One more, and one less: the only one leaves when another serves."""
+    world = running(graph(1))
+    world.deploy(graph(2), RollingUpdate(max_surge=1, max_unavailable=1))
+    served = [step(world)]
+    while world.app.rollout is not None:
+        for each in ("S@2", "D@2"):
+            get_ready(world, each)
+        served.append(step(world))
+    for serving, weights in served:
+        assert all(serving.get(f"{name}@{number}") for number in weights for name in "DS"), served
+    world.run()
+    assert step(world) == ({"D@2": 3, "S@2": 1}, {2: 1.0})
+
+
+def test_what_both_revisions_share_serves_the_requests_that_it_has_to_their_end() -> None:
+    """The door is the same: nobody tells which requests of the old revision it still has, so they have their time."""
+    world = running(graph(1, door=1))
+    world.deploy(graph(2, door=1), NO_SURGE)
+    world.settle()
+    assert (world.app.weights, world.serving("app/S@1")) == ({2: 1.0}, 1)
+    assert world.app.counted("app/S@2") == []
+    world.now = world.wake_at or 0.0
+    world.settle()
+    assert (world.serving("app/S@1"), len(world.app.counted("app/S@2"))) == (0, 1)
+    world.run()
+    assert step(world) == ({"D@1": 3, "S@2": 1}, {2: 1.0})
+
+
+def test_a_revision_that_was_given_all_and_never_begins_gives_all_back() -> None:
+    world = running(graph(1))
+    world.deploy(graph(2), NO_SURGE)
+    step(world)
+    get_ready(world, "D@2")
+    while not world.app.counted("app/S@2"):
+        step(world)
+    for _ in range(9):
+        world.now += 100.0
+        world.settle()
+        for each in list(world.app.of("app/S@2")):
+            if each.phase is Phase.LAUNCHING:
+                world.exit(each.id)
+    for _ in range(5):
+        step(world)
+        get_ready(world, "S@1")
+        get_ready(world, "D@1")
+        # The bound holds on the way back, too: what the other leaves is the room.
+        for name, most in (("D", 3), ("S", 1)):
+            assert sum(len(world.app.counted(f"app/{name}@{version}")) for version in (1, 2)) <= most
+    assert world.app.failure
+    assert step(world) == ({"D@1": 3, "S@1": 1}, {1: 1.0})
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_a_share_that_is_less_than_one_replica_stops_one_nevertheless(replicas: int) -> None:
+    world = running(model(1, replicas))
+    world.deploy(model(2, replicas), RollingUpdate(max_surge=0.0, max_unavailable=0.25))
+    world.run()
+    assert step(world) == ({"D@2": replicas}, {2: 1.0})

@@ -16,7 +16,7 @@ import pytest
 from bench.apps.versioned import Door, Inner, application
 from bench.checked_load import Load, Tally
 from bench.deploys import check, kill_controller
-from bench.instance import free_port, wait_for
+from bench.instance import free_port, on_ray, wait_for
 from headrace import serve
 from headrace.spec.errors import DeployFailedError, ResourcesShortError
 from headrace.spec.status import ReplicaState, RolloutOutcome
@@ -205,11 +205,11 @@ def test_a_rolling_update_goes_on_beside_what_it_replaces(port: int) -> None:
 
 
 def test_where_there_is_no_room_beside_the_old_replicas_they_go_first(port: int) -> None:
-    cpus = os.cpu_count() or 1
+    replicas, cpus = all_cpus()
 
     def large(version: int) -> serve.Application:
         inner = Inner.bind(version)
-        return Door.options(num_replicas=1, num_cpus=cpus).bind(inner, version)
+        return Door.options(num_replicas=replicas, num_cpus=cpus).bind(inner, version)
 
     serve.run(large(0), name=APP)
     clients = Clients(port, rate=50)
@@ -220,3 +220,28 @@ def test_where_there_is_no_room_beside_the_old_replicas_they_go_first(port: int)
     assert serve.rollout_status(APP).weights == {3: 1.0}
     clients.until_answered(20)
     assert clients.stop().failures == []  # they waited
+
+
+def test_a_model_without_room_for_another_changes_behind_a_door_that_stays(port: int) -> None:
+    replicas, cpus = all_cpus()
+
+    def large(version: int) -> serve.Application:
+        inner = Inner.options(num_replicas=replicas, num_cpus=cpus).bind(version)
+        return Door.options(graceful_shutdown_timeout_s=1.0).bind(inner, 0)
+
+    def check_inner(number: int, body: bytes, answer: dict[str, Any]) -> str:
+        revisions = answer["revisions"]
+        known = {1: 0, 2: 1}.get(revisions[0]) == answer["versions"][1]
+        return "" if answer["n"] == number and len(set(revisions)) == 1 and known else f"got {answer}"
+
+    serve.run(large(0), name=APP)
+    clients = Clients(port, rate=50, check=check_inner)
+    serve.run(large(1), name=APP, rollout=serve.RollingUpdate(max_surge=0, max_unavailable=1))
+    assert serve.rollout_status(APP).weights == {2: 1.0}
+    clients.until_answered(20)
+    assert clients.stop().failures == []
+
+
+def all_cpus() -> tuple[int, int]:
+    """How many replicas of how many CPUs take all that there are: on a cluster, those of each of its nodes."""
+    return (3, 16) if on_ray() else (1, os.cpu_count() or 1)

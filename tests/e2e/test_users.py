@@ -125,9 +125,8 @@ class TestNotebooks:
 
     def test_a_script_from_standard_input(self, env: dict[str, str]) -> None:
         # As SHOWN up to the place where cells run on an event loop and scripts do not.
-        typed = (
-            "\n".join(textwrap.dedent(cell) for cell in CELLS[:3]) + '\nprint("FIRST", handle.remote(20).result())\n'
-        )
+        cells = (*CELLS[:3], 'print("FIRST", handle.remote(20).result())', CELLS[-2])
+        typed = "".join(textwrap.dedent(cell) + "\n" for cell in cells)
         assert told(python(env, "-", typed=typed)) == ["FIRST 41"]
 
 

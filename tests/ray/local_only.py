@@ -1,11 +1,13 @@
 """Which tests of instances run on a Ray cluster, and which do not, and why. One that nothing is said of fails.
 
-In: the node ids of tests. Out: `ON_RAY`, what `make test-ray` runs beside tests/ray; the reason why a test is left out,
-None for what runs. As a program it prints what `make test-ray` has `tests/beside.py` run, three parts about as long as
-one another.
+In: the node ids of tests. Out: `ON_RAY`, what `make test-ray` runs beside tests/ray; `LONG`, what it leaves out for its
+time, and `make test-ray-long` runs; the reason why a test is left out, None for what runs. As a program it prints what
+`make test-ray` has `tests/beside.py` run, three parts about as long as one another; with `long`, the files of the rest.
 """
 
 from __future__ import annotations
+
+import sys
 
 ON_RAY = (
     "tests/e2e/test_stopping.py",
@@ -25,13 +27,14 @@ ON_RAY = (
     "tests/patterns/test_patterns_in_processes.py",
 )
 
-# Tests of tests/ray whose clusters are their own, and which wait more than they work.
+# Tests of tests/ray whose clusters are their own, and which wait more than they work; then one that makes up for it.
 APART = (
     "tests/ray/test_cut_off.py",
     "tests/ray/test_partition.py",
     "tests/ray/test_head_loss.py",
     "tests/ray/test_fabric.py",
     "tests/ray/test_ray_contract.py",
+    "tests/examples/test_digits_canary.py",
 )
 
 _KEEPER = (
@@ -61,17 +64,23 @@ LOCAL_ONLY: dict[str, str] = {
     f"{_SEARCH}the_nearest_come_first": _NONE,
     f"{_SEARCH}the_ranker_puts_sold_out_books_lower": _NONE,
     f"{_SEARCH}preparing_without_a_table": _NONE,
+    "tests/e2e/test_rollouts.py::test_a_controller_that_is_killed": (
+        "kills a child of the keeper: tests/ray/test_ray_faults.py has the same with the actor"
+    ),
     "tests/patterns/": "in the local testing mode, which has no processes; test_patterns_in_processes.py runs",
 }
 
 _SAME = "the same code over the contract of all engines, and long: an instance and many replicas for each"
 _ONE = "one replica that calls no other, again and again: test_web_applications.py is the like, and runs"
 _ROLLOUTS = "tests/e2e/test_rollouts.py::test_"
-# What would run on a cluster, and does not.
-NOT_YET: dict[str, str] = {
+# What runs on a cluster too, and is not run each time.
+LONG: dict[str, str] = {
     "tests/rpc/": "an instance for each file; the services of tests/moving go the same way through the same ingress",
     "tests/moving/test_moving.py::TestPlainHandlers": _ONE,
     "tests/moving/test_moving.py::TestFastAPI": _ONE,
+    "tests/moving/test_moving.py::TestComposition": "graphs of replicas: test_users.py is the like, and runs",
+    "tests/moving/test_moving.py::TestStreams": "test_mishaps.py has the streams that run, and end otherwise",
+    f"{_ROLLOUTS}a_model_without_room": "a rollout that makes its own room: where_there_is_no_room_beside runs",
     f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[RollingUpdate1]": _SAME,
     f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[BlueGreen]": _SAME,
     f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[Canary]": _SAME,
@@ -81,37 +90,37 @@ NOT_YET: dict[str, str] = {
     "tests/e2e/test_batches.py::test_every_request_is_answered_but_the_one_that_takes_its_replica_down[direct]": (
         "the same by a handle, and an instance of its own: that through an application runs"
     ),
-    f"{_ROLLOUTS}a_controller_that_is_killed": (
-        "kills a child of the keeper: tests/ray/test_ray_faults.py has the same with the actor"
-    ),
     f"{_ROLLOUTS}requests_in_work_at_a_replica_that_is_shared": _SAME,
     f"{_ROLLOUTS}a_revision_that_never_comes_up": _SAME,
     f"{_ROLLOUTS}a_revision_that_fails_more_is_rolled_back": _SAME,
     f"{_ROLLOUTS}a_rolling_update_goes_on_beside": _SAME,
-    f"{_ROLLOUTS}where_there_is_no_room_beside": "asks for all CPUs of one machine",
     "tests/e2e/test_users.py::TestNotebooks::test_in_a_jupyter_kernel": "the cells of the asyncio prompt, which runs",
     "tests/e2e/test_users.py::TestNotebooks::test_a_script_from_standard_input": "as the cells of the asyncio prompt",
 }
 
 
-def reason(nodeid: str) -> str | None:
-    """Why the test does not run on a cluster."""
+def reason(nodeid: str, long: bool = False) -> str | None:
+    """Why the test does not run on a cluster, or not in this run: that of the `long` ones, or that of the others."""
     file = nodeid.partition("::")[0]
-    for name, why in (LOCAL_ONLY | NOT_YET).items():
+    for name, why in (LOCAL_ONLY | LONG).items():
         if nodeid.startswith(name) and ("::" in name or file not in ON_RAY):
-            return why
-    return None
+            return None if long and name in LONG else why
+    return "make test-ray runs it" if long else None
 
 
 def parts() -> list[list[str]]:
     """The arguments of pytest for each of the parts."""
-    lasting = [file for file in ON_RAY if file.startswith(("tests/examples/", "tests/patterns/"))]
+    rest = [file for file in ON_RAY if file not in APART]
+    beside = [file for file in rest if file.startswith(("tests/examples/", "tests/patterns/", "tests/e2e/test_users"))]
     return [
-        [file for file in ON_RAY if file not in lasting],
+        [file for file in rest if file not in beside],
         list(APART),
-        ["tests/ray", *lasting, *(f"--ignore={file}" for file in APART)],
+        ["tests/ray", *beside, *(f"--ignore={file}" for file in APART)],
     ]
 
 
 if __name__ == "__main__":
-    print(" -- ".join(" ".join(["--engine", "ray", *part]) for part in parts()))
+    if "long" in sys.argv:
+        print("--engine ray --long", *dict.fromkeys(name.partition("::")[0] for name in LONG))
+    else:
+        print(" -- ".join(" ".join(["--engine", "ray", *part]) for part in parts()))

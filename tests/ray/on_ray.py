@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from local_only import LOCAL_ONLY, NOT_YET, reason
+from local_only import LOCAL_ONLY, LONG, reason
 from namespaces import why_none
 from ray_cluster import RayCluster
 
@@ -38,11 +38,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is about one machine, which the summary says."""
-    kept = [item for item in items if reason(item.nodeid) is None]
-    left_out[:] = [item.nodeid for item in items if reason(item.nodeid) is not None]
-    config.hook.pytest_deselected(items=[item for item in items if reason(item.nodeid) is not None])
-    items[:] = kept
+    """Leave out what is about one machine, and what takes long or, with --long, all else, which the summary says."""
+    long = config.getoption("--long")
+    deselected = [item for item in items if reason(item.nodeid, long) is not None]
+    left_out[:] = [item.nodeid for item in deselected]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if reason(item.nodeid, long) is None]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -54,7 +55,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not left_out:
         return
     terminalreporter.section("not run on Ray")
-    for name, why in (LOCAL_ONLY | NOT_YET).items():
+    for name, why in (LOCAL_ONLY if terminalreporter.config.getoption("--long") else LOCAL_ONLY | LONG).items():
         count = sum(nodeid.startswith(name) for nodeid in left_out)
         if count:
             terminalreporter.line(f"{name} ({count}): {why}")

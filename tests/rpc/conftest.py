@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from grpc_tools import protoc
 
+from bench.instance import tell_nodes
+
 HERE = Path(__file__).parent
 
 
@@ -32,4 +34,5 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("LIBRARY_DIARY", str(folder / "diary"))
         for name in ("HEADRACE_INSTANCE", "HEADRACE_RUNTIME_DIR", "HEADRACE_PROCESS_ID"):
             patch.delenv(name, raising=False)
+        tell_nodes(os.environ)
         yield Path(os.environ["HEADRACE_HOME"])

@@ -15,7 +15,7 @@ from library_pb2 import Book
 from headrace import serve
 from headrace.serve.grpc_util import RayServegRPCContext, gRPCInputStream, gRPCStatusError
 
-DIARY = Path(os.environ.get("LIBRARY_DIARY", "/dev/null"))
+DIARY = Path(os.environ.get("LIBRARY_DIARY", "/dev/null")).resolve()
 
 
 def note(line: str) -> None:

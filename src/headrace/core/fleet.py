@@ -7,17 +7,18 @@ times are monotonic seconds of the controller's loop; versions are versions of t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from headrace.core import rolling
 from headrace.core import rollout as rollouts
 from headrace.core.analysis import PASS, Evidence, Verdict
 from headrace.core.lifecycle import COUNTED, Event, Phase, advance
 from headrace.core.restart import RestartPolicy, Restarts
-from headrace.core.rollout import Rollout, Stage
+from headrace.core.rollout import Rollout
 from headrace.spec.application import ApplicationSpec, DeploymentSpec
 from headrace.spec.errors import GraphError
-from headrace.spec.rollout import RollingUpdate, ShadowTraffic
+from headrace.spec.rollout import ShadowTraffic
 from headrace.spec.sticky import Sticky
 
 
@@ -151,6 +152,8 @@ class Application:
             held[number] = max(held.get(number, 0.0), weight)
         if self.rollout is not None:
             needed = rollouts.capacity(self.rollout, held)
+            for number in rolling.handed_over(self):
+                needed.pop(number, None)
         else:
             needed = held
             for number, weight in (self.split or {self.current: 1.0}).items():
@@ -184,46 +187,30 @@ class Application:
 
     def number_wanted(self, key: str) -> int:
         """How many replicas a deployment should have, for all live revisions that share it."""
+        number, wanted = self.by_share(key)
+        rollout = self.rollout
+        if not number or rollout is None or not rollout.base:
+            return wanted
+        moving = rolling.sides(self)
+        if moving is not None:
+            return rolling.number_in_turn(self, moving, key, number, wanted)
+        # Of a revision that is there until the end of the rollout something stays to the last.
+        return wanted if self.deployment_of(rollout.revision, key) is not None else max(1, wanted)
+
+    def by_share(self, key: str) -> tuple[int, int]:
+        """The number of replicas of a deployment, and how many of them its live revisions need for their traffic."""
         number, share = 0, 0.0
         for revision, needed in self.capacity().items():
             deployment = self.deployment_of(revision, key)
             if deployment is not None:
                 number = max(number, deployment.options.num_replicas)
                 share += needed
-        wanted = math.ceil(number * min(1.0, share) - 1e-6)
-        if number and self.rollout is not None and self.rollout.base:
-            return self._number_in_turn(self.rollout, key, number, wanted)
-        return wanted
+        return number, math.ceil(number * min(1.0, share) - 1e-6)
 
-    def _number_in_turn(self, rollout: Rollout, key: str, number: int, wanted: int) -> int:
-        """The same in a rolling update: new replicas as old ones go, in the bounds that its strategy sets."""
-        strategy = rollout.strategy
-        in_turn = isinstance(strategy, RollingUpdate) and rollout.stage is Stage.FINISHING
-        if self.deployment_of(rollout.revision, key) is not None:
-            shared = any(self.deployment_of(revision, key) is not None for revision in rollout.base)
-            if not in_turn or shared:
-                return wanted
-            assert isinstance(strategy, RollingUpdate)
-            others = self._others(key)
-            most = max(number, sum(each for _, each in others)) + _slots(strategy.max_surge, number, math.ceil)
-            room = most - sum(len(self.counted(other)) for other, _ in others)
-            return min(number, max(room, len(self.staying(key))))
-        # Of a revision that is there until the end of the rollout: something of it stays to the last.
-        if in_turn:
-            assert isinstance(strategy, RollingUpdate)
-            return max(0, max(1, wanted) - _slots(strategy.max_unavailable, number, math.floor))
-        return max(1, wanted)
-
-    def _others(self, key: str) -> list[tuple[str, int]]:
-        """What the deployment of this key replaces: (key, number of replicas) of those of its name in the base."""
-        name = key.removeprefix(f"{self.name}/").rpartition("@")[0]
-        found: dict[str, int] = {}
-        for revision in self.rollout.base if self.rollout is not None else ():
-            for deployment in self.revisions[revision].deployments if revision in self.revisions else ():
-                other = entry_key(self.name, deployment)
-                if deployment.name == name and other != key:
-                    found[other] = deployment.options.num_replicas
-        return list(found.items())
+    def keys_of(self, revision: int) -> dict[str, str]:
+        """Name -> key of each deployment of the revision."""
+        spec = self.revisions.get(revision)
+        return {each.name: entry_key(self.name, each) for each in spec.deployments} if spec is not None else {}
 
     def deployment_of(self, revision: int, key: str) -> DeploymentSpec | None:
         """The deployment of this key in the revision, if it is part of it."""
@@ -254,11 +241,6 @@ class Application:
         if key not in self.failures:
             self.failures[key] = Failures(restarts=Restarts(self.policy))
         return self.failures[key]
-
-
-def _slots(given: float, number: int, rounded: Callable[[float], int]) -> int:
-    """A number of replicas: as given, or a share of so many."""
-    return given if isinstance(given, int) else rounded(given * number)
 
 
 def callees_first(spec: ApplicationSpec) -> list[DeploymentSpec]:

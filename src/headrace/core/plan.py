@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from headrace.core import pinned
+from headrace.core import pinned, rolling
 from headrace.core import rollout as rollouts
 from headrace.core.fleet import Application, Replica, callees_first, entry_key
 from headrace.core.lifecycle import Phase
@@ -230,6 +230,10 @@ class _Planner:
         if due is not None and due > self.now:
             self.at(due)
         wanted = rollouts.wanted_weights(further, app.weights)
+        if not self.actions and not rollout.paused and rolling.hands_over(app, self.known):
+            if app.weights != wanted:
+                self.actions.append(Share(wanted))
+            return
         trusted = rollouts.heaviest(further.base) or further.revision
         self.plan_weights(wanted, trusted, seen.ready, rollouts.is_gradual(further))
 

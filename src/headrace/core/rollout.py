@@ -7,6 +7,7 @@ how much of each revision's capacity it needs. A strategy only says which weight
 
 - Weights add up to 1. No revision's weight rises above the share of its replicas that are ready, and a candidate's
   falls with it; what it cannot take stays with, or goes back to, those that it came from.
+- Where a rolling update has only the room of the last old replicas for new ones, all moves at once (`core/rolling.py`).
 - Every end but promotion is the weights of before. Until the end the revisions of before keep the replicas that they
   need for that, but in a rolling update, which gives them their replicas back first.
 """

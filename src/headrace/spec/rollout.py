@@ -153,7 +153,9 @@ class RollingUpdate(
 
     `max_surge` is how many replicas of a deployment there may be beyond its number, `max_unavailable` how many may be
     missing meanwhile: whole numbers, or (as a float of at most 1.0) a share of its number. By default all new replicas
-    start beside the old ones, and none is missing. With `analysis`, whatever fails it takes the revision back.
+    start beside the old ones, and none is missing. With `max_surge=0` old replicas make the room, at least one at a
+    time; where that takes the last of a deployment, requests wait for the new one. With `analysis`, whatever fails it
+    takes the revision back.
     """
 
     max_surge: int | float = 1.0

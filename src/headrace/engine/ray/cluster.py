@@ -47,7 +47,7 @@ def connect(address: str | None = None) -> None:
     """
     if ray.is_initialized():
         present = str(ray.get_runtime_context().gcs_address)
-        if address not in (None, "auto") and not _same(str(address), present):
+        if address not in (None, "auto") and not same_address(str(address), present, ray.util.get_node_ip_address()):
             raise InstanceError(
                 f"this process is connected to the Ray cluster at {present} already, and can be to none at {address}: "
                 "one process means one cluster"
@@ -187,15 +187,18 @@ def _on_tokens() -> str:
     )
 
 
-def _same(one: str, other: str) -> bool:
-    """Whether two HOST:PORT are the same, also where one has a name for the address of the other."""
+def same_address(one: str, other: str, own_host: str) -> bool:
+    """Whether two HOST:PORT are the same, also where one has a name for the address of the other. The host of this node
+    itself stands, as it does for Ray, for localhost.
+    """
 
     def resolved(address: str) -> tuple[str, str]:
         host, _, port = address.rpartition(":")
         try:
-            return socket.gethostbyname(host), port
+            found = socket.gethostbyname(host.strip("[]"))
         except OSError:
-            return host, port
+            found = host
+        return own_host if found in ("127.0.0.1", "[::1]") else found, port
 
     return resolved(one) == resolved(other)
 
