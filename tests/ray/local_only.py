@@ -70,9 +70,7 @@ LOCAL_ONLY: dict[str, str] = {
     "tests/patterns/": "in the local testing mode, which has no processes; test_patterns_in_processes.py runs",
 }
 
-_SAME = "the same code over the contract of all engines, and long: an instance and many replicas for each"
 _ONE = "one replica that calls no other, again and again: test_web_applications.py is the like, and runs"
-_ROLLOUTS = "tests/e2e/test_rollouts.py::test_"
 # What runs on a cluster too, and is not run each time.
 LONG: dict[str, str] = {
     "tests/rpc/": "an instance for each file; the services of tests/moving go the same way through the same ingress",
@@ -80,22 +78,6 @@ LONG: dict[str, str] = {
     "tests/moving/test_moving.py::TestFastAPI": _ONE,
     "tests/moving/test_moving.py::TestComposition": "graphs of replicas: test_users.py is the like, and runs",
     "tests/moving/test_moving.py::TestStreams": "test_mishaps.py has the streams that run, and end otherwise",
-    f"{_ROLLOUTS}a_model_without_room": "a rollout that makes its own room: where_there_is_no_room_beside runs",
-    f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[RollingUpdate1]": _SAME,
-    f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[BlueGreen]": _SAME,
-    f"{_ROLLOUTS}deploys_in_a_row_fail_nobody_and_mix_nothing[Canary]": _SAME,
-    "tests/e2e/test_mishaps.py::test_clients_that_leave_while_they_wait_give_their_places_back": (
-        "an instance of its own, and a queue over processes as in the test of its keeper, which runs"
-    ),
-    "tests/e2e/test_batches.py::test_every_request_is_answered_but_the_one_that_takes_its_replica_down[direct]": (
-        "the same by a handle, and an instance of its own: that through an application runs"
-    ),
-    f"{_ROLLOUTS}requests_in_work_at_a_replica_that_is_shared": _SAME,
-    f"{_ROLLOUTS}a_revision_that_never_comes_up": _SAME,
-    f"{_ROLLOUTS}a_revision_that_fails_more_is_rolled_back": _SAME,
-    f"{_ROLLOUTS}a_rolling_update_goes_on_beside": _SAME,
-    "tests/e2e/test_users.py::TestNotebooks::test_in_a_jupyter_kernel": "the cells of the asyncio prompt, which runs",
-    "tests/e2e/test_users.py::TestNotebooks::test_a_script_from_standard_input": "as the cells of the asyncio prompt",
 }
 
 

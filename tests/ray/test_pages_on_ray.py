@@ -7,7 +7,9 @@ the commands, run in an empty folder with a free port in the place of 8000, and 
 from __future__ import annotations
 
 import doctest
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from bench.instance import free_port
 
 ROOT = Path(__file__).parents[2]
 MARK = "on a Ray cluster"
+ENDS_S = 70  # the longest of them takes 5 s where nothing else runs
 FENCE = re.compile(r"^<!-- (file|not run): ([^\n]+) -->\n```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ ([^\n]*)\n((?:(?!\$ )[^\n]*\n)*)", re.MULTILINE)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -31,6 +34,9 @@ def blocks(page: Path) -> list[tuple[str, str, str, str]]:
 
 
 PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if any(block[1] == MARK for block in blocks(page))]
+
+
+pytestmark = pytest.mark.timeout(240)
 
 
 def test_there_are_such_pages() -> None:
@@ -62,14 +68,21 @@ def on_port(text: str, port: str) -> str:
 
 
 def run(line: str, cluster: RayCluster, folder: Path) -> str:
+    """What it says. One that does not end is aborted, and the error has what it said and where its threads stood."""
     path = f"{Path(sys.executable).parent}:{cluster.environment()['PATH']}"
-    done = subprocess.run(
+    command = subprocess.Popen(
         ["bash", "-c", line],
         cwd=folder,
-        env={**cluster.environment(), "PATH": path, "PYTHONUNBUFFERED": "1"},
-        capture_output=True,
+        env={**cluster.environment(), "PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=100,
+        start_new_session=True,
     )
-    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    return done.stdout + (done.stderr if not done.stdout else "")
+    try:
+        out, error = command.communicate(timeout=ENDS_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(command.pid, signal.SIGABRT)
+        out, error = command.communicate()
+    assert command.returncode == 0, f"{line}\n{out}{error}"
+    return out + (error if not out else "")
