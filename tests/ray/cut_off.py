@@ -13,11 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import ray
 from fleet import Clients, Fleet, running
+from machine import Machine
 from marks import environment, home, pids
 from namespaces import HOST, Namespaces
 from ray_cluster import RayCluster, alive
@@ -38,20 +39,13 @@ class Head(RayCluster):
     addresses = HOST
 
 
-class Machine:
-    """A node in a namespace of its own. See `machine`."""
+class Namespaced(Machine):
+    """A node in a namespace of its own, with the number of that."""
 
     def __init__(self, number: int, network: Namespaces, cluster: RayCluster) -> None:
         self.number = number
-        self.home = cluster.folder / f"m{number}"
-        script = str(Path(__file__).with_name("machine.py"))
-        argv = network.command(number, sys.executable, script, cluster.address, HOST.format(number=number))
-        env = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
-        self.process = subprocess.Popen(
-            argv, env=env | {"HEADRACE_HOME": str(self.home)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        self.id, self.raylet = json.loads(self.process.stdout.readline())
+        host, folder = HOST.format(number=number), cluster.folder / f"m{number}"
+        super().__init__(cluster.address, host, folder, partial(network.command, number))
 
     def workers(self) -> set[int]:
         """The processes of replicas that live there."""
@@ -63,22 +57,16 @@ class Machine:
             and alive(pid)
         }
 
-    def end(self) -> None:
-        """As if it were switched off."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(20)
-
 
 class Story:
     """What happens, and what is told of it."""
 
-    def __init__(self, fleet: Fleet, network: Namespaces, machines: list[Machine]) -> None:
+    def __init__(self, fleet: Fleet, network: Namespaces, machines: list[Namespaced]) -> None:
         self.fleet, self.network, self.machines = fleet, network, machines
         self.clients = Clients(fleet.port(fleet.cluster.head), rate=RATE)
         self.clients.until_answered(100)
 
-    def short(self, cut: Machine) -> dict[str, Any]:
+    def short(self, cut: Namespaced) -> dict[str, Any]:
         """Its cable is out for ten seconds: Ray takes that for nothing."""
         stale, elsewhere = self._cut(cut)
         began = time.monotonic()
@@ -92,7 +80,7 @@ class Story:
         told["others were left alone"] = elsewhere <= set(self.fleet.replicas())
         return told
 
-    def long(self, cut: Machine) -> dict[str, Any]:
+    def long(self, cut: Namespaced) -> dict[str, Any]:
         """Its cable is out until Ray says that it is dead. It cannot be part of the cluster any more as it is."""
         stale, elsewhere = self._cut(cut)
         self._whole(without=cut)
@@ -104,7 +92,7 @@ class Story:
         told["others were left alone"] = elsewhere <= set(self.fleet.replicas())
         cut.end()
         self.machines.remove(cut)
-        self.machines.append(Machine(cut.number, self.network, self.fleet.cluster))
+        self.machines.append(Namespaced(cut.number, self.network, self.fleet.cluster))
         self._served_at(self.machines[-1])
         return told
 
@@ -120,14 +108,14 @@ class Story:
             "two of one name": [name for name, found in self.clients.served.items() if len(found) > 1],
         }
 
-    def _cut(self, machine: Machine) -> tuple[set[int], set[str]]:
+    def _cut(self, machine: Namespaced) -> tuple[set[int], set[str]]:
         """Draw it; the processes of replicas that are there, and the ids of those that are not."""
         elsewhere = {id for id, each in self.fleet.replicas().items() if each.node != machine.id}
         stale = machine.workers()
         self.network.cut(machine.number)
         return stale, elsewhere
 
-    def _whole(self, without: Machine) -> None:
+    def _whole(self, without: Namespaced) -> None:
         def elsewhere() -> bool:
             found = self.fleet.replicas()
             return len(found) == 4 and without.id not in {each.node for each in found.values()}
@@ -135,10 +123,10 @@ class Story:
         until(f"four replicas run elsewhere than on {without.number}", elsewhere)
         self.clients.until_answered(100)
 
-    def _gone(self, machine: Machine, stale: set[int]) -> None:
+    def _gone(self, machine: Namespaced, stale: set[int]) -> None:
         until(f"what is stale on {machine.number} has ended", lambda: not stale & machine.workers())
 
-    def _served_at(self, machine: Machine) -> None:
+    def _served_at(self, machine: Namespaced) -> None:
         def listens() -> bool:
             proxies = serve.status().proxies.values()
             return any(each.node == machine.id and each.status == "HEALTHY" for each in proxies)
@@ -146,7 +134,7 @@ class Story:
         until(f"{machine.number} has its ingress", listens)
 
 
-def known_to_ray(machine: Machine) -> bool:
+def known_to_ray(machine: Namespaced) -> bool:
     """Whether Ray takes the machine for one that lives."""
     return any(node["NodeID"] == machine.id and node["Alive"] for node in ray.nodes())
 
@@ -156,8 +144,10 @@ def until(what: str, condition: Callable[[], Any]) -> None:
 
 
 def on_head(network: Namespaces) -> None:
+    # Ray asks each node five times whether it lives, 3 s apart, and would wait 10 s for each answer: a minute in all.
+    os.environ["RAY_health_check_timeout_ms"] = "4000"
     with Head(1) as cluster:
-        machines = [Machine(number, network, cluster) for number in range(2, MACHINES + 1)]
+        machines = [Namespaced(number, network, cluster) for number in range(2, MACHINES + 1)]
         try:
             until("all are there", lambda: all(map(known_to_ray, machines)))
             with running(cluster, "cut-off") as fleet:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,18 +68,7 @@ class Node:
         Ray takes 15 s to tell (five health checks, 3 s apart: `RAY_health_check_period_ms`,
         `RAY_health_check_failure_threshold`); that the raylet's connections broke says nothing to it.
         """
-        while doomed := self.processes():  # again: one of them may just have started another
-            for pid in doomed:
-                try:
-                    os.kill(pid, signal.SIGSTOP)
-                except ProcessLookupError:
-                    pass
-            for pid in doomed:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            wait_for(lambda: not any(alive(pid) for pid in doomed), f"{self.host} is dead", 20)
+        kill_all(self.processes, self.host)
 
 
 class RayCluster:
@@ -197,6 +187,16 @@ class RayCluster:
     def environment(self, node: Node | None = None) -> dict[str, str]:
         """The environment of a program that is started on the node (None: the head) by hand."""
         return os.environ | {**(node or self.head).env, "HEADRACE_ENGINE": "ray", "HEADRACE_ADDRESS": self.address}
+
+
+def kill_all(processes: Callable[[], list[int]], what: str) -> None:
+    """SIGKILL to all of them at one moment, and to those that one of them may just have started."""
+    while doomed := processes():
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in doomed:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        wait_for(lambda doomed=doomed: not any(alive(pid) for pid in doomed), f"{what} is dead", 20)
 
 
 def claim_subnet() -> tuple[int, socket.socket]:
