@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench.instance import free_port
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 
 
+@pytest.mark.timeout(300)  # a minute where three replicas with scikit-learn start beside other tests
 def test_the_second_model_is_promoted_and_the_third_goes_back_by_itself(tmp_path: Path) -> None:
     if not (DIGITS / "third.joblib").exists():
         subprocess.run([sys.executable, "train.py"], cwd=DIGITS, check=True)
@@ -21,7 +24,7 @@ def test_the_second_model_is_promoted_and_the_third_goes_back_by_itself(tmp_path
         env=os.environ | {"HEADRACE_HOME": str(tmp_path / "home"), "HEADRACE_INSTANCE": "canary"},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "second: PROMOTED" in ran.stdout

@@ -145,7 +145,7 @@ def until(what: str, condition: Callable[[], Any]) -> None:
 
 def on_head(network: Namespaces) -> None:
     # Ray asks each node five times whether it lives, 3 s apart, and would wait 10 s for each answer: a minute in all.
-    os.environ["RAY_health_check_timeout_ms"] = "4000"
+    os.environ |= {"RAY_health_check_timeout_ms": "4000"}
     with Head(1) as cluster:
         machines = [Namespaced(number, network, cluster) for number in range(2, MACHINES + 1)]
         try:
