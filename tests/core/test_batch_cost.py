@@ -250,6 +250,7 @@ def test_who_only_asks_for_a_bound_learns_all_the_same() -> None:
 @given(
     st.floats(0, 1), st.floats(0, 1).filter(lambda each: each == 0 or each > 1e-9), st.floats(0, 3), st.integers(1, 500)
 )
+@example(fixed=1.0, row=0.01, seconds=1.15, most=16)  # 0.15 / 0.01 is less than 15
 def test_room_is_the_largest_size_that_takes_no_longer(fixed: float, row: float, seconds: float, most: int) -> None:
     curve = Curve(fixed, row, 1.0)
     room = curve.room(seconds, most)

@@ -76,7 +76,8 @@ class Curve(NamedTuple):
         if self.of(1) > seconds:
             return 0
         rows = min(most, int((seconds - self.fixed_s) / self.row_s)) if self.row_s else most
-        return max(1, rows if self.of(rows) <= seconds else rows - 1)  # by rounding alone
+        # By rounding alone, the quotient may be one too many or too few.
+        return max(1, next((near for near in (rows + 1, rows) if self.of(near) <= seconds), rows - 1))
 
 
 class BatchCost:
