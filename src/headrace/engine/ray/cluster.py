@@ -6,6 +6,7 @@ actor that Ray restarts; what it is made of is not known here, only the name of 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -58,6 +59,8 @@ def connect(address: str | None = None) -> None:
             host, _, port = str(address).rpartition(":")
             socket.create_connection((host, int(port)), _CONNECT_S).close()  # Ray itself tries for many minutes
         ray.init(address=address or "auto", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        # As Ray does itself at the end of the process, but for half a second in which it waits for what workers print.
+        atexit.register(ray.shutdown)
     except (RayError, ConnectionError, ValueError, RuntimeError, OSError, AssertionError) as error:
         where = "on this machine" if address in (None, "auto") else f"at {address}"
         raise InstanceError(
