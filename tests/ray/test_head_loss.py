@@ -14,7 +14,6 @@ import pytest
 
 pytestmark = pytest.mark.timeout(240)
 
-
 PROGRAMS = ("head_loss.py", "new_head.py")
 ENDS_S = 150
 
