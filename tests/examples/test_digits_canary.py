@@ -8,14 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from bench.instance import free_port
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 
 
-@pytest.mark.timeout(300)  # a minute where three replicas with scikit-learn start beside other tests
 def test_the_second_model_is_promoted_and_the_third_goes_back_by_itself(tmp_path: Path) -> None:
     if not (DIGITS / "third.joblib").exists():
         subprocess.run([sys.executable, "train.py"], cwd=DIGITS, check=True)

@@ -16,7 +16,6 @@ from headrace.engine.ray import cluster as clusters
 from headrace.engine.ray.kv import KeyValues
 from headrace.engine.ray.names import NAMESPACE, controller_name
 
-pytestmark = pytest.mark.timeout(240)
 NAME = "ends"
 
 

@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.timeout(240)
-
 PROGRAMS = ("head_loss.py", "new_head.py")
-ENDS_S = 150
+ENDS_S = 280
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,6 @@ from ray_cluster import RayCluster
 
 from bench.instance import free_port
 
-pytestmark = pytest.mark.timeout(300)
-
 ROOT = Path(__file__).parents[2]
 MARK = "on a Ray cluster"
 ENDS_S = 110  # the longest takes 5 s where nothing else runs; a worker that Ray has lost costs one of them a minute

@@ -14,8 +14,6 @@ from ray_cluster import ADDRESSES, RayCluster
 from bench.instance import wait_for
 from headrace import serve
 
-pytestmark = pytest.mark.timeout(240)
-
 OUTSIDE = "127.99.{subnet}.{number}"
 PORTS = (21000, 21031)
 CUT_S = 10.0

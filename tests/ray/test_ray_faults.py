@@ -19,8 +19,6 @@ from ray_cluster import RayCluster
 from bench.instance import wait_for
 from headrace import serve
 
-pytestmark = pytest.mark.timeout(240)
-
 
 @pytest.fixture(scope="module")
 def kept(shared_cluster: RayCluster) -> Iterator[Fleet]:
