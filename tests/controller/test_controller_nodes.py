@@ -112,8 +112,8 @@ def test_a_node_whose_agent_is_started_anew_keeps_its_replicas_for_longer_than_o
         await shop.until(lambda: shop.status_of("c") == "LOST")
         assert shop.status_of("b") == "SUSPECT"
         await shop.mend("b")
-        shop.engine.restart_agent("b", False)
         await shop.until(lambda: shop.status_of("b") == "ALIVE")
+        shop.engine.restart_agent("b", False)
         await shop.until(lambda: len(shop.placed()) == 3 and "c" not in shop.placed().values())
         assert {id for id, node in before.items() if node == "b"} <= shop.placed().keys()
 
